@@ -1,0 +1,1 @@
+//! TOML into a [`Config`](super::Config), every problem at once.

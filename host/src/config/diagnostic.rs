@@ -1,0 +1,1 @@
+//! Problems with their place in the file, shown the way rustc does.

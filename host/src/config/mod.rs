@@ -1,0 +1,59 @@
+//! The whole configuration: one field per module, each its own type.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+pub mod decode;
+pub mod diagnostic;
+pub mod validate;
+
+/// A checked configuration: what `run` needs, without a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Data-plane threads; one per core by default.
+    pub workers: usize,
+    /// Where the store, plugin versions, compiled code and the admin token are.
+    pub data: PathBuf,
+    /// The admin API.
+    pub admin: crate::admin::Config,
+    /// Where clients reach us.
+    pub listeners: Vec<crate::listener::Config>,
+    /// Buckets of the store.
+    pub buckets: Vec<crate::store::BucketConfig>,
+    /// Named groups of endpoints.
+    pub upstreams: Vec<crate::upstream::Config>,
+    /// Plugins.
+    pub plugins: Vec<crate::plugin::PluginConfig>,
+    /// Routes: the first that matches decides.
+    pub routes: Vec<crate::proxy::RouteConfig>,
+    /// What may be dialled.
+    pub guard: crate::upstream::guard::Config,
+    /// Bounds of requests and connections.
+    pub limits: crate::proxy::Limits,
+    /// Upgraded streams.
+    pub streams: crate::stream::Config,
+    /// Logs.
+    pub log: crate::proxy::access_log::Config,
+    /// Caddy's `@id` of a map → bucket: `PATCH /id/{id}/mappings` replaces that bucket.
+    pub caddy_ids: BTreeMap<String, String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            data: PathBuf::from("data"),
+            admin: Default::default(),
+            listeners: Vec::new(),
+            buckets: Vec::new(),
+            upstreams: Vec::new(),
+            plugins: Vec::new(),
+            routes: Vec::new(),
+            guard: Default::default(),
+            limits: Default::default(),
+            streams: Default::default(),
+            log: Default::default(),
+            caddy_ids: BTreeMap::new(),
+        }
+    }
+}

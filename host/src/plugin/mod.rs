@@ -1,0 +1,121 @@
+//! A plugin's life: upload → keep → validate → compile → prepare → swap → drain → free.
+//!
+//! [`Plugins::deploy`] is the walk. A step that fails leaves the active generation untouched. The data plane meets
+//! plugins at one type, [`Instance`], which each worker thread keeps warm for the active [`Generation`].
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub mod decision;
+pub mod generation;
+pub mod instance;
+pub mod request;
+
+pub use decision::{Decision, DecisionError, Forward, Reply, RouteTarget};
+pub use generation::{Generation, GenerationId};
+pub use instance::{Instance, RouteError, Routed};
+pub use request::RequestHead;
+
+/// One plugin of the config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginConfig {
+    /// Its name.
+    pub name: String,
+    /// The version to start with when none was pushed yet.
+    pub source: Source,
+    /// Buckets it may use.
+    pub grants: BTreeMap<String, Access>,
+    /// What `wasi:config` answers.
+    pub settings: BTreeMap<String, String>,
+    /// Its bounds.
+    pub limits: PluginLimits,
+}
+
+/// Where a plugin's first version comes from. A version pushed through the admin API takes its place and survives
+/// restarts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A component file, its path already made absolute or relative to the working directory.
+    File(PathBuf),
+    /// A plugin built into the binary, such as `by-header`.
+    Builtin(String),
+    /// None: the plugin waits for its first push, and its routes follow `on_failure` until then.
+    Pushed,
+}
+
+/// What a plugin may do with a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Read.
+    Read,
+    /// Read and write.
+    Write,
+}
+
+/// Bounds of a plugin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginLimits {
+    /// For one decision.
+    pub deadline: Duration,
+    /// For instantiation and `init` together.
+    pub init_deadline: Duration,
+    /// Linear memory of one instance, in bytes.
+    pub memory_bytes_max: usize,
+    /// Strings, lists and bodies that one call returns, in bytes together.
+    pub returned_bytes_max: usize,
+    /// Log lines a second; the rest are counted and dropped.
+    pub log_lines_per_second: u32,
+    /// Writes of one call.
+    pub writes_max: usize,
+    /// Calls after which an instance is replaced.
+    pub calls_max: u64,
+}
+
+impl Default for PluginLimits {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_millis(5),
+            init_deadline: Duration::from_secs(1),
+            memory_bytes_max: 16 << 20,
+            returned_bytes_max: 1 << 20,
+            log_lines_per_second: 100,
+            writes_max: 1_000,
+            calls_max: 1_000_000,
+        }
+    }
+}
+
+/// The threads that run plugins, as deploying sees them.
+pub trait Crew: Send + Sync + 'static {
+    /// Makes every thread hold an instance of this generation; an error names what went wrong.
+    fn warm(&self, generation: Arc<Generation>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
+    /// Lets every thread drop its instance of a generation that is no longer active.
+    fn retire(&self, generation: GenerationId);
+}
+
+/// A plugin of the config, as routes hold it: the pointer that a swap stores to.
+pub struct PluginSlot {
+    name: Arc<str>,
+    active: arc_swap::ArcSwapOption<Generation>,
+    previous: arc_swap::ArcSwapOption<Generation>,
+}
+
+impl PluginSlot {
+    /// The plugin's name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+    /// The generation that new requests use.
+    pub fn active(&self) -> arc_swap::Guard<Option<Arc<Generation>>> {
+        self.active.load()
+    }
+    /// The generation before it, for routes whose fallback is the last good version.
+    pub fn previous(&self) -> arc_swap::Guard<Option<Arc<Generation>>> {
+        self.previous.load()
+    }
+}

@@ -1,0 +1,96 @@
+//! What can be written, and how a write is refused.
+
+use super::{BucketId, Revision};
+
+/// What a write requires of the entry as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Expect {
+    /// Nothing.
+    #[default]
+    Any,
+    /// That there is none.
+    Absent,
+    /// That there is one.
+    Present,
+    /// That it was last written at this revision.
+    At(Revision),
+}
+
+/// One write of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// The bucket.
+    pub bucket: BucketId,
+    /// The key.
+    pub key: Box<str>,
+    /// The new value as text or bytes, checked against the bucket's kind; none deletes.
+    pub value: Option<Box<[u8]>>,
+    /// Checked before anything of the batch is applied.
+    pub expect: Expect,
+}
+
+/// Writes applied all or none, under one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WriteBatch {
+    /// Applied in order; a later write of the same key wins.
+    pub writes: Vec<Write>,
+    /// Buckets emptied first: with the writes, that makes a batch the whole content of a bucket. Keys written again
+    /// with an equal value keep their revision.
+    pub replace: Vec<BucketId>,
+    /// Check only: what would be the result, without applying it.
+    pub dry_run: bool,
+}
+
+/// What a batch did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Committed {
+    /// The store's revision after it.
+    pub revision: Revision,
+    /// Entries created.
+    pub created: u64,
+    /// Entries whose value changed.
+    pub updated: u64,
+    /// Entries deleted.
+    pub deleted: u64,
+    /// Writes that were equal to what was there.
+    pub unchanged: u64,
+}
+
+/// Why a batch was refused; nothing of it was applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// A value or key that the bucket cannot hold.
+    #[error("bucket {bucket:?}, key {key:?}: {reason}")]
+    Invalid {
+        /// The bucket's name.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// What was expected.
+        reason: String,
+    },
+    /// An [`Expect`] did not hold.
+    #[error("bucket {bucket:?}, key {key:?}: entry is {}", found.map_or("absent".into(), |r| format!("at revision {r}")))]
+    Conflict {
+        /// The bucket's name.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// The entry's revision.
+        found: Option<Revision>,
+    },
+    /// A limit of the bucket.
+    #[error("bucket {bucket:?}: {reason}")]
+    Quota {
+        /// The bucket's name.
+        bucket: String,
+        /// Which limit, and by how much.
+        reason: String,
+    },
+    /// A bucket id that does not exist.
+    #[error("no such bucket")]
+    NoSuchBucket,
+    /// The backend cannot take writes: closed, disk full, I/O error.
+    #[error("store unavailable: {0}")]
+    Unavailable(String),
+}

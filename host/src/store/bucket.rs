@@ -1,0 +1,56 @@
+//! What a bucket is: its place, its values, its limits.
+
+/// A bucket's place in every snapshot of this process; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BucketId(pub u32);
+
+/// Where a bucket keeps its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendKind {
+    /// In memory only: gone at restart.
+    Memory,
+    /// In `store.redb` of the data directory: an acknowledged write survives a crash of the process or the machine.
+    Embedded,
+}
+
+/// What a bucket's values are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ValueKind {
+    /// A host or host:port that requests are sent to, checked at write.
+    Endpoint,
+    /// Anything.
+    Bytes,
+}
+
+/// One bucket of the config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketConfig {
+    /// Its name in the config, the admin API and plugins.
+    pub name: String,
+    /// Where its data is.
+    pub backend: BackendKind,
+    /// What its values are.
+    pub values: ValueKind,
+    /// Most keys it may hold.
+    pub keys_max: u64,
+    /// Most bytes of keys and values together.
+    pub bytes_max: u64,
+}
+
+/// Most keys of a bucket unless the config says otherwise.
+pub const KEYS_MAX_DEFAULT: u64 = 10_000_000;
+/// Most bytes of a bucket unless the config says otherwise.
+pub const BYTES_MAX_DEFAULT: u64 = 4 << 30;
+/// Longest key in bytes.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Longest value in bytes.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+
+impl BucketConfig {
+    /// A bucket with the default limits.
+    pub fn new(name: impl Into<String>, backend: BackendKind, values: ValueKind) -> Self {
+        Self { name: name.into(), backend, values, keys_max: KEYS_MAX_DEFAULT, bytes_max: BYTES_MAX_DEFAULT }
+    }
+}
