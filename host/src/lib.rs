@@ -10,10 +10,14 @@
 //! [`plugin`]) → drain and free [`plugin::generation`].
 
 pub mod admin;
+pub mod app;
 pub mod config;
+pub mod drain;
 pub mod listener;
+pub mod metrics;
 pub mod plugin;
 pub mod proxy;
 pub mod store;
 pub mod stream;
 pub mod upstream;
+pub mod worker;

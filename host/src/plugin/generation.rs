@@ -57,7 +57,8 @@ impl GenerationLabel {
 
 /// Upper bounds of the decision time histogram, in nanoseconds.
 pub const DECISION_BUCKETS: [u64; 13] = [
-    1_000, 2_000, 3_000, 5_000, 7_500, 10_000, 20_000, 50_000, 100_000, 500_000, 1_000_000, 5_000_000, 10_000_000,
+    1_000, 2_000, 3_000, 5_000, 7_500, 10_000, 20_000, 50_000, 100_000, 500_000, 1_000_000,
+    5_000_000, 10_000_000,
 ];
 
 /// Calls of one generation on one worker.

@@ -50,7 +50,11 @@ impl Instance {
     }
 
     /// Decides one request, reading the store at `snapshot`. The head is given back whatever happens.
-    pub fn route(&mut self, _head: RequestHead, _snapshot: &Arc<Snapshot>) -> (RequestHead, Result<Routed, RouteError>) {
+    pub fn route(
+        &mut self,
+        _head: RequestHead,
+        _snapshot: &Arc<Snapshot>,
+    ) -> (RequestHead, Result<Routed, RouteError>) {
         unimplemented!()
     }
 

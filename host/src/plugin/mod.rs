@@ -11,11 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub mod decision;
+pub mod deploy;
 pub mod generation;
 pub mod instance;
 pub mod request;
 
 pub use decision::{Decision, DecisionError, Forward, Reply, RouteTarget};
+pub use deploy::{
+    DeployError, Deployed, Outcome, PluginInfo, Plugins, PluginsOptions, VersionInfo, VersionState,
+};
 pub use generation::{Generation, GenerationId};
 pub use instance::{Instance, RouteError, Routed};
 pub use request::RequestHead;
@@ -93,7 +97,10 @@ impl Default for PluginLimits {
 /// The threads that run plugins, as deploying sees them.
 pub trait Crew: Send + Sync + 'static {
     /// Makes every thread hold an instance of this generation; an error names what went wrong.
-    fn warm(&self, generation: Arc<Generation>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
+    fn warm(
+        &self,
+        generation: Arc<Generation>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
     /// Lets every thread drop its instance of a generation that is no longer active.
     fn retire(&self, generation: GenerationId);
 }

@@ -51,6 +51,12 @@ pub const VALUE_BYTES_MAX: usize = 1 << 20;
 impl BucketConfig {
     /// A bucket with the default limits.
     pub fn new(name: impl Into<String>, backend: BackendKind, values: ValueKind) -> Self {
-        Self { name: name.into(), backend, values, keys_max: KEYS_MAX_DEFAULT, bytes_max: BYTES_MAX_DEFAULT }
+        Self {
+            name: name.into(),
+            backend,
+            values,
+            keys_max: KEYS_MAX_DEFAULT,
+            bytes_max: BYTES_MAX_DEFAULT,
+        }
     }
 }

@@ -19,7 +19,19 @@ pub use snapshot::{Bucket, Entry, Page, Snapshot};
 pub use value::{Target, Value, ValueError};
 
 /// The store's counter: each applied batch that changed something is one revision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 

@@ -17,6 +17,60 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { idle_timeout: None, age_max: None, shutdown_grace: Duration::from_secs(30), streams_max: 100_000 }
+        Self {
+            idle_timeout: None,
+            age_max: None,
+            shutdown_grace: Duration::from_secs(30),
+            streams_max: 100_000,
+        }
     }
+}
+
+/// Names a stream in the process: the worker in the low byte.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct StreamId(pub u64);
+
+/// A stream, for lists.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct StreamInfo {
+    /// Its id.
+    pub id: StreamId,
+    /// The route that took it.
+    pub route: String,
+    /// The plugin that routed it.
+    pub plugin: Option<String>,
+    /// The version that accepted it: SHA-256 in hex.
+    pub version: Option<String>,
+    /// Its generation.
+    pub generation: Option<u64>,
+    /// The key looked up, or the plugin's label.
+    pub key: Option<String>,
+    /// The client.
+    pub client: std::net::SocketAddr,
+    /// The endpoint.
+    pub endpoint: std::net::SocketAddr,
+    /// Milliseconds since the Unix epoch at its start.
+    pub started_ms: u64,
+    /// Seconds it is open.
+    pub age_s: u64,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+}
+
+/// Which streams: every given condition holds.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+pub struct StreamFilter {
+    /// This plugin's.
+    pub plugin: Option<String>,
+    /// Accepted by the version whose digest begins so.
+    pub version: Option<String>,
+    /// With this key.
+    pub key: Option<String>,
+    /// Of this route.
+    pub route: Option<String>,
 }

@@ -16,7 +16,13 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { allow: vec!["0.0.0.0/0".parse().expect("a network"), "::/0".parse().expect("a network")], ports: vec![1..=65535] }
+        Self {
+            allow: vec![
+                "0.0.0.0/0".parse().expect("a network"),
+                "::/0".parse().expect("a network"),
+            ],
+            ports: vec![1..=65535],
+        }
     }
 }
 

@@ -1,0 +1,1 @@
+//! Stop new, finish old, deadline: one type for connections and the process.
