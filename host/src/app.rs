@@ -10,7 +10,7 @@ use crate::proxy::access_log;
 use crate::proxy::site::Site;
 use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
 use crate::worker::{Shared, Threads, Workers};
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
@@ -459,16 +459,4 @@ fn join(thread: JoinHandle<()>, name: &str) {
     if thread.join().is_err() {
         tracing::error!(name, "thread panicked");
     }
-}
-
-/// Refuses what a config without a file may get wrong.
-///
-/// # Errors
-/// Every problem, a line each.
-pub fn check(config: &Config) -> anyhow::Result<()> {
-    let problems = crate::config::validate::check(config);
-    if !problems.is_empty() {
-        bail!("{}", problems.join("\n"));
-    }
-    Ok(())
 }

@@ -44,3 +44,9 @@ impl Default for Config {
         }
     }
 }
+// STUB
+#[allow(missing_docs)] pub mod token { pub struct Token; impl Token { pub fn path(&self) -> &std::path::Path { unimplemented!() } } pub fn prepare(_: &super::Config, _: &std::path::Path) -> anyhow::Result<Option<Token>> { unimplemented!() } }
+#[allow(missing_docs)] pub struct Bound; #[allow(missing_docs)] impl Bound { pub fn tcp_address(&self) -> Option<SocketAddr> { None } }
+#[allow(missing_docs)] pub fn bind(_: &Config) -> std::io::Result<Bound> { unimplemented!() }
+#[allow(missing_docs)] pub struct State; #[allow(missing_docs)] impl State { pub fn new(_: crate::store::Store, _: std::sync::Arc<crate::plugin::Plugins>, _: crate::worker::Workers, _: crate::app::Control, _: std::sync::Arc<crate::metrics::Counters>, _: Option<token::Token>, _: Config) -> Self { State } }
+#[allow(missing_docs)] pub async fn serve(_: State, _: Bound, _: impl Future<Output=()> + Send) {}

@@ -113,7 +113,7 @@ impl Proxy {
                 record.head = Some(head);
                 connection
             }
-            Err(refused) => return failure(ProxyError::Refused(refused).into(), record),
+            Err(refused) => return failure(ProxyError::Refused(refused), record),
         };
         let body = (!body.is_end_stream()).then(|| {
             let stall = http2.then_some(view.site.limits.body_timeout);
@@ -123,7 +123,7 @@ impl Proxy {
             && view.site.limits.body_bytes_max != 0
             && length > view.site.limits.body_bytes_max
         {
-            return failure(ProxyError::BodyTooLarge.into(), record);
+            return failure(ProxyError::BodyTooLarge, record);
         }
         let (forward, trusted) = match self.route(&view, &mut record).await {
             Ok(Verdict::Forward { forward, trusted }) => (forward, trusted),
@@ -133,7 +133,7 @@ impl Proxy {
         record.key.clone_from(&forward.key);
         let attempt = Attempt { forward: &forward, trusted, fields: &fields, client: &connection.client_ip_text };
         match self.forward(&view, attempt, body, &mut record).await {
-            Err(error) => failure(error.into(), record),
+            Err(error) => failure(error, record),
             Ok(forwarded) if forwarded.response.head.status == StatusCode::SWITCHING_PROTOCOLS => {
                 self.switch(&view, &connection, forward, forwarded, client, record)
             }
@@ -194,14 +194,14 @@ impl Proxy {
         let head = record.head.as_ref().expect("given back by plugins");
         let key = head.headers.get(header::SEC_WEBSOCKET_KEY).expect("admission checked it");
         if !upgrade::accepts(key, forwarded.response.head.headers.get(header::SEC_WEBSOCKET_ACCEPT)) {
-            return failure(ProxyError::Upgrade(address, "Sec-WebSocket-Accept does not answer the key").into(), record);
+            return failure(ProxyError::Upgrade(address, "Sec-WebSocket-Accept does not answer the key"), record);
         }
         let mut headers = std::mem::take(&mut forwarded.response.head.headers);
         edit(&mut headers, &forward);
         upgrade::switching(&mut headers);
         let pending = upgrade::Pending { forwarded, client, varying: forward.varying.take() };
         if let Err(error) = self.join(view, connection, pending, &record) {
-            return failure(error.into(), record);
+            return failure(error, record);
         }
         record.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
         let mut response = Response::new(ResponseBody::full(Bytes::new(), record));
