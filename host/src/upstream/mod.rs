@@ -8,6 +8,8 @@ pub mod guard;
 pub mod resolve;
 pub mod response;
 pub mod scratch;
+#[cfg(test)]
+mod tests;
 
 /// A named group of equal endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
