@@ -214,9 +214,12 @@ async fn protocol(config: &Config, tcp: &TcpStream) -> Option<(bool, Bytes)> {
     let mut read_ahead = Vec::new();
     loop {
         tcp.readable().await.ok()?;
-        match scratch::with(|scratch| tcp.try_read(scratch).map(|count| read_ahead.extend_from_slice(&scratch[..count]))) {
-            Ok(()) if read_ahead.is_empty() => return None,
-            Ok(()) => {}
+        let read = scratch::with(|scratch| {
+            tcp.try_read(scratch).inspect(|&count| read_ahead.extend_from_slice(&scratch[..count]))
+        });
+        match read {
+            Ok(0) => return None,
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(_) => return None,
         }

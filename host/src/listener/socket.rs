@@ -8,7 +8,7 @@ use hyper::rt::ReadBufCursor;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -21,7 +21,9 @@ pub struct ConnectionState {
     /// Requests being handled: until their response has been taken or dropped.
     in_flight: AtomicU32,
     /// Whether something of the current response was written.
-    responding: AtomicU32,
+    responding: AtomicBool,
+    /// Whether the client has yet to take what was written.
+    blocked: AtomicBool,
     counters: Arc<Counters>,
     worker: usize,
 }
@@ -45,14 +47,15 @@ impl ConnectionState {
     /// For a socket just accepted.
     pub fn new(watched: Watched, timeouts: Timeouts, counters: Arc<Counters>, worker: usize) -> Arc<Self> {
         watched.read_within(timeouts.first_byte);
-        let (in_flight, responding) = (AtomicU32::new(0), AtomicU32::new(0));
-        Arc::new(Self { watched, timeouts, in_flight, responding, counters, worker })
+        let (in_flight, responding, blocked) = (AtomicU32::new(0), AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { watched, timeouts, in_flight, responding, blocked, counters, worker })
     }
 
     /// A request begins; it ends when the guard is dropped.
     pub fn begin(self: &Arc<Self>) -> InFlight {
         let before = self.in_flight.load(Relaxed);
         self.in_flight.store(before + 1, Relaxed);
+        self.responding.store(false, Relaxed);
         self.watched.read_any_time();
         InFlight(self.clone())
     }
@@ -75,7 +78,6 @@ impl Drop for InFlight {
         let left = self.0.in_flight.load(Relaxed) - 1;
         self.0.in_flight.store(left, Relaxed);
         if left == 0 {
-            self.0.responding.store(0, Relaxed);
             self.0.watched.read_within(self.0.timeouts.idle);
         }
     }
@@ -119,15 +121,18 @@ impl DownstreamSocket {
     }
 
     /// Before a read: HTTP goes on after a refused upgrade.
-    fn resume(&mut self) -> Result<(), Violation> {
+    fn resume(&mut self) -> io::Result<()> {
         match &mut self.framing {
-            Some(framing) if framing.place() == Place::Raw && self.state.idle() => framing.not_upgraded(),
+            Some(framing) if framing.place() == Place::Raw && self.state.idle() => {
+                let outcome = framing.not_upgraded();
+                outcome.map_err(|violation| self.refuse(violation, Place::Between))
+            }
             _ => Ok(()),
         }
     }
 
     /// After a read that gave `bytes`.
-    fn received(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+    fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(framing) = &mut self.framing else {
             if self.state.idle() {
                 self.state.watched.read_within(self.state.timeouts.idle);
@@ -135,8 +140,9 @@ impl DownstreamSocket {
             return Ok(());
         };
         let before = framing.place();
-        framing.feed(bytes)?;
-        match framing.place() {
+        let (outcome, after) = (framing.feed(bytes), framing.place());
+        outcome.map_err(|violation| self.refuse(violation, before))?;
+        match after {
             Place::Head if before != Place::Head => self.state.watched.read_within(self.state.timeouts.head),
             Place::Head => {}
             _ => self.state.watched.read_any_time(),
@@ -155,11 +161,14 @@ impl DownstreamSocket {
         }
     }
 
-    /// Answers if no answer has begun, and makes the connection fail.
-    fn refuse(&self, violation: Violation) -> io::Error {
+    /// Makes the connection fail; answers before, if the answer cannot be taken for another request's: between requests,
+    /// or in the body of one that was not answered yet.
+    fn refuse(&self, violation: Violation, before: Place) -> io::Error {
         self.state.counters.workers[self.state.worker].requests_malformed.fetch_add(1, Relaxed);
         tracing::debug!(status = violation.status, reason = violation.reason, "malformed request");
-        if self.state.responding.load(Relaxed) == 0 {
+        let responding = self.state.responding.load(Relaxed);
+        let answerable = if before == Place::Body { !responding } else { self.state.idle() };
+        if answerable && !self.state.blocked.load(Relaxed) {
             let status = hyper::StatusCode::from_u16(violation.status).unwrap_or(hyper::StatusCode::BAD_REQUEST);
             let answer = format!(
                 "HTTP/1.1 {} {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{}\n",
@@ -177,10 +186,14 @@ impl DownstreamSocket {
 
     fn wrote(&self, outcome: &Poll<io::Result<usize>>) {
         match outcome {
-            Poll::Pending => self.state.watched.write_within_or_earlier(self.state.timeouts.write),
+            Poll::Pending => {
+                self.state.watched.write_within_or_earlier(self.state.timeouts.write);
+                self.state.blocked.store(true, Relaxed);
+            }
             Poll::Ready(_) => {
                 self.state.watched.write_any_time();
-                self.state.responding.store(1, Relaxed);
+                self.state.responding.store(true, Relaxed);
+                self.state.blocked.store(false, Relaxed);
             }
         }
     }
@@ -189,14 +202,10 @@ impl DownstreamSocket {
 impl hyper::rt::Read for DownstreamSocket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let Err(violation) = this.resume() {
-            return Poll::Ready(Err(this.refuse(violation)));
-        }
+        this.resume()?;
         if !this.read_ahead.is_empty() {
             let taken = this.read_ahead.split_to(this.read_ahead.len().min(buf.remaining()));
-            if let Err(violation) = this.received(&taken) {
-                return Poll::Ready(Err(this.refuse(violation)));
-            }
+            this.received(&taken)?;
             buf.put_slice(&taken);
             return Poll::Ready(Ok(()));
         }
@@ -210,9 +219,7 @@ impl hyper::rt::Read for DownstreamSocket {
             Poll::Ready(read) => read?,
         }
         let count = filling.filled().len();
-        if let Err(violation) = this.received(filling.filled()) {
-            return Poll::Ready(Err(this.refuse(violation)));
-        }
+        this.received(filling.filled())?;
         // SAFETY: `filling` wrapped the same buffer, and its first `count` bytes were filled.
         unsafe { buf.advance(count) };
         Poll::Ready(Ok(()))
