@@ -183,6 +183,8 @@ pub fn shorten(text: &str) -> String {
 
 /// Longest name that is compared with others: the comparison is quadratic.
 const COMPARED_BYTES_MAX: usize = 64;
+/// Most names that one is compared with.
+const COMPARED_NAMES_MAX: usize = 200;
 
 /// "did you mean `x`?", if one of the names is near.
 pub fn did_you_mean<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<String> {
@@ -192,6 +194,7 @@ pub fn did_you_mean<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) ->
     let lower = name.to_lowercase();
     known
         .into_iter()
+        .take(COMPARED_NAMES_MAX)
         .filter(|known| known.len() <= COMPARED_BYTES_MAX)
         .map(|known| {
             let distance = strsim::damerau_levenshtein(&lower, &known.to_lowercase());

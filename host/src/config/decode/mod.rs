@@ -56,18 +56,21 @@ pub fn decode(text: &str, sources: &Sources<'_>) -> Result<Config, Vec<Problem>>
         sources,
         problems: Vec::new(),
         places: BTreeMap::new(),
+        substituted: Vec::new(),
     };
     let root = Table::new(String::new(), 0..0, root.get_ref(), &mut walk);
     let config = config(root, &mut walk);
-    for finding in validate::check(&config) {
+    let unread: Vec<String> = walk
+        .problems
+        .iter()
+        .map(|problem| problem.path.clone())
+        .collect();
+    for mut finding in validate::check(&config) {
         // A value that could not be read says nothing about another.
-        let known = |path: &String| {
-            walk.problems
-                .iter()
-                .any(|problem| related(&problem.path, path))
-        };
-        if !known(&finding.path) && !finding.other.as_ref().is_some_and(known) {
+        let is_unread = |path: &String| unread.iter().any(|unread| related(unread, path));
+        if !is_unread(&finding.path) && !finding.other.as_ref().is_some_and(is_unread) {
             let span = place(&walk.places, &finding.path);
+            walk.mask(&mut finding.message);
             walk.report(span, finding);
         }
     }

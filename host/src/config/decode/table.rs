@@ -20,12 +20,26 @@ pub(super) struct Walk<'s> {
     pub(super) problems: Vec<Problem>,
     /// Where each path of the text is.
     pub(super) places: BTreeMap<String, Range<usize>>,
+    /// Strings that something was put into, and how they are written.
+    pub(super) substituted: Vec<(String, String)>,
 }
 
 impl Walk<'_> {
     pub(super) fn report(&mut self, span: Range<usize>, finding: Finding) {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(Problem::at(self.text, span, finding));
+        }
+    }
+
+    /// Shows strings as they are written: what was put in may be secret.
+    pub(super) fn mask(&self, text: &mut String) {
+        for (value, shown) in &self.substituted {
+            let shown = format!("{:?}", shorten(shown));
+            for value in [format!("{value:?}"), format!("{:?}", shorten(value))] {
+                if text.contains(&value) {
+                    *text = text.replace(&value, &shown);
+                }
+            }
         }
     }
 }
@@ -93,6 +107,33 @@ impl Text {
                 None
             }
         }
+    }
+
+    /// One of some words, or a problem that calls it `what`.
+    pub(super) fn choice<T: Copy>(
+        &self,
+        what: &str,
+        words: &[(&str, T)],
+        walk: &mut Walk<'_>,
+    ) -> Option<T> {
+        let found = words.iter().find(|(word, _)| *word == self.value);
+        if found.is_none() {
+            let names = || words.iter().map(|(word, _)| *word);
+            walk.report(
+                self.span.clone(),
+                Finding::new(
+                    &self.path,
+                    format!(
+                        "unknown {what} {:?}: expected {}",
+                        shorten(&self.shown),
+                        one_of(names())
+                    ),
+                    format!("expected {}", one_of(names())),
+                )
+                .help(did_you_mean(&self.shown, names())),
+            );
+        }
+        found.map(|(_, value)| *value)
     }
 }
 
@@ -260,34 +301,6 @@ impl<'t> Table<'t> {
     }
 }
 
-impl Text {
-    pub(super) fn choice<T: Copy>(
-        &self,
-        what: &str,
-        words: &[(&str, T)],
-        walk: &mut Walk<'_>,
-    ) -> Option<T> {
-        let found = words.iter().find(|(word, _)| *word == self.value);
-        if found.is_none() {
-            let names = || words.iter().map(|(word, _)| *word);
-            walk.report(
-                self.span.clone(),
-                Finding::new(
-                    &self.path,
-                    format!(
-                        "unknown {what} {:?}: expected {}",
-                        shorten(&self.shown),
-                        one_of(names())
-                    ),
-                    format!("expected {}", one_of(names())),
-                )
-                .help(did_you_mean(&self.shown, names())),
-            );
-        }
-        found.map(|(_, value)| *value)
-    }
-}
-
 /// A path of the config, relative to its directory.
 pub(super) fn path_buf(text: &str, sources: &Sources<'_>) -> Result<PathBuf, String> {
     if text.is_empty() || text.contains('\0') {
@@ -335,12 +348,18 @@ impl<'t> Field<'t> {
             return None;
         };
         match substitute(shown, walk.sources) {
-            Ok(value) => Some(Text {
-                value,
-                shown: shown.to_string(),
-                path: self.path.clone(),
-                span: self.span.clone(),
-            }),
+            Ok(value) => {
+                let shown = shown.to_string();
+                if shown != value {
+                    walk.substituted.push((value.clone(), shown.clone()));
+                }
+                Some(Text {
+                    value,
+                    shown,
+                    path: self.path.clone(),
+                    span: self.span.clone(),
+                })
+            }
             Err(message) => {
                 walk.report(
                     self.span.clone(),

@@ -9,22 +9,52 @@ use crate::plugin::{PluginConfig, Source};
 use crate::proxy::{Handler, OnFailure};
 use crate::store::{Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+mod names;
+
+use names::{is_name, known, names};
+
 /// Plugins built into the binary, as `builtin:NAME`.
 pub const BUILTINS: [&str; 1] = ["by-header"];
 
-/// Longest name in bytes.
-const NAME_BYTES_MAX: usize = 64;
+/// Most listeners of a config.
+const LISTENERS_MAX: usize = 256;
+/// Most routes of a config.
+const ROUTES_MAX: usize = 10_000;
+/// Most buckets of a config.
+const BUCKETS_MAX: usize = 1_000;
+/// Most upstreams of a config.
+const UPSTREAMS_MAX: usize = 10_000;
+/// Most plugins of a config.
+const PLUGINS_MAX: usize = 1_000;
+/// Most endpoints of an upstream.
+const ENDPOINTS_MAX: usize = 1_000;
 
 /// Everything that is wrong with a config whose values are each right in their type.
 pub fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let found = &mut findings;
+    let counts = [
+        ("listener", config.listeners.len(), LISTENERS_MAX),
+        ("route", config.routes.len(), ROUTES_MAX),
+        ("buckets", config.buckets.len(), BUCKETS_MAX),
+        ("upstreams", config.upstreams.len(), UPSTREAMS_MAX),
+        ("plugins", config.plugins.len(), PLUGINS_MAX),
+    ];
+    for (path, count, max) in counts {
+        if count > max {
+            let message = format!("`{path}` has {count} entries, expected at most {max}");
+            found.push(Finding::new(path, message, "too many"));
+        }
+    }
+    if !found.is_empty() {
+        // Some checks below compare each with each.
+        return findings;
+    }
     // The worker's number is the low byte of a stream's id.
     between("workers", &config.workers, 1..=256, found);
     names(config, found);
@@ -87,88 +117,6 @@ fn timeout(path: String, value: Duration, max: Duration, found: &mut Vec<Finding
             expected,
         ));
     }
-}
-
-fn names(config: &Config, found: &mut Vec<Finding>) {
-    fn indexed<'n>(kind: &str, names: impl Iterator<Item = &'n str>) -> Vec<(String, &'n str)> {
-        names
-            .enumerate()
-            .map(|(index, name)| (format!("{kind}[{index}].name"), name))
-            .collect()
-    }
-    fn keyed<'n>(kind: &str, names: impl Iterator<Item = &'n str>) -> Vec<(String, &'n str)> {
-        names.map(|name| (join(kind, name), name)).collect()
-    }
-    let kinds = [
-        (
-            "listener",
-            indexed(
-                "listener",
-                config
-                    .listeners
-                    .iter()
-                    .map(|listener| listener.name.as_str()),
-            ),
-        ),
-        (
-            "route",
-            indexed(
-                "route",
-                config.routes.iter().map(|route| route.name.as_str()),
-            ),
-        ),
-        (
-            "bucket",
-            keyed(
-                "buckets",
-                config.buckets.iter().map(|bucket| bucket.name.as_str()),
-            ),
-        ),
-        (
-            "upstream",
-            keyed(
-                "upstreams",
-                config
-                    .upstreams
-                    .iter()
-                    .map(|upstream| upstream.name.as_str()),
-            ),
-        ),
-        (
-            "plugin",
-            keyed(
-                "plugins",
-                config.plugins.iter().map(|plugin| plugin.name.as_str()),
-            ),
-        ),
-    ];
-    for (kind, names) in kinds {
-        let mut seen = BTreeMap::new();
-        for (path, name) in names {
-            if !is_name(name) {
-                let message = format!(
-                    "{:?} cannot be the name of a {kind}: expected at most {NAME_BYTES_MAX} letters, digits, `-`, `_` \
-                     and `.`, the first a letter or digit",
-                    shorten(name)
-                );
-                found.push(Finding::new(path, message, "not a name"));
-            } else if let Some(first) = seen.get(name) {
-                let message = format!("two {kind}s are named {name:?}");
-                found.push(Finding::new(path, message, "named again").other(String::clone(first)));
-            } else {
-                seen.insert(name, path);
-            }
-        }
-    }
-}
-
-/// Names are parts of URLs, file names, metrics and logs.
-fn is_name(name: &str) -> bool {
-    name.len() <= NAME_BYTES_MAX
-        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 fn listeners(config: &Config, found: &mut Vec<Finding>) {
@@ -279,14 +227,23 @@ fn refused(guard: &Guard, (target, port): (&Target, u16)) -> Option<Refused> {
 fn upstreams(config: &Config, found: &mut Vec<Finding>) {
     let guard = trusted(config);
     for upstream in &config.upstreams {
-        let path = join(&join("upstreams", &upstream.name), "endpoints");
+        let endpoints = join(&join("upstreams", &upstream.name), "endpoints");
         if upstream.endpoints.is_empty() {
             let message = format!("upstream {:?} has no endpoints", upstream.name);
-            let finding = Finding::new(&path, message, "empty");
+            let finding = Finding::new(&endpoints, message, "empty");
             found.push(finding.help("write `endpoints = [\"127.0.0.1:9000\"]`".to_owned()));
         }
+        if upstream.endpoints.len() > ENDPOINTS_MAX {
+            let message = format!(
+                "upstream {:?} has {} endpoints, expected at most {ENDPOINTS_MAX}",
+                upstream.name,
+                upstream.endpoints.len()
+            );
+            found.push(Finding::new(&endpoints, message, "too many"));
+            continue;
+        }
         for (index, (target, port)) in upstream.endpoints.iter().enumerate() {
-            let path = format!("{path}[{index}]");
+            let path = format!("{endpoints}[{index}]");
             if let Some(why) = refused(&guard, (target, *port)) {
                 found.push(Finding::new(
                     &path,
@@ -294,38 +251,18 @@ fn upstreams(config: &Config, found: &mut Vec<Finding>) {
                     "never dialled",
                 ));
             }
-            let first = upstream.endpoints[..index]
-                .iter()
-                .position(|other| other == &(target.clone(), *port));
+            let mut earlier = upstream.endpoints[..index].iter();
+            let first =
+                earlier.position(|(first, first_port)| first == target && first_port == port);
             if let Some(first) = first {
                 let message = format!("upstream {:?} has this endpoint twice", upstream.name);
-                let other = join(&join("upstreams", &upstream.name), "endpoints");
                 found.push(
-                    Finding::new(path, message, "named again").other(format!("{other}[{first}]")),
+                    Finding::new(path, message, "named again")
+                        .other(format!("{endpoints}[{first}]")),
                 );
             }
         }
     }
-}
-
-/// Reports a name that nothing has.
-fn known<'n>(
-    path: String,
-    kind: &str,
-    name: &str,
-    names: impl Iterator<Item = &'n str> + Clone,
-    found: &mut Vec<Finding>,
-) {
-    if names.clone().any(|known| known == name) {
-        return;
-    }
-    let help = did_you_mean(name, names.clone()).or_else(|| match names.clone().count() {
-        0 => Some(format!("the config has no {kind}s")),
-        count if count <= 10 => Some(format!("expected {}", one_of(names))),
-        _ => None,
-    });
-    let message = format!("no {kind} is named {:?}", shorten(name));
-    found.push(Finding::new(path, message, format!("no such {kind}")).help(help));
 }
 
 fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding>) {
@@ -335,13 +272,14 @@ fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding
     {
         let builtins = BUILTINS.map(|name| format!("builtin:{name}"));
         let known = || builtins.iter().map(String::as_str);
+        let source = format!("builtin:{name}");
         let message = format!(
-            "no plugin {:?} is built in: expected {}",
-            shorten(name),
+            "{:?} is not built in: expected {}",
+            shorten(&source),
             one_of(known())
         );
-        let help = did_you_mean(&format!("builtin:{name}"), known());
-        found.push(Finding::new(join(&path, "source"), message, "not built in").help(help));
+        let finding = Finding::new(join(&path, "source"), message, "not built in");
+        found.push(finding.help(did_you_mean(&source, known())));
     }
     for bucket in plugin.grants.keys() {
         let path = join(&join(&path, "buckets"), bucket);
