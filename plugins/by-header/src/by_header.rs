@@ -30,7 +30,7 @@ impl Router for ByHeader {
                 setup.remove_request_header(&name);
                 setup.slot_header(&name)
             }),
-            bucket: setup.bucket(&config::get_or("bucket", "upstreams")),
+            bucket: setup.bucket(&bucket()),
         })
     }
 
@@ -45,6 +45,11 @@ impl Router for ByHeader {
             None => self.unknown(req),
         }
     }
+}
+
+/// The name of the bucket.
+pub fn bucket() -> String {
+    config::get_or("bucket", "upstreams")
 }
 
 impl ByHeader {

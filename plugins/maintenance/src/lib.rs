@@ -64,3 +64,61 @@ fn address(text: &str) -> Result<String, String> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Maintenance;
+    use throwbar::testing::{Host, Outcome, get};
+
+    #[test]
+    fn everybody_gets_the_reply() {
+        let plugin = Host::new().start::<Maintenance>().unwrap();
+        let reply = plugin.route(get("/")).replied();
+        assert_eq!(reply.status, 503);
+        assert!(
+            reply
+                .headers
+                .contains(&("retry-after".into(), "300".into()))
+        );
+        assert_eq!(reply.body, b"Down for maintenance, back soon\n");
+    }
+
+    #[test]
+    fn settings_make_the_reply() {
+        let host = Host::new()
+            .config("status", "200")
+            .config("text", "closed")
+            .config("retry-after", "");
+        let plugin = host.start::<Maintenance>().unwrap();
+        let reply = plugin.route(get("/")).replied();
+        assert_eq!((reply.status, &reply.body[..]), (200, &b"closed"[..]));
+        assert!(reply.headers.iter().all(|(name, _)| name != "retry-after"));
+    }
+
+    #[test]
+    fn allowed_clients_pass() {
+        let host = Host::new().config("allow", "10.0.0.1, 2001:DB8::0:1,");
+        let plugin = host.start::<Maintenance>().unwrap();
+        for client in ["10.0.0.1", "2001:db8::1"] {
+            assert_eq!(plugin.route(get("/").client_ip(client)), Outcome::Passed);
+        }
+        for client in ["10.0.0.11", "127.0.0.1"] {
+            let reply = plugin.route(get("/").client_ip(client)).replied();
+            assert_eq!(reply.status, 503);
+        }
+    }
+
+    #[test]
+    fn a_config_that_cannot_work_is_refused() {
+        for (name, value) in [
+            ("status", "199"),
+            ("status", "ok"),
+            ("retry-after", "soon"),
+            ("allow", "10.0.0.0/8"),
+        ] {
+            let host = Host::new().config(name, value);
+            let error = host.start::<Maintenance>().err().unwrap();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+    }
+}
