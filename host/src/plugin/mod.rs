@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod builtin;
 pub mod decision;
 pub mod deploy;
 pub mod generation;
