@@ -18,9 +18,6 @@ mod names;
 
 use names::{is_name, known, names};
 
-/// Plugins built into the binary, as `builtin:NAME`.
-pub const BUILTINS: [&str; 1] = ["by-header"];
-
 /// Most listeners of a config.
 const LISTENERS_MAX: usize = 256;
 /// Most routes of a config.
@@ -268,9 +265,9 @@ fn upstreams(config: &Config, found: &mut Vec<Finding>) {
 fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding>) {
     let path = join("plugins", &plugin.name);
     if let Source::Builtin(name) = &plugin.source
-        && !BUILTINS.contains(&name.as_str())
+        && !crate::plugin::builtin::NAMES.contains(&name.as_str())
     {
-        let builtins = BUILTINS.map(|name| format!("builtin:{name}"));
+        let builtins = crate::plugin::builtin::NAMES.map(|name| format!("builtin:{name}"));
         let known = || builtins.iter().map(String::as_str);
         let source = format!("builtin:{name}");
         let message = format!(
