@@ -13,7 +13,7 @@ use crate::store::Target;
 use crate::upstream::balance::Picked;
 use crate::upstream::connection::Connection;
 use crate::upstream::exchange::{self, ExchangeError, Outgoing, Response};
-use http::Method;
+use http::{Method, header};
 use http_body::Body;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -63,6 +63,8 @@ impl Proxy {
     ) -> Result<Forwarded, ProxyError> {
         let head = record.head.as_ref().expect("given back by plugins");
         let framing = match &body {
+            // A method that may have a body says that it has none.
+            None if head.headers.contains_key(header::CONTENT_LENGTH) => BodyFraming::Length(0),
             None => BodyFraming::None,
             Some(body) => body.size_hint().exact().map_or(BodyFraming::Chunked, BodyFraming::Length),
         };
