@@ -114,6 +114,7 @@ pub struct App {
     control_thread: JoinHandle<()>,
     threads: Threads,
     log_thread: Option<JoinHandle<()>>,
+    admin_address: admin::Address,
     token_path: Option<PathBuf>,
     /// Ends the admin API, then the control thread.
     stop_admin: watch::Sender<bool>,
@@ -138,8 +139,15 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     let _entered = handle.enter();
     handle.block_on(sow(&store, seed))?;
     let admin_listener = admin::bind(&config.admin)?;
-    let token = admin::token::prepare(&config.admin, &config.data)?;
-    let admin_address = admin_listener.tcp_address();
+    let token = match config.admin.auth {
+        admin::Auth::Token => Some(admin::Token::load_or_create(&config.data)?),
+        admin::Auth::None => None,
+    };
+    let admin_address = admin_listener.address().clone();
+    let own_admin = match &admin_address {
+        admin::Address::Tcp(address) => Some(*address),
+        admin::Address::Unix(_) => None,
+    };
     let mut listeners = Vec::new();
     for listener in &config.listeners {
         listeners.push((listener.clone(), bind(listener, config.workers)?));
@@ -148,7 +156,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         .block_on(plugins.apply(&config.plugins))
         .map_err(|(name, error)| anyhow::Error::new(error).context(format!("plugin {name:?}")))?;
     let bound = addresses(&listeners);
-    let site = Site::new(&config, own(&bound, admin_address), |name| plugins.slot(name), None).map_err(|e| anyhow!(e))?;
+    let site = Site::new(&config, own(&bound, own_admin), |name| plugins.slot(name), None).map_err(|e| anyhow!(e))?;
     let running = Running::new(config.clone(), text, bound, &site);
     let counters = Arc::new(Counters { workers: (0..config.workers).map(|_| WorkerCounters::default()).collect() });
     let (batches, log_thread) = access_log::start(&config.log.access)?.unzip();
@@ -170,22 +178,46 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         plugins: plugins.clone(),
         workers: workers.clone(),
         file,
-        admin: admin_address,
+        admin: own_admin,
         applying: Mutex::new(()),
         draining: AtomicBool::new(false),
         started: Instant::now(),
     };
     let control = Control { inner: Arc::new(inner) };
     let (stop_admin, stopping) = watch::channel(false);
-    let token_path = token.as_ref().map(|token| token.path().to_owned());
-    let state = admin::State::new(store, plugins, workers.clone(), control.clone(), counters, token, config.admin);
-    handle.spawn(admin::serve(state, admin_listener, stopped(stopping)));
+    let token_path = token.as_ref().map(|_| config.data.join(admin::token::FILE_NAME));
+    let state = admin::State {
+        store,
+        plugins,
+        workers: workers.clone(),
+        control: control.clone(),
+        counters,
+        token,
+        config: config.admin,
+        own: Arc::default(),
+    };
+    handle.spawn(async move {
+        if let Err(error) = admin::serve(state, admin_listener, stopped(stopping)).await {
+            tracing::error!(%error, "admin API ended");
+        }
+    });
     handle.block_on(async {
         for (listener, sockets) in listeners {
             workers.listen(&listener, sockets).await;
         }
     });
-    Ok(App { control, handle: handle.clone(), control_thread, threads, log_thread, token_path, stop_admin, stop_control })
+    let handle = handle.clone();
+    Ok(App {
+        control,
+        handle,
+        control_thread,
+        threads,
+        log_thread,
+        admin_address,
+        token_path,
+        stop_admin,
+        stop_control,
+    })
 }
 
 fn make_data_directory(data: &Path) -> anyhow::Result<()> {
@@ -386,9 +418,8 @@ impl App {
     }
 
     /// Where the admin API listens.
-    pub fn admin_address(&self) -> admin::Address {
-        let configured = self.control.running().config.admin.listen.clone();
-        self.control.inner.admin.map_or(configured, admin::Address::Tcp)
+    pub fn admin_address(&self) -> &admin::Address {
+        &self.admin_address
     }
 
     /// Where clients reach us, by listener name.
