@@ -126,7 +126,12 @@ pub struct App {
 /// # Errors
 /// What could not be built, by name; whatever was started is stopped.
 pub fn start(start: Start) -> anyhow::Result<App> {
-    let Start { config, text, file, seed } = start;
+    let Start {
+        config,
+        text,
+        file,
+        seed,
+    } = start;
     make_data_directory(&config.data)?;
     let store = Store::open(&config.buckets, &config.data)?;
     let plugins = Plugins::new(PluginsOptions {
@@ -156,19 +161,38 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         .block_on(plugins.apply(&config.plugins))
         .map_err(|(name, error)| anyhow::Error::new(error).context(format!("plugin {name:?}")))?;
     let bound = addresses(&listeners);
-    let site = Site::new(&config, own(&bound, own_admin), |name| plugins.slot(name), None).map_err(|e| anyhow!(e))?;
+    let site = Site::new(
+        &config,
+        own(&bound, own_admin),
+        |name| plugins.slot(name),
+        None,
+    )
+    .map_err(|e| anyhow!(e))?;
     let running = Running::new(config.clone(), text, bound, &site);
-    let counters = Arc::new(Counters { workers: (0..config.workers).map(|_| WorkerCounters::default()).collect() });
+    let counters = Arc::new(Counters {
+        workers: (0..config.workers)
+            .map(|_| WorkerCounters::default())
+            .collect(),
+    });
     let (batches, log_thread) = access_log::start(&config.log.access)?.unzip();
     let site = Arc::new(ArcSwap::from_pointee(site));
-    let shared = Shared { site: site.clone(), counters: counters.clone(), store: store.clone(), batches };
+    let shared = Shared {
+        site: site.clone(),
+        counters: counters.clone(),
+        store: store.clone(),
+        batches,
+    };
     let (workers, threads) = Workers::start(config.workers, &shared).context("start workers")?;
     drop(shared);
     plugins.set_crew(Arc::new(workers.clone()));
     for plugin in &config.plugins {
-        let active = plugins.slot(&plugin.name).and_then(|slot| slot.active().clone());
+        let active = plugins
+            .slot(&plugin.name)
+            .and_then(|slot| slot.active().clone());
         if let Some(generation) = active {
-            handle.block_on(workers.warm(generation)).map_err(|e| anyhow!("plugin {:?}: {e}", plugin.name))?;
+            handle
+                .block_on(workers.warm(generation))
+                .map_err(|e| anyhow!("plugin {:?}: {e}", plugin.name))?;
         }
     }
     let inner = Inner {
@@ -183,9 +207,13 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         draining: AtomicBool::new(false),
         started: Instant::now(),
     };
-    let control = Control { inner: Arc::new(inner) };
+    let control = Control {
+        inner: Arc::new(inner),
+    };
     let (stop_admin, stopping) = watch::channel(false);
-    let token_path = token.as_ref().map(|_| config.data.join(admin::token::FILE_NAME));
+    let token_path = token
+        .as_ref()
+        .map(|_| config.data.join(admin::token::FILE_NAME));
     let state = admin::State {
         store,
         plugins,
@@ -222,19 +250,27 @@ pub fn start(start: Start) -> anyhow::Result<App> {
 
 fn make_data_directory(data: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data);
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data);
     made.with_context(|| format!("data: cannot create directory {}", data.display()))
 }
 
 /// The control plane's thread: admin API, deploys, signals.
 fn control_thread() -> anyhow::Result<(Handle, JoinHandle<()>, watch::Sender<bool>)> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("make the control runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("make the control runtime")?;
     let handle = runtime.handle().clone();
     let (stop, stopping) = watch::channel(false);
-    let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-        runtime.block_on(stopped(stopping));
-        runtime.shutdown_timeout(Duration::from_secs(1));
-    })?;
+    let thread = std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            runtime.block_on(stopped(stopping));
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        })?;
     Ok((handle, thread, stop))
 }
 
@@ -250,7 +286,9 @@ async fn sow(store: &Store, seed: Vec<Seed>) -> anyhow::Result<()> {
     }
     let snapshot = store.snapshot();
     let bucket = |name: &str| -> anyhow::Result<BucketId> {
-        snapshot.bucket_id(name).ok_or_else(|| anyhow!("no bucket {name:?} in the config"))
+        snapshot
+            .bucket_id(name)
+            .ok_or_else(|| anyhow!("no bucket {name:?} in the config"))
     };
     let write = |seed: Seed| {
         Ok(Write {
@@ -261,7 +299,12 @@ async fn sow(store: &Store, seed: Vec<Seed>) -> anyhow::Result<()> {
         })
     };
     let writes = seed.into_iter().map(write).collect::<anyhow::Result<_>>()?;
-    store.commit(WriteBatch { writes, ..WriteBatch::default() }).await?;
+    store
+        .commit(WriteBatch {
+            writes,
+            ..WriteBatch::default()
+        })
+        .await?;
     Ok(())
 }
 
@@ -277,35 +320,65 @@ fn bind(config: &listener::Config, workers: usize) -> anyhow::Result<Vec<TcpList
         }
         Ok(sockets)
     };
-    bind_all().with_context(|| format!("listener {:?}: cannot listen on {}", config.name, config.address))
+    bind_all().with_context(|| {
+        format!(
+            "listener {:?}: cannot listen on {}",
+            config.name, config.address
+        )
+    })
 }
 
 fn addresses(listeners: &[(listener::Config, Vec<TcpListener>)]) -> Vec<(String, SocketAddr)> {
-    let address = |sockets: &[TcpListener]| sockets.first().and_then(|socket| socket.local_addr().ok());
-    listeners.iter().filter_map(|(config, sockets)| Some((config.name.clone(), address(sockets)?))).collect()
+    let address =
+        |sockets: &[TcpListener]| sockets.first().and_then(|socket| socket.local_addr().ok());
+    listeners
+        .iter()
+        .filter_map(|(config, sockets)| Some((config.name.clone(), address(sockets)?)))
+        .collect()
 }
 
 /// Where we listen ourselves: never to be dialled.
 fn own(bound: &[(String, SocketAddr)], admin: Option<SocketAddr>) -> Vec<SocketAddr> {
-    bound.iter().map(|(_, address)| *address).chain(admin).collect()
+    bound
+        .iter()
+        .map(|(_, address)| *address)
+        .chain(admin)
+        .collect()
 }
 
 impl Running {
-    fn new(config: Config, text: Option<String>, bound: Vec<(String, SocketAddr)>, site: &Site) -> Self {
+    fn new(
+        config: Config,
+        text: Option<String>,
+        bound: Vec<(String, SocketAddr)>,
+        site: &Site,
+    ) -> Self {
         let digest = match &text {
             Some(text) => sha256(text.as_bytes()),
             None => sha256(format!("{config:?}").as_bytes()),
         };
-        let routes = site.routes.iter().map(|route| (route.name.clone(), route.counters.clone())).collect();
-        Self { text: text.map(Into::into), digest: digest.into(), config, routes, bound }
+        let routes = site
+            .routes
+            .iter()
+            .map(|route| (route.name.clone(), route.counters.clone()))
+            .collect();
+        Self {
+            text: text.map(Into::into),
+            digest: digest.into(),
+            config,
+            routes,
+            bound,
+        }
     }
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("writing to memory");
-        hex
-    })
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::new(), |mut hex, byte| {
+            write!(hex, "{byte:02x}").expect("writing to memory");
+            hex
+        })
 }
 
 impl Control {
@@ -333,21 +406,51 @@ impl Control {
         let kept = |listener: &&listener::Config| running.config.listeners.contains(listener);
         let mut opened = Vec::new();
         for listener in config.listeners.iter().filter(|listener| !kept(listener)) {
-            opened.push((listener.clone(), bind(listener, config.workers).map_err(failed)?));
+            opened.push((
+                listener.clone(),
+                bind(listener, config.workers).map_err(failed)?,
+            ));
         }
         if dry_run {
             return Ok(Applied::Checked);
         }
-        inner.store.reconfigure(&config.buckets).await.map_err(|e| failed(e.into()))?;
+        inner
+            .store
+            .reconfigure(&config.buckets)
+            .await
+            .map_err(|e| failed(e.into()))?;
         let loaded = inner.plugins.apply(&config.plugins).await;
-        loaded.map_err(|(name, error)| failed(anyhow::Error::new(error).context(format!("plugin {name:?}"))))?;
-        let is_kept = |name: &str| config.listeners.iter().filter(kept).any(|listener| listener.name == name);
-        let mut bound: Vec<_> = running.bound.iter().filter(|(name, _)| is_kept(name)).cloned().collect();
+        loaded.map_err(|(name, error)| {
+            failed(anyhow::Error::new(error).context(format!("plugin {name:?}")))
+        })?;
+        let is_kept = |name: &str| {
+            config
+                .listeners
+                .iter()
+                .filter(kept)
+                .any(|listener| listener.name == name)
+        };
+        let mut bound: Vec<_> = running
+            .bound
+            .iter()
+            .filter(|(name, _)| is_kept(name))
+            .cloned()
+            .collect();
         bound.extend(addresses(&opened));
         let slot = |name: &str| inner.plugins.slot(name);
-        let site = Site::new(&config, own(&bound, inner.admin), slot, Some(&inner.site.load())).map_err(ApplyError::Failed)?;
-        let closed: Vec<String> =
-            running.bound.iter().filter(|(name, _)| !is_kept(name)).map(|(name, _)| name.clone()).collect();
+        let site = Site::new(
+            &config,
+            own(&bound, inner.admin),
+            slot,
+            Some(&inner.site.load()),
+        )
+        .map_err(ApplyError::Failed)?;
+        let closed: Vec<String> = running
+            .bound
+            .iter()
+            .filter(|(name, _)| !is_kept(name))
+            .map(|(name, _)| name.clone())
+            .collect();
         let next = Running::new(config, Some(text.into()), bound, &site);
         inner.site.store(Arc::new(site));
         inner.running.store(Arc::new(next));
@@ -367,7 +470,9 @@ impl Control {
         };
         let text = match std::fs::read_to_string(file) {
             Ok(text) => text,
-            Err(error) => return tracing::error!(%error, file = %file.display(), "SIGHUP: cannot read the config"),
+            Err(error) => {
+                return tracing::error!(%error, file = %file.display(), "SIGHUP: cannot read the config");
+            }
         };
         match self.apply(&text, false).await {
             Ok(applied) => tracing::info!(?applied, file = %file.display(), "SIGHUP: config read"),
@@ -376,7 +481,9 @@ impl Control {
                 let shown = crate::config::diagnostic::render(&problems, &text, &name, false);
                 tracing::error!("SIGHUP: config refused, the running one stays\n{shown}");
             }
-            Err(error) => tracing::error!(error = %error, "SIGHUP: config refused, the running one stays"),
+            Err(error) => {
+                tracing::error!(error = %error, "SIGHUP: config refused, the running one stays")
+            }
         }
     }
 
@@ -388,9 +495,19 @@ impl Control {
         if self.inner.draining.load(Relaxed) {
             return Err("draining".into());
         }
-        let waiting: Vec<String> =
-            self.inner.plugins.list().into_iter().filter(|p| p.active.is_none()).map(|p| p.name).collect();
-        if waiting.is_empty() { Ok(()) } else { Err(format!("plugins without a version: {}", waiting.join(", "))) }
+        let waiting: Vec<String> = self
+            .inner
+            .plugins
+            .list()
+            .into_iter()
+            .filter(|p| p.active.is_none())
+            .map(|p| p.name)
+            .collect();
+        if waiting.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("plugins without a version: {}", waiting.join(", ")))
+        }
     }
 
     /// Seconds since start.
@@ -439,8 +556,11 @@ impl App {
     pub fn run_until_signal(self) -> anyhow::Result<()> {
         let control = self.control.clone();
         let grace = self.handle.clone().block_on(async {
-            let (mut term, mut int, mut hup) =
-                (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+            let (mut term, mut int, mut hup) = (
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::hangup())?,
+            );
             loop {
                 tokio::select! {
                     _ = term.recv() => break,
@@ -466,7 +586,16 @@ impl App {
 
     /// Drains for at most `grace`, then stops everything in reverse.
     pub fn stop(self, grace: Duration) {
-        let Self { control, handle, control_thread, threads, log_thread, stop_admin, stop_control, .. } = self;
+        let Self {
+            control,
+            handle,
+            control_thread,
+            threads,
+            log_thread,
+            stop_admin,
+            stop_control,
+            ..
+        } = self;
         let inner = &control.inner;
         inner.draining.store(true, Relaxed);
         handle.block_on(async {

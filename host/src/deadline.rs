@@ -20,7 +20,10 @@ pub struct Ticks(u32);
 impl Ticks {
     /// At least `timeout`: a tick may be about to come, so one more is added.
     pub fn at_least(timeout: Duration) -> Self {
-        let ticks = timeout.as_millis().div_ceil(TICK.as_millis()).min(u128::from(u32::MAX / 2));
+        let ticks = timeout
+            .as_millis()
+            .div_ceil(TICK.as_millis())
+            .min(u128::from(u32::MAX / 2));
         Self(ticks as u32 + 1)
     }
 
@@ -55,7 +58,11 @@ struct Slot {
 impl Deadlines {
     /// An empty table.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { now: AtomicU32::new(1), chunks: [const { OnceLock::new() }; CHUNKS], free: Mutex::default() })
+        Arc::new(Self {
+            now: AtomicU32::new(1),
+            chunks: [const { OnceLock::new() }; CHUNKS],
+            free: Mutex::default(),
+        })
     }
 
     /// Watches a socket until the handle is dropped or [`release`](Watched::release)d, which must happen before the
@@ -72,7 +79,10 @@ impl Deadlines {
                 None => return None,
             }
         };
-        let watched = Watched { table: self.clone(), index };
+        let watched = Watched {
+            table: self.clone(),
+            index,
+        };
         let slot = watched.slot();
         slot.read.store(0, Relaxed);
         slot.write.store(0, Relaxed);
@@ -88,7 +98,8 @@ impl Deadlines {
 
     fn slot(&self, index: u32) -> &Slot {
         let index = index as usize;
-        let chunk = self.chunks[index / CHUNK].get_or_init(|| (0..CHUNK).map(|_| Slot::default()).collect());
+        let chunk = self.chunks[index / CHUNK]
+            .get_or_init(|| (0..CHUNK).map(|_| Slot::default()).collect());
         &chunk[index % CHUNK]
     }
 
@@ -184,7 +195,12 @@ impl Drop for Watched {
         let slot = self.slot();
         slot.read.store(0, Relaxed);
         slot.write.store(0, Relaxed);
-        self.table.free.lock().unwrap_or_else(PoisonError::into_inner).free.push(self.index);
+        self.table
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .free
+            .push(self.index);
     }
 }
 
@@ -204,7 +220,10 @@ mod tests {
     fn late_socket_is_shut_down_and_others_are_not() {
         let table = Deadlines::new();
         let ((late, mut late_peer), (calm, calm_peer)) = (pair(), pair());
-        let (late_watch, calm_watch) = (table.watch(&late).expect("room"), table.watch(&calm).expect("room"));
+        let (late_watch, calm_watch) = (
+            table.watch(&late).expect("room"),
+            table.watch(&calm).expect("room"),
+        );
         late_watch.read_within(Ticks::at_least(TICK));
         calm_watch.read_within(Ticks::at_least(TICK * 10));
         assert_eq!((table.sweep(), table.sweep(), table.sweep()), (0, 1, 0));

@@ -84,11 +84,22 @@ impl Workers {
             let (started, ready) = std::sync::mpsc::channel();
             let shared = shared.clone();
             let body = move || run(worker, shared, commands, &started);
-            threads.push(std::thread::Builder::new().name(format!("worker-{worker}")).spawn(body)?);
-            ready.recv().unwrap_or_else(|_| Err(io::Error::other("worker ended while it started")))?;
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("worker-{worker}"))
+                    .spawn(body)?,
+            );
+            ready
+                .recv()
+                .unwrap_or_else(|_| Err(io::Error::other("worker ended while it started")))?;
             senders.push(sender);
         }
-        Ok((Self { senders: senders.into() }, Threads(threads)))
+        Ok((
+            Self {
+                senders: senders.into(),
+            },
+            Threads(threads),
+        ))
     }
 
     /// Sends a command made for each worker; its answers, of workers that still run.
@@ -109,7 +120,9 @@ impl Workers {
 
     /// Open streams of every worker, oldest first, at most `limit`.
     pub async fn streams(&self, filter: StreamFilter, limit: usize) -> Vec<StreamInfo> {
-        let lists = self.ask(|answer| Command::Streams(filter.clone(), limit, answer)).await;
+        let lists = self
+            .ask(|answer| Command::Streams(filter.clone(), limit, answer))
+            .await;
         let mut streams: Vec<StreamInfo> = lists.into_iter().flatten().collect();
         streams.sort_by_key(|stream| (stream.started_ms, stream.id));
         streams.truncate(limit);
@@ -118,9 +131,15 @@ impl Workers {
 
     /// Closes one stream with this WebSocket close code and reason, towards both ends; false if there is none.
     pub async fn close_stream(&self, id: StreamId, code: u16, reason: String) -> bool {
-        let Some(sender) = self.senders.get(id.worker()) else { return false };
+        let Some(sender) = self.senders.get(id.worker()) else {
+            return false;
+        };
         let (answer, answered) = oneshot::channel();
-        sender.send(Command::CloseStream(id, code, reason, answer)).await.is_ok() && answered.await.unwrap_or(false)
+        sender
+            .send(Command::CloseStream(id, code, reason, answer))
+            .await
+            .is_ok()
+            && answered.await.unwrap_or(false)
     }
 
     /// Gives each worker a listening socket of its own.
@@ -153,10 +172,18 @@ impl Workers {
 }
 
 impl Crew for Workers {
-    fn warm(&self, generation: Arc<Generation>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+    fn warm(
+        &self,
+        generation: Arc<Generation>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
         Box::pin(async move {
-            let warmed = self.ask(|answer| Command::Warm(generation.clone(), answer)).await;
-            warmed.into_iter().collect::<Result<Vec<()>, String>>().map(|_| ())
+            let warmed = self
+                .ask(|answer| Command::Warm(generation.clone(), answer))
+                .await;
+            warmed
+                .into_iter()
+                .collect::<Result<Vec<()>, String>>()
+                .map(|_| ())
         })
     }
 
@@ -180,8 +207,16 @@ impl Threads {
 }
 
 /// A worker's thread.
-fn run(worker: usize, shared: Shared, commands: mpsc::Receiver<Command>, started: &std::sync::mpsc::Sender<io::Result<()>>) {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+fn run(
+    worker: usize,
+    shared: Shared,
+    commands: mpsc::Receiver<Command>,
+    started: &std::sync::mpsc::Sender<io::Result<()>>,
+) {
+    let runtime = match Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+    {
         Ok(runtime) => runtime,
         Err(error) => return drop(started.send(Err(error))),
     };
@@ -191,7 +226,14 @@ fn run(worker: usize, shared: Shared, commands: mpsc::Receiver<Command>, started
             Err(error) => return drop(started.send(Err(error))),
         };
         if started.send(Ok(())).is_ok() {
-            Worker { proxy, listeners: HashMap::new(), admission: Rc::default(), drain: Rc::default() }.serve(commands).await;
+            Worker {
+                proxy,
+                listeners: HashMap::new(),
+                admission: Rc::default(),
+                drain: Rc::default(),
+            }
+            .serve(commands)
+            .await;
         }
     });
     // Tasks of connections that a forced stop cut are dropped with the runtime.
@@ -199,13 +241,23 @@ fn run(worker: usize, shared: Shared, commands: mpsc::Receiver<Command>, started
 }
 
 fn proxy(worker: usize, shared: Shared) -> io::Result<Rc<Proxy>> {
-    let Shared { site, counters, store, batches } = shared;
+    let Shared {
+        site,
+        counters,
+        store,
+        batches,
+    } = shared;
     let deadlines = Deadlines::new();
     let view = SiteView::new(site.load_full(), None);
     let log = Rc::new(AccessLog::new(batches, counters.clone(), worker));
     let stream_log = log.clone();
     let on_event = Box::new(move |event: StreamEvent<'_>| log_stream(&stream_log, &event));
-    let streams = Streams::new(worker, view.site.streams.clone(), counters.clone(), on_event)?;
+    let streams = Streams::new(
+        worker,
+        view.site.streams.clone(),
+        counters.clone(),
+        on_event,
+    )?;
     Ok(Rc::new(Proxy {
         worker,
         reader: RefCell::new(store.reader()),
@@ -257,7 +309,9 @@ impl Worker {
         proxy.streams.sweep(Instant::now());
         proxy.log.flush();
         if proxy.deadlines.now() % 10 == 0 {
-            proxy.pool.sweep(proxy.view().site.ticks.pool, proxy.counters());
+            proxy
+                .pool
+                .sweep(proxy.view().site.ticks.pool, proxy.counters());
             // A reader that is idle would keep an old snapshot alive.
             proxy.reader.borrow_mut().load();
         }
@@ -268,7 +322,11 @@ impl Worker {
         // Whoever asked and went away wants no answer.
         match command {
             Command::Warm(generation, answer) => {
-                let warmed = proxy.instances.borrow_mut().lease(&generation).map(|_: &mut Instance| ());
+                let warmed = proxy
+                    .instances
+                    .borrow_mut()
+                    .lease(&generation)
+                    .map(|_: &mut Instance| ());
                 let _ = answer.send(warmed.map_err(|error| error.to_string()));
             }
             Command::Retire(generation) => proxy.instances.borrow_mut().discard(generation),
@@ -282,7 +340,14 @@ impl Worker {
                 let closing = Rc::new(Drain::default());
                 self.listeners.insert(config.name.clone(), closing.clone());
                 let (admission, drain) = (self.admission.clone(), self.drain.clone());
-                let accepting = listener::accept(proxy.clone(), Rc::new(config), socket, admission, closing, drain);
+                let accepting = listener::accept(
+                    proxy.clone(),
+                    Rc::new(config),
+                    socket,
+                    admission,
+                    closing,
+                    drain,
+                );
                 tokio::task::spawn_local(accepting);
             }
             Command::Unlisten(name) => {

@@ -69,7 +69,9 @@ enum State {
     ChunkEnd,
     Trailer,
     /// After a request to upgrade: what follows is no HTTP, unless the upgrade is not granted.
-    Raw { untouched: bool },
+    Raw {
+        untouched: bool,
+    },
 }
 
 #[derive(Default)]
@@ -84,13 +86,22 @@ struct Head {
 impl Framing {
     /// At the beginning of a connection.
     pub fn new(limits: HeadLimits) -> Self {
-        Self { limits, state: State::RequestLine, partial: Vec::new(), head: Head::default(), section_bytes: 0, section_fields: 0 }
+        Self {
+            limits,
+            state: State::RequestLine,
+            partial: Vec::new(),
+            head: Head::default(),
+            section_bytes: 0,
+            section_fields: 0,
+        }
     }
 
     /// What the connection is in the middle of.
     pub fn place(&self) -> Place {
         match self.state {
-            State::RequestLine if self.partial.is_empty() && self.head.blank_lines == 0 => Place::Between,
+            State::RequestLine if self.partial.is_empty() && self.head.blank_lines == 0 => {
+                Place::Between
+            }
             State::RequestLine | State::Field => Place::Head,
             State::Raw { .. } => Place::Raw,
             _ => Place::Body,
@@ -107,12 +118,20 @@ impl Framing {
                 State::Length(left) => {
                     let taken = left.min(bytes.len() as u64);
                     bytes = &bytes[taken as usize..];
-                    if left == taken { self.start() } else { self.state = State::Length(left - taken) }
+                    if left == taken {
+                        self.start()
+                    } else {
+                        self.state = State::Length(left - taken)
+                    }
                 }
                 State::ChunkData(left) => {
                     let taken = left.min(bytes.len() as u64);
                     bytes = &bytes[taken as usize..];
-                    self.state = if left == taken { State::ChunkEnd } else { State::ChunkData(left - taken) };
+                    self.state = if left == taken {
+                        State::ChunkEnd
+                    } else {
+                        State::ChunkData(left - taken)
+                    };
                 }
                 State::Raw { .. } => {
                     self.state = State::Raw { untouched: false };
@@ -147,14 +166,31 @@ impl Framing {
         self.section_bytes += bytes;
         let (max, refusal) = match self.state {
             State::RequestLine => {
-                let max = self.limits.target_bytes_max.saturating_add(64).min(self.limits.bytes_max);
+                let max = self
+                    .limits
+                    .target_bytes_max
+                    .saturating_add(64)
+                    .min(self.limits.bytes_max);
                 (max, violation(414, "request target is too long"))
             }
-            State::Field => (self.limits.bytes_max, violation(431, "request head is too large")),
-            State::Trailer => (TRAILER_BYTES_MAX, violation(431, "trailer section is too large")),
-            _ => (CHUNK_EXTENSION_BYTES_MAX, violation(400, "chunk extensions are too large")),
+            State::Field => (
+                self.limits.bytes_max,
+                violation(431, "request head is too large"),
+            ),
+            State::Trailer => (
+                TRAILER_BYTES_MAX,
+                violation(431, "trailer section is too large"),
+            ),
+            _ => (
+                CHUNK_EXTENSION_BYTES_MAX,
+                violation(400, "chunk extensions are too large"),
+            ),
         };
-        if self.section_bytes > max { Err(refusal) } else { Ok(()) }
+        if self.section_bytes > max {
+            Err(refusal)
+        } else {
+            Ok(())
+        }
     }
 
     /// `line` ends with LF.
@@ -184,7 +220,9 @@ impl Framing {
                 }
                 Ok(())
             }
-            State::Length(_) | State::ChunkData(_) | State::Raw { .. } => unreachable!("no lines in these states"),
+            State::Length(_) | State::ChunkData(_) | State::Raw { .. } => {
+                unreachable!("no lines in these states")
+            }
         }
     }
 
@@ -192,17 +230,27 @@ impl Framing {
         if line.is_empty() {
             // RFC 9112, 2.2: at least one empty line before a request line is to be ignored.
             self.head.blank_lines += 1;
-            return if self.head.blank_lines > 1 { Err(violation(400, "empty lines before a request")) } else { Ok(()) };
+            return if self.head.blank_lines > 1 {
+                Err(violation(400, "empty lines before a request"))
+            } else {
+                Ok(())
+            };
         }
         self.head = Head::default();
-        let (version_at, version) = line.len().checked_sub(8).map_or((0, line), |at| (at, &line[at..]));
+        let (version_at, version) = line
+            .len()
+            .checked_sub(8)
+            .map_or((0, line), |at| (at, &line[at..]));
         match version {
             b"HTTP/1.1" => {}
             b"HTTP/1.0" => self.head.http10 = true,
-            [b'H', b'T', b'T', b'P', b'/', ..] => return Err(violation(505, "HTTP version is neither 1.0 nor 1.1")),
+            [b'H', b'T', b'T', b'P', b'/', ..] => {
+                return Err(violation(505, "HTTP version is neither 1.0 nor 1.1"));
+            }
             _ => return Err(violation(400, "request line has no HTTP version")),
         }
-        let target = memchr::memchr(b' ', line).map_or(0, |method_end| version_at.saturating_sub(method_end + 2));
+        let target = memchr::memchr(b' ', line)
+            .map_or(0, |method_end| version_at.saturating_sub(method_end + 2));
         if target > self.limits.target_bytes_max {
             return Err(violation(414, "request target is too long"));
         }
@@ -220,10 +268,14 @@ impl Framing {
             return Err(violation(400, "field is folded over several lines"));
         }
         // The three names by their lengths; a name with anything but a colon after it is refused by the parser.
-        if line.len() > 14 && line[14] == b':' && line[..14].eq_ignore_ascii_case(b"content-length") {
+        if line.len() > 14 && line[14] == b':' && line[..14].eq_ignore_ascii_case(b"content-length")
+        {
             return self.content_length(line[15..].trim_ascii());
         }
-        if line.len() > 17 && line[17] == b':' && line[..17].eq_ignore_ascii_case(b"transfer-encoding") {
+        if line.len() > 17
+            && line[17] == b':'
+            && line[..17].eq_ignore_ascii_case(b"transfer-encoding")
+        {
             return self.transfer_encoding(line[18..].trim_ascii());
         }
         if line.len() > 7 && line[7] == b':' && line[..7].eq_ignore_ascii_case(b"upgrade") {
@@ -234,18 +286,28 @@ impl Framing {
 
     fn content_length(&mut self, value: &[u8]) -> Result<(), Violation> {
         if self.head.length.is_some() || self.head.chunked {
-            return Err(violation(400, "more than one of Content-Length and Transfer-Encoding"));
+            return Err(violation(
+                400,
+                "more than one of Content-Length and Transfer-Encoding",
+            ));
         }
         if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
             return Err(violation(400, "Content-Length is not a number"));
         }
-        self.head.length = Some(value.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0')));
+        self.head.length = Some(
+            value
+                .iter()
+                .fold(0, |n, digit| n * 10 + u64::from(digit - b'0')),
+        );
         Ok(())
     }
 
     fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Violation> {
         if self.head.length.is_some() || self.head.chunked {
-            return Err(violation(400, "more than one of Content-Length and Transfer-Encoding"));
+            return Err(violation(
+                400,
+                "more than one of Content-Length and Transfer-Encoding",
+            ));
         }
         if self.head.http10 {
             return Err(violation(400, "Transfer-Encoding in HTTP/1.0"));
@@ -278,7 +340,9 @@ impl Framing {
     /// If the client sent something already, since nobody can say what it is.
     pub fn not_upgraded(&mut self) -> Result<(), Violation> {
         match self.state {
-            State::Raw { untouched: false } => Err(violation(400, "data after a request to upgrade")),
+            State::Raw { untouched: false } => {
+                Err(violation(400, "data after a request to upgrade"))
+            }
             State::Raw { untouched: true } => {
                 self.start();
                 Ok(())
@@ -321,13 +385,20 @@ impl Framing {
 mod tests {
     use super::*;
 
-    const LIMITS: HeadLimits = HeadLimits { bytes_max: 4096, fields_max: 20, target_bytes_max: 1024 };
+    const LIMITS: HeadLimits = HeadLimits {
+        bytes_max: 4096,
+        fields_max: 20,
+        target_bytes_max: 1024,
+    };
 
     /// Feeds the bytes whole, and again cut at every place: the outcome must be the same.
     fn feed(bytes: &[u8]) -> Result<Place, Violation> {
         let run = |parts: &[&[u8]]| {
             let mut framing = Framing::new(LIMITS);
-            parts.iter().try_for_each(|part| framing.feed(part)).map(|()| framing.place())
+            parts
+                .iter()
+                .try_for_each(|part| framing.feed(part))
+                .map(|()| framing.place())
         };
         let whole = run(&[bytes]);
         for cut in 0..bytes.len() {
@@ -357,7 +428,9 @@ mod tests {
 
     #[test]
     fn ambiguous_framing_is_refused() {
-        let head = |fields: &str| status(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").as_bytes());
+        let head = |fields: &str| {
+            status(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").as_bytes())
+        };
         assert_eq!(head("Content-Length: 5\r\nTransfer-Encoding: chunked"), 400);
         assert_eq!(head("Transfer-Encoding: chunked\r\nContent-Length: 5"), 400);
         assert_eq!(head("Content-Length: 5\r\nContent-Length: 5"), 400);
@@ -368,15 +441,25 @@ mod tests {
         assert_eq!(head("Content-Length: 99999999999999999999"), 400);
         assert_eq!(head("Transfer-Encoding: gzip, chunked"), 501);
         assert_eq!(head("Transfer-Encoding: identity"), 501);
-        assert_eq!(head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), 400);
+        assert_eq!(
+            head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
+            400
+        );
         assert_eq!(head("X: a\r\n folded"), 400);
         assert_eq!(head("X: a\n\r\n"), 400);
-        assert_eq!(status(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), 400);
+        assert_eq!(
+            status(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            400
+        );
     }
 
     #[test]
     fn bad_chunks_are_refused() {
-        let body = |chunks: &str| status(format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}").as_bytes());
+        let body = |chunks: &str| {
+            status(
+                format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}").as_bytes(),
+            )
+        };
         assert_eq!(body("3\nabc\r\n"), 400);
         assert_eq!(body("3\r\nabcd\r\n"), 400);
         assert_eq!(body("0x3\r\nabc\r\n"), 400);
@@ -384,14 +467,25 @@ mod tests {
         assert_eq!(body("-1\r\n"), 400);
         assert_eq!(body("fffffffffffffffff\r\n"), 400);
         assert_eq!(body("ffffffffffffffff\r\n"), 400);
-        assert_eq!(body(&format!("1;{}\r\n", "x".repeat(CHUNK_EXTENSION_BYTES_MAX))), 400);
-        assert_eq!(body(&format!("0\r\n{}\r\n", "t: v\r\n".repeat(TRAILER_FIELDS_MAX + 1))), 431);
+        assert_eq!(
+            body(&format!("1;{}\r\n", "x".repeat(CHUNK_EXTENSION_BYTES_MAX))),
+            400
+        );
+        assert_eq!(
+            body(&format!(
+                "0\r\n{}\r\n",
+                "t: v\r\n".repeat(TRAILER_FIELDS_MAX + 1)
+            )),
+            431
+        );
     }
 
     #[test]
     fn any_number_of_plain_chunks_is_fine() {
         let mut framing = Framing::new(LIMITS);
-        framing.feed(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").expect("head");
+        framing
+            .feed(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .expect("head");
         for _ in 0..CHUNK_EXTENSION_BYTES_MAX {
             framing.feed(b"1\r\nx\r\n").expect("chunk");
         }
@@ -400,10 +494,19 @@ mod tests {
 
     #[test]
     fn large_heads_and_odd_versions_are_refused() {
-        assert_eq!(status(format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(1030)).as_bytes()), 414);
+        assert_eq!(
+            status(format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(1030)).as_bytes()),
+            414
+        );
         assert_eq!(status(format!("GET /{}", "a".repeat(2000)).as_bytes()), 414);
-        assert_eq!(status(format!("GET / HTTP/1.1\r\nx: {}", "a".repeat(5000)).as_bytes()), 431);
-        assert_eq!(status(format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(21)).as_bytes()), 431);
+        assert_eq!(
+            status(format!("GET / HTTP/1.1\r\nx: {}", "a".repeat(5000)).as_bytes()),
+            431
+        );
+        assert_eq!(
+            status(format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(21)).as_bytes()),
+            431
+        );
         assert_eq!(status(b"GET / HTTP/2.0\r\n\r\n"), 505);
         assert_eq!(status(b"GET /\r\n\r\n"), 400);
         assert_eq!(status(b"\r\n\r\nGET / HTTP/1.1\r\n\r\n"), 400);

@@ -32,7 +32,12 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves a connection until it ends. When a drain begins, what is in flight is finished and nothing new is taken.
-pub async fn serve(proxy: Rc<Proxy>, connection: Rc<ClientConnection>, socket: DownstreamSocket, drain: &Drain) {
+pub async fn serve(
+    proxy: Rc<Proxy>,
+    connection: Rc<ClientConnection>,
+    socket: DownstreamSocket,
+    drain: &Drain,
+) {
     let limits = proxy.view().site.limits.clone();
     let http2 = connection.http2;
     let state = connection.state.clone();
@@ -67,10 +72,17 @@ pub async fn serve(proxy: Rc<Proxy>, connection: Rc<ClientConnection>, socket: D
             .max_buf_size(limits.head_bytes_max.max(BUFFER_BYTES_MAX))
             .max_headers(limits.headers_max);
         let connection = pin!(builder.serve_connection(socket, service).with_upgrades());
-        obey(connection, drain, http1::UpgradeableConnection::graceful_shutdown).await;
+        obey(
+            connection,
+            drain,
+            http1::UpgradeableConnection::graceful_shutdown,
+        )
+        .await;
     }
     if state.expired() {
-        counters.workers[worker].connections_timed_out.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        counters.workers[worker]
+            .connections_timed_out
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -84,7 +96,10 @@ where
     let (mut waiting, mut ending) = (false, false);
     let ended = poll_fn(|cx: &mut Context<'_>| {
         // Polled once: the waker it keeps is this task's, and stays good.
-        if !ending && (drain.has_begun() || !std::mem::replace(&mut waiting, true)) && begun.as_mut().poll(cx).is_ready() {
+        if !ending
+            && (drain.has_begun() || !std::mem::replace(&mut waiting, true))
+            && begun.as_mut().poll(cx).is_ready()
+        {
             ending = true;
             shutdown(connection.as_mut());
         }
@@ -107,4 +122,3 @@ impl<F: Future + 'static> Executor<F> for Local {
         });
     }
 }
-

@@ -44,7 +44,11 @@ const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
 /// # Errors
 /// If the address is in use or not ours to bind.
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        None,
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
@@ -62,7 +66,11 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// # Errors
 /// If it is in use or not ours to bind.
 pub fn check_free(address: SocketAddr) -> io::Result<()> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        None,
+    )?;
     // Connections of a process that has just ended do not count as use.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
@@ -114,7 +122,10 @@ impl Admission {
             *count += 1;
         }
         self.open.set(self.open.get() + 1);
-        Some(Place { admission: self.clone(), client: per_client.then_some(client) })
+        Some(Place {
+            admission: self.clone(),
+            client: per_client.then_some(client),
+        })
     }
 }
 
@@ -168,7 +179,15 @@ pub async fn accept(
             continue;
         };
         counters.connections_accepted.fetch_add(1, Relaxed);
-        tokio::task::spawn_local(connection(proxy.clone(), config.clone(), name.clone(), tcp, client, place, drain.clone()));
+        tokio::task::spawn_local(connection(
+            proxy.clone(),
+            config.clone(),
+            name.clone(),
+            tcp,
+            client,
+            place,
+            drain.clone(),
+        ));
     }
 }
 
@@ -183,10 +202,23 @@ async fn connection(
     drain: Rc<Drain>,
 ) {
     let _open = Open::count(&proxy);
-    let Some(watched) = tcp.set_nodelay(true).ok().and_then(|()| proxy.deadlines.watch(&tcp)) else { return };
+    let Some(watched) = tcp
+        .set_nodelay(true)
+        .ok()
+        .and_then(|()| proxy.deadlines.watch(&tcp))
+    else {
+        return;
+    };
     let view = proxy.view();
-    let state = ConnectionState::new(watched, view.site.ticks.downstream, proxy.counters.clone(), proxy.worker);
-    let Some((http2, read_ahead)) = protocol(&config, &tcp).await else { return };
+    let state = ConnectionState::new(
+        watched,
+        view.site.ticks.downstream,
+        proxy.counters.clone(),
+        proxy.worker,
+    );
+    let Some((http2, read_ahead)) = protocol(&config, &tcp).await else {
+        return;
+    };
     let framing = (!http2).then(|| Framing::new(view.site.limits.head()));
     let socket = DownstreamSocket::new(tcp, state.clone(), read_ahead, framing);
     let client_ip = client.ip().to_canonical();
@@ -215,7 +247,8 @@ async fn protocol(config: &Config, tcp: &TcpStream) -> Option<(bool, Bytes)> {
     loop {
         tcp.readable().await.ok()?;
         let read = scratch::with(|scratch| {
-            tcp.try_read(scratch).inspect(|&count| read_ahead.extend_from_slice(&scratch[..count]))
+            tcp.try_read(scratch)
+                .inspect(|&count| read_ahead.extend_from_slice(&scratch[..count]))
         });
         match read {
             Ok(0) => return None,

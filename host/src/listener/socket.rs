@@ -45,10 +45,27 @@ pub struct Timeouts {
 
 impl ConnectionState {
     /// For a socket just accepted.
-    pub fn new(watched: Watched, timeouts: Timeouts, counters: Arc<Counters>, worker: usize) -> Arc<Self> {
+    pub fn new(
+        watched: Watched,
+        timeouts: Timeouts,
+        counters: Arc<Counters>,
+        worker: usize,
+    ) -> Arc<Self> {
         watched.read_within(timeouts.first_byte);
-        let (in_flight, responding, blocked) = (AtomicU32::new(0), AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { watched, timeouts, in_flight, responding, blocked, counters, worker })
+        let (in_flight, responding, blocked) = (
+            AtomicU32::new(0),
+            AtomicBool::new(false),
+            AtomicBool::new(false),
+        );
+        Arc::new(Self {
+            watched,
+            timeouts,
+            in_flight,
+            responding,
+            blocked,
+            counters,
+            worker,
+        })
     }
 
     /// A request begins; it ends when the guard is dropped.
@@ -111,8 +128,18 @@ pub struct DownstreamSocket {
 
 impl DownstreamSocket {
     /// `read_ahead` was received before, while the protocol was found out.
-    pub fn new(tcp: TcpStream, state: Arc<ConnectionState>, read_ahead: Bytes, framing: Option<Framing>) -> Self {
-        Self { state: Released(state), tcp, read_ahead, framing }
+    pub fn new(
+        tcp: TcpStream,
+        state: Arc<ConnectionState>,
+        read_ahead: Bytes,
+        framing: Option<Framing>,
+    ) -> Self {
+        Self {
+            state: Released(state),
+            tcp,
+            read_ahead,
+            framing,
+        }
     }
 
     /// The socket of an upgraded connection.
@@ -143,7 +170,9 @@ impl DownstreamSocket {
         let (outcome, after) = (framing.feed(bytes), framing.place());
         outcome.map_err(|violation| self.refuse(violation, before))?;
         match after {
-            Place::Head if before != Place::Head => self.state.watched.read_within(self.state.timeouts.head),
+            Place::Head if before != Place::Head => {
+                self.state.watched.read_within(self.state.timeouts.head)
+            }
             Place::Head => {}
             _ => self.state.watched.read_any_time(),
         }
@@ -153,9 +182,14 @@ impl DownstreamSocket {
     /// While there is nothing to read.
     fn waiting(&self) {
         match self.framing.as_ref().map(Framing::place) {
-            Some(Place::Body) => self.state.watched.read_within_or_earlier(self.state.timeouts.body),
+            Some(Place::Body) => self
+                .state
+                .watched
+                .read_within_or_earlier(self.state.timeouts.body),
             Some(Place::Between) if self.state.idle() => {
-                self.state.watched.read_within_or_earlier(self.state.timeouts.idle);
+                self.state
+                    .watched
+                    .read_within_or_earlier(self.state.timeouts.idle);
             }
             _ => {}
         }
@@ -164,12 +198,23 @@ impl DownstreamSocket {
     /// Makes the connection fail; answers before, if the answer cannot be taken for another request's: between requests,
     /// or in the body of one that was not answered yet.
     fn refuse(&self, violation: Violation, before: Place) -> io::Error {
-        self.state.counters.workers[self.state.worker].requests_malformed.fetch_add(1, Relaxed);
-        tracing::debug!(status = violation.status, reason = violation.reason, "malformed request");
+        self.state.counters.workers[self.state.worker]
+            .requests_malformed
+            .fetch_add(1, Relaxed);
+        tracing::debug!(
+            status = violation.status,
+            reason = violation.reason,
+            "malformed request"
+        );
         let responding = self.state.responding.load(Relaxed);
-        let answerable = if before == Place::Body { !responding } else { self.state.idle() };
+        let answerable = if before == Place::Body {
+            !responding
+        } else {
+            self.state.idle()
+        };
         if answerable && !self.state.blocked.load(Relaxed) {
-            let status = hyper::StatusCode::from_u16(violation.status).unwrap_or(hyper::StatusCode::BAD_REQUEST);
+            let status = hyper::StatusCode::from_u16(violation.status)
+                .unwrap_or(hyper::StatusCode::BAD_REQUEST);
             let answer = format!(
                 "HTTP/1.1 {} {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{}\n",
                 status.as_u16(),
@@ -187,7 +232,9 @@ impl DownstreamSocket {
     fn wrote(&self, outcome: &Poll<io::Result<usize>>) {
         match outcome {
             Poll::Pending => {
-                self.state.watched.write_within_or_earlier(self.state.timeouts.write);
+                self.state
+                    .watched
+                    .write_within_or_earlier(self.state.timeouts.write);
                 self.state.blocked.store(true, Relaxed);
             }
             Poll::Ready(_) => {
@@ -200,11 +247,17 @@ impl DownstreamSocket {
 }
 
 impl hyper::rt::Read for DownstreamSocket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.resume()?;
         if !this.read_ahead.is_empty() {
-            let taken = this.read_ahead.split_to(this.read_ahead.len().min(buf.remaining()));
+            let taken = this
+                .read_ahead
+                .split_to(this.read_ahead.len().min(buf.remaining()));
             this.received(&taken)?;
             buf.put_slice(&taken);
             return Poll::Ready(Ok(()));
@@ -227,7 +280,11 @@ impl hyper::rt::Read for DownstreamSocket {
 }
 
 impl hyper::rt::Write for DownstreamSocket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.tcp).poll_write(cx, buf);
         this.wrote(&outcome);

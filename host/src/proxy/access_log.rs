@@ -53,12 +53,25 @@ pub fn start(sink: &Sink) -> io::Result<Option<(Batches, std::thread::JoinHandle
         Sink::Off => return Ok(None),
         Sink::Stdout => Box::new(io::stdout()),
         Sink::File(path) => {
-            let named = |e: io::Error| io::Error::new(e.kind(), format!("log.access: cannot open {}: {e}", path.display()));
-            Box::new(File::options().append(true).create(true).open(path).map_err(named)?)
+            let named = |e: io::Error| {
+                io::Error::new(
+                    e.kind(),
+                    format!("log.access: cannot open {}: {e}", path.display()),
+                )
+            };
+            Box::new(
+                File::options()
+                    .append(true)
+                    .create(true)
+                    .open(path)
+                    .map_err(named)?,
+            )
         }
     };
     let (sender, receiver) = sync_channel(BATCHES_MAX);
-    let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || write(&receiver, out))?;
+    let thread = std::thread::Builder::new()
+        .name("access-log".into())
+        .spawn(move || write(&receiver, out))?;
     Ok(Some((sender, thread)))
 }
 
@@ -68,7 +81,9 @@ fn write(batches: &Receiver<Vec<u8>>, mut out: Box<dyn Write + Send>) {
         match out.write_all(&batch).and_then(|()| out.flush()) {
             Ok(()) => failed = false,
             // Once per outage: a full disk must not fill the other log too.
-            Err(error) if !std::mem::replace(&mut failed, true) => tracing::error!(%error, "access log cannot be written"),
+            Err(error) if !std::mem::replace(&mut failed, true) => {
+                tracing::error!(%error, "access log cannot be written")
+            }
             Err(_) => {}
         }
     }
@@ -94,12 +109,18 @@ struct Clock {
 
 impl Clock {
     fn new() -> Self {
-        Self { started: Instant::now(), started_at: Timestamp::now(), second: Cell::new(i64::MIN), text: RefCell::default() }
+        Self {
+            started: Instant::now(),
+            started_at: Timestamp::now(),
+            second: Cell::new(i64::MIN),
+            text: RefCell::default(),
+        }
     }
 
     /// Appends RFC 3339 with milliseconds.
     fn write(&self, at: Instant, out: &mut Vec<u8>) {
-        let now = self.started_at.as_millisecond() + at.saturating_duration_since(self.started).as_millis() as i64;
+        let now = self.started_at.as_millisecond()
+            + at.saturating_duration_since(self.started).as_millis() as i64;
         let second = now.div_euclid(1000);
         if self.second.replace(second) != second {
             let time = Timestamp::from_second(second).unwrap_or(Timestamp::UNIX_EPOCH);
@@ -107,7 +128,13 @@ impl Clock {
         }
         out.extend_from_slice(self.text.borrow().as_bytes());
         let millis = now.rem_euclid(1000) as u16;
-        out.extend_from_slice(&[b'.', digit(millis / 100), digit(millis / 10 % 10), digit(millis % 10), b'Z']);
+        out.extend_from_slice(&[
+            b'.',
+            digit(millis / 100),
+            digit(millis / 10 % 10),
+            digit(millis % 10),
+            b'Z',
+        ]);
     }
 }
 
@@ -118,7 +145,14 @@ fn digit(value: u16) -> u8 {
 impl AccessLog {
     /// Lines of one worker; `batches` from [`start`].
     pub fn new(batches: Option<Batches>, counters: Arc<Counters>, worker: usize) -> Self {
-        Self { batch: RefCell::default(), lines: Cell::new(0), batches, counters, worker, clock: Clock::new() }
+        Self {
+            batch: RefCell::default(),
+            lines: Cell::new(0),
+            batches,
+            counters,
+            worker,
+            clock: Clock::new(),
+        }
     }
 
     /// Appends one line that begins with time and kind.
@@ -152,7 +186,9 @@ impl AccessLog {
         let capacity = batch.len().min(BATCH_BYTES) + 1024;
         let full = std::mem::replace(&mut *batch, Vec::with_capacity(capacity));
         if batches.try_send(full).is_err() {
-            self.counters.workers[self.worker].log_lines_dropped.fetch_add(lines, Relaxed);
+            self.counters.workers[self.worker]
+                .log_lines_dropped
+                .fetch_add(lines, Relaxed);
         }
     }
 }
@@ -170,7 +206,8 @@ impl Fields<'_> {
     /// A number.
     pub fn number(&mut self, name: &str, value: u64) {
         self.name(name);
-        self.0.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+        self.0
+            .extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
     /// A text, escaped.
@@ -200,7 +237,8 @@ impl Fields<'_> {
                     self.0.extend_from_slice(number.format(octet).as_bytes());
                     self.0.push(if index == 3 { b':' } else { b'.' });
                 }
-                self.0.extend_from_slice(number.format(value.port()).as_bytes());
+                self.0
+                    .extend_from_slice(number.format(value.port()).as_bytes());
             }
             IpAddr::V6(_) => write!(self.0, "{value}").expect("writing to memory"),
         }
@@ -230,7 +268,9 @@ mod tests {
     use crate::metrics::WorkerCounters;
 
     fn counters() -> Arc<Counters> {
-        Arc::new(Counters { workers: Box::new([WorkerCounters::default()]) })
+        Arc::new(Counters {
+            workers: Box::new([WorkerCounters::default()]),
+        })
     }
 
     #[test]
@@ -247,9 +287,19 @@ mod tests {
         let line = String::from_utf8(receiver.recv().expect("a batch")).expect("text");
         let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!(value["path"], "/\"\\\n\u{1b}é\u{7f}");
-        assert_eq!((&value["n"], &value["v4"], &value["v6"]), (&7.into(), &"127.0.0.1:80".into(), &"[::1]:80".into()));
-        assert!(!line.trim_end().bytes().any(|b| b < 0x20 || b == 0x7f), "{line:?}");
-        value["time"].as_str().expect("a time").parse::<Timestamp>().expect("RFC 3339");
+        assert_eq!(
+            (&value["n"], &value["v4"], &value["v6"]),
+            (&7.into(), &"127.0.0.1:80".into(), &"[::1]:80".into())
+        );
+        assert!(
+            !line.trim_end().bytes().any(|b| b < 0x20 || b == 0x7f),
+            "{line:?}"
+        );
+        value["time"]
+            .as_str()
+            .expect("a time")
+            .parse::<Timestamp>()
+            .expect("RFC 3339");
     }
 
     #[test]

@@ -43,8 +43,16 @@ pub enum RequestBodyError {
 impl RequestBody {
     /// `bytes_max` of 0 is no bound; `stall` is for HTTP/2.
     pub fn new(inner: Incoming, bytes_max: u64, stall: Option<Duration>) -> Self {
-        let stall = stall.map(|timeout| Stall { timeout, timer: Box::pin(tokio::time::sleep(timeout)) });
-        Self { inner, received: 0, bytes_max, stall }
+        let stall = stall.map(|timeout| Stall {
+            timeout,
+            timer: Box::pin(tokio::time::sleep(timeout)),
+        });
+        Self {
+            inner,
+            received: 0,
+            bytes_max,
+            stall,
+        }
     }
 
     /// Bytes so far.
@@ -65,7 +73,9 @@ impl Body for RequestBody {
         let frame = match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
-                let Some(stall) = &mut this.stall else { return Poll::Pending };
+                let Some(stall) = &mut this.stall else {
+                    return Poll::Pending;
+                };
                 ready!(stall.timer.as_mut().poll(cx));
                 return Poll::Ready(Some(Err(RequestBodyError::Timeout(stall.timeout))));
             }
@@ -111,12 +121,20 @@ enum Content {
 impl ResponseBody {
     /// A body of our own.
     pub fn full(bytes: Bytes, record: Box<Record>) -> Self {
-        Self { content: Content::Full(bytes), record, _picked: None }
+        Self {
+            content: Content::Full(bytes),
+            record,
+            _picked: None,
+        }
     }
 
     /// An endpoint's body.
     pub fn upstream(body: UpstreamBody, record: Box<Record>, picked: Option<Picked>) -> Self {
-        Self { content: Content::Upstream(body), record, _picked: picked }
+        Self {
+            content: Content::Upstream(body),
+            record,
+            _picked: picked,
+        }
     }
 }
 
@@ -124,7 +142,10 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let frame = match &mut this.content {
             Content::Full(bytes) if bytes.is_empty() => return Poll::Ready(None),
@@ -132,7 +153,9 @@ impl Body for ResponseBody {
             Content::Upstream(body) => ready!(body.poll_next(cx)),
         };
         match &frame {
-            Some(Ok(frame)) => this.record.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Ok(frame)) => {
+                this.record.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64)
+            }
             Some(Err(error)) => this.record.error = Some(error.to_string()),
             None => {}
         }
@@ -150,7 +173,9 @@ impl Body for ResponseBody {
         match &self.content {
             Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Content::Upstream(body) if body.is_complete() => SizeHint::with_exact(0),
-            Content::Upstream(body) => body.left().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Content::Upstream(body) => body
+                .left()
+                .map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }

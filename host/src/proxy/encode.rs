@@ -39,7 +39,9 @@ pub fn encode(
 ) {
     let constant = forward.constant.as_deref();
     let varying = forward.varying.as_deref();
-    let path = varying.and_then(|v| v.path.as_ref()).or(head.uri.path_and_query());
+    let path = varying
+        .and_then(|v| v.path.as_ref())
+        .or(head.uri.path_and_query());
     out.clear();
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
@@ -48,7 +50,10 @@ pub fn encode(
     field(out, "host", head.authority.as_str().as_bytes());
     let edits = [constant, varying.map(|v| &v.edits)];
     for (name, value) in &head.headers {
-        if is_ours(name) || connection.named.contains(name) || edits.iter().flatten().any(|e| replaces(e, name)) {
+        if is_ours(name)
+            || connection.named.contains(name)
+            || edits.iter().flatten().any(|e| replaces(e, name))
+        {
             continue;
         }
         field(out, name.as_str(), value.as_bytes());
@@ -153,15 +158,33 @@ mod tests {
         }
     }
 
-    fn text(head: &RequestHead, named: &[&'static str], forward: &Forward, framing: BodyFraming) -> String {
-        let connection =
-            ConnectionFields { named: named.iter().map(|n| HeaderName::from_static(n)).collect(), trailers: false };
+    fn text(
+        head: &RequestHead,
+        named: &[&'static str],
+        forward: &Forward,
+        framing: BodyFraming,
+    ) -> String {
+        let connection = ConnectionFields {
+            named: named.iter().map(|n| HeaderName::from_static(n)).collect(),
+            trailers: false,
+        };
         let mut out = b"left over".to_vec();
-        encode(&mut out, head, &connection, forward, framing, Forwarded { client: "10.0.0.9", via: false });
+        encode(
+            &mut out,
+            head,
+            &connection,
+            forward,
+            framing,
+            Forwarded {
+                client: "10.0.0.9",
+                via: false,
+            },
+        );
         String::from_utf8(out).expect("text")
     }
 
-    const OURS: &str = "x-forwarded-for: 10.0.0.9\r\nx-forwarded-proto: http\r\nx-forwarded-host: site:8080\r\n";
+    const OURS: &str =
+        "x-forwarded-for: 10.0.0.9\r\nx-forwarded-proto: http\r\nx-forwarded-host: site:8080\r\n";
 
     #[test]
     fn fields_of_the_connection_and_forged_ones_are_left_out() {
@@ -179,8 +202,16 @@ mod tests {
             ("expect", "100-continue"),
             ("accept", "*/*"),
         ]);
-        let sent = text(&head, &["x-hop"], &forward(Edits::default(), None), BodyFraming::None);
-        assert_eq!(sent, format!("GET /a?b HTTP/1.1\r\nhost: site:8080\r\naccept: */*\r\n{OURS}\r\n"));
+        let sent = text(
+            &head,
+            &["x-hop"],
+            &forward(Edits::default(), None),
+            BodyFraming::None,
+        );
+        assert_eq!(
+            sent,
+            format!("GET /a?b HTTP/1.1\r\nhost: site:8080\r\naccept: */*\r\n{OURS}\r\n")
+        );
     }
 
     #[test]
@@ -193,13 +224,23 @@ mod tests {
             ..Edits::default()
         };
         let varying = Varying {
-            edits: Edits { request_set: vec![(name("b"), value("2"))], ..Edits::default() },
+            edits: Edits {
+                request_set: vec![(name("b"), value("2"))],
+                ..Edits::default()
+            },
             path: Some("/new".parse().expect("a path")),
             ..Varying::default()
         };
         let head = head(&[("x-id", "id1"), ("a", "0"), ("c", "0")]);
-        let sent = text(&head, &[], &forward(constant, Some(varying)), BodyFraming::Length(3));
-        let expected = format!("GET /new HTTP/1.1\r\nhost: site:8080\r\nc: 0\r\na: 1\r\nb: 2\r\n{OURS}content-length: 3\r\n\r\n");
+        let sent = text(
+            &head,
+            &[],
+            &forward(constant, Some(varying)),
+            BodyFraming::Length(3),
+        );
+        let expected = format!(
+            "GET /new HTTP/1.1\r\nhost: site:8080\r\nc: 0\r\na: 1\r\nb: 2\r\n{OURS}content-length: 3\r\n\r\n"
+        );
         assert_eq!(sent, expected);
     }
 }

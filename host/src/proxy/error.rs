@@ -82,10 +82,13 @@ impl ProxyError {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestBody(_) => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::Plugin { .. } | Self::Commit { .. } | Self::NoVersion(_) | Self::TooManyStreams => {
-                StatusCode::SERVICE_UNAVAILABLE
+            Self::Plugin { .. }
+            | Self::Commit { .. }
+            | Self::NoVersion(_)
+            | Self::TooManyStreams => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Dial(DialError::Timeout(..)) | Self::Exchange(_, ExchangeError::Timeout) => {
+                StatusCode::GATEWAY_TIMEOUT
             }
-            Self::Dial(DialError::Timeout(..)) | Self::Exchange(_, ExchangeError::Timeout) => StatusCode::GATEWAY_TIMEOUT,
             Self::Exchange(_, ExchangeError::Client(_)) => StatusCode::BAD_REQUEST,
             Self::Dial(DialError::TooMany(_)) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Guard(_)

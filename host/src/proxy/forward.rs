@@ -66,13 +66,32 @@ impl Proxy {
             // A method that may have a body says that it has none.
             None if head.headers.contains_key(header::CONTENT_LENGTH) => BodyFraming::Length(0),
             None => BodyFraming::None,
-            Some(body) => body.size_hint().exact().map_or(BodyFraming::Chunked, BodyFraming::Length),
+            Some(body) => body
+                .size_hint()
+                .exact()
+                .map_or(BodyFraming::Chunked, BodyFraming::Length),
         };
         let mut encoded = self.encoded.take();
         let forwarded = view.site.limits.forwarded(attempt.client);
-        encode::encode(&mut encoded, head, attempt.fields, attempt.forward, framing, forwarded);
+        encode::encode(
+            &mut encoded,
+            head,
+            attempt.fields,
+            attempt.forward,
+            framing,
+            forwarded,
+        );
         let (method, websocket) = (head.method.clone(), head.websocket);
-        let outcome = self.attempts(view, &attempt, (&encoded, &method, websocket), framing, body, record).await;
+        let outcome = self
+            .attempts(
+                view,
+                &attempt,
+                (&encoded, &method, websocket),
+                framing,
+                body,
+                record,
+            )
+            .await;
         self.encoded.replace(encoded);
         outcome
     }
@@ -95,25 +114,48 @@ impl Proxy {
         }
         let (mut connection, picked) = self.connect(view, attempt, websocket, record).await?;
         loop {
-            let outgoing = Outgoing { head, method, websocket };
+            let outgoing = Outgoing {
+                head,
+                method,
+                websocket,
+            };
             let sent_body = body.as_mut().as_pin_mut().map(|body| (body, chunked));
-            let error = match exchange::exchange(&mut connection, outgoing, sent_body, limits).await {
+            let error = match exchange::exchange(&mut connection, outgoing, sent_body, limits).await
+            {
                 Ok(response) => {
                     record.bytes_in = body.as_ref().as_pin_ref().map_or(0, |body| body.received());
-                    return Ok(Forwarded { response, connection, picked });
+                    return Ok(Forwarded {
+                        response,
+                        connection,
+                        picked,
+                    });
                 }
                 Err(error) => error,
             };
             let again = matches!(error, ExchangeError::Closed(_))
                 && connection.reused
                 && body.is_none()
-                && [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method);
+                && [
+                    Method::GET,
+                    Method::HEAD,
+                    Method::OPTIONS,
+                    Method::PUT,
+                    Method::DELETE,
+                ]
+                .contains(method);
             if !again {
                 record.bytes_in = body.as_ref().as_pin_ref().map_or(0, |body| body.received());
                 return Err(failed(connection.address, error));
             }
             self.counters().upstream_retries.fetch_add(1, Relaxed);
-            connection = self.pool.dial(connection.address, connect_timeout(view, attempt), self.counters()).await?;
+            connection = self
+                .pool
+                .dial(
+                    connection.address,
+                    connect_timeout(view, attempt),
+                    self.counters(),
+                )
+                .await?;
         }
     }
 
@@ -127,19 +169,35 @@ impl Proxy {
     ) -> Result<(Connection, Option<Picked>), ProxyError> {
         let (name, key) = match &attempt.forward.to {
             RouteTarget::Address(target, port) => {
-                let connection = self.reach(view, attempt, (target, *port), attempt.trusted, websocket, record).await?;
+                let connection = self
+                    .reach(
+                        view,
+                        attempt,
+                        (target, *port),
+                        attempt.trusted,
+                        websocket,
+                        record,
+                    )
+                    .await?;
                 return Ok((connection, None));
             }
             RouteTarget::Upstream(name, key) => (name, key),
         };
-        let balancer = view.balancer(name).ok_or_else(|| ProxyError::NoUpstream(name.to_string()))?;
+        let balancer = view
+            .balancer(name)
+            .ok_or_else(|| ProxyError::NoUpstream(name.to_string()))?;
         let key = key.as_deref().unwrap_or(attempt.client).as_bytes();
         let mut tried = Vec::new();
         loop {
             let now = self.deadlines.now();
-            let picked = balancer.pick(key, &tried, now).expect("at least one endpoint, and no more tried than there are");
+            let picked = balancer
+                .pick(key, &tried, now)
+                .expect("at least one endpoint, and no more tried than there are");
             let (target, port) = picked.endpoint();
-            match self.reach(view, attempt, (target, *port), true, websocket, record).await {
+            match self
+                .reach(view, attempt, (target, *port), true, websocket, record)
+                .await
+            {
                 Ok(connection) => return Ok((connection, Some(picked))),
                 Err(error) => {
                     picked.failed(now);
@@ -147,7 +205,11 @@ impl Proxy {
                     if tried.len() >= ENDPOINTS_MAX.min(balancer.len()) {
                         return Err(error);
                     }
-                    tracing::debug!(error = error.chain(), upstream = &**name, "trying another endpoint");
+                    tracing::debug!(
+                        error = error.chain(),
+                        upstream = &**name,
+                        "trying another endpoint"
+                    );
                 }
             }
         }
@@ -166,7 +228,9 @@ impl Proxy {
         let addresses = match target {
             Target::Ip(ip, _) => {
                 let address = SocketAddr::new(*ip, port);
-                return self.reach_address(view, attempt, address, trusted, websocket, record).await;
+                return self
+                    .reach_address(view, attempt, address, trusted, websocket, record)
+                    .await;
             }
             Target::Name(name, _) => self
                 .resolver
@@ -176,7 +240,10 @@ impl Proxy {
         };
         let mut last = None;
         for address in addresses.into_iter().take(ENDPOINTS_MAX) {
-            match self.reach_address(view, attempt, address, trusted, websocket, record).await {
+            match self
+                .reach_address(view, attempt, address, trusted, websocket, record)
+                .await
+            {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = Some(error),
             }
@@ -193,27 +260,38 @@ impl Proxy {
         websocket: bool,
         record: &mut Record,
     ) -> Result<Connection, ProxyError> {
-        view.site.guard.check(address, trusted).map_err(ProxyError::Guard)?;
+        view.site
+            .guard
+            .check(address, trusted)
+            .map_err(ProxyError::Guard)?;
         record.endpoint = Some(address);
         // A stream's connection never was anybody else's, and never will be.
         if !websocket && let Some(connection) = self.pool.take(address, self.counters()) {
             return Ok(connection);
         }
-        Ok(self.pool.dial(address, connect_timeout(view, attempt), self.counters()).await?)
+        Ok(self
+            .pool
+            .dial(address, connect_timeout(view, attempt), self.counters())
+            .await?)
     }
 }
 
 fn connect_timeout(view: &SiteView, attempt: &Attempt<'_>) -> Duration {
     let limit = view.site.limits.connect_timeout;
-    let asked = attempt.forward.varying.as_deref().and_then(|varying| varying.connect_timeout);
+    let asked = attempt
+        .forward
+        .varying
+        .as_deref()
+        .and_then(|varying| varying.connect_timeout);
     asked.map_or(limit, |asked| asked.min(limit))
 }
 
 fn failed(address: SocketAddr, error: ExchangeError) -> ProxyError {
-    let ExchangeError::Client(cause) = error else { return ProxyError::Exchange(address, error) };
+    let ExchangeError::Client(cause) = error else {
+        return ProxyError::Exchange(address, error);
+    };
     match cause.downcast_ref::<RequestBodyError>() {
         Some(RequestBodyError::TooLarge(_)) => ProxyError::BodyTooLarge,
         _ => ProxyError::RequestBody(cause),
     }
 }
-

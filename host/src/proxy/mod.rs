@@ -108,7 +108,11 @@ impl Proxy {
         let client = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let http2 = connection.http2;
-        let fields = match request::admit(parts, connection.client.ip(), view.site.limits.uri_bytes_max) {
+        let fields = match request::admit(
+            parts,
+            connection.client.ip(),
+            view.site.limits.uri_bytes_max,
+        ) {
             Ok(Admitted { head, connection }) => {
                 record.head = Some(head);
                 connection
@@ -131,7 +135,12 @@ impl Proxy {
             Err(error) => return failure(error, record),
         };
         record.key.clone_from(&forward.key);
-        let attempt = Attempt { forward: &forward, trusted, fields: &fields, client: &connection.client_ip_text };
+        let attempt = Attempt {
+            forward: &forward,
+            trusted,
+            fields: &fields,
+            client: &connection.client_ip_text,
+        };
         match self.forward(&view, attempt, body, &mut record).await {
             Err(error) => failure(error, record),
             Ok(forwarded) if forwarded.response.head.status == StatusCode::SWITCHING_PROTOCOLS => {
@@ -151,18 +160,26 @@ impl Proxy {
         http2: bool,
         mut record: Box<Record>,
     ) -> Response<ResponseBody> {
-        let Forwarded { response: exchanged, connection, picked } = forwarded;
+        let Forwarded {
+            response: exchanged,
+            connection,
+            picked,
+        } = forwarded;
         let mut response_head = exchanged.head;
         edit(&mut response_head.headers, forward);
         if view.site.limits.via {
-            response_head.headers.append(header::VIA, HeaderValue::from_static("1.1 throwbar"));
+            response_head
+                .headers
+                .append(header::VIA, HeaderValue::from_static("1.1 throwbar"));
         }
         if !http2 && !fields.trailers {
             response_head.headers.remove(header::TRAILER);
         }
         // A request to upgrade that was answered otherwise ends the connection: nobody knows what the client sent after.
         if record.head.as_ref().is_some_and(|head| head.websocket) {
-            response_head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response_head
+                .headers
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         record.status = response_head.status.as_u16();
         let home = Home {
@@ -173,7 +190,14 @@ impl Proxy {
         };
         let keep_alive = response_head.keep_alive && exchanged.sent_all;
         let idle = view.site.ticks.response_body;
-        let body = UpstreamBody::new(connection, response_head.coding, keep_alive, exchanged.received, idle, home);
+        let body = UpstreamBody::new(
+            connection,
+            response_head.coding,
+            keep_alive,
+            exchanged.received,
+            idle,
+            home,
+        );
         let mut response = Response::new(ResponseBody::upstream(body, record, picked));
         *response.status_mut() = response_head.status;
         *response.headers_mut() = response_head.headers;
@@ -192,14 +216,31 @@ impl Proxy {
     ) -> Response<ResponseBody> {
         let address = forwarded.connection.address;
         let head = record.head.as_ref().expect("given back by plugins");
-        let key = head.headers.get(header::SEC_WEBSOCKET_KEY).expect("admission checked it");
-        if !upgrade::accepts(key, forwarded.response.head.headers.get(header::SEC_WEBSOCKET_ACCEPT)) {
-            return failure(ProxyError::Upgrade(address, "Sec-WebSocket-Accept does not answer the key"), record);
+        let key = head
+            .headers
+            .get(header::SEC_WEBSOCKET_KEY)
+            .expect("admission checked it");
+        if !upgrade::accepts(
+            key,
+            forwarded
+                .response
+                .head
+                .headers
+                .get(header::SEC_WEBSOCKET_ACCEPT),
+        ) {
+            return failure(
+                ProxyError::Upgrade(address, "Sec-WebSocket-Accept does not answer the key"),
+                record,
+            );
         }
         let mut headers = std::mem::take(&mut forwarded.response.head.headers);
         edit(&mut headers, &forward);
         upgrade::switching(&mut headers);
-        let pending = upgrade::Pending { forwarded, client, varying: forward.varying.take() };
+        let pending = upgrade::Pending {
+            forwarded,
+            client,
+            varying: forward.varying.take(),
+        };
         if let Err(error) = self.join(view, connection, pending, &record) {
             return failure(error, record);
         }
@@ -235,7 +276,9 @@ fn reply(answer: Reply, mut record: Box<Record>) -> Response<ResponseBody> {
         response.headers_mut().append(name, value);
     }
     if websocket {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -253,16 +296,29 @@ fn failure(failure: impl Into<Failure>, mut record: Box<Record>) -> Response<Res
     let body = Bytes::from(format!("{} {what}\nrequest {id}\n", status.as_u16()));
     let headers = vec![
         (header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
-        (REQUEST_ID, HeaderValue::from_str(&id).expect("hexadecimal digits")),
+        (
+            REQUEST_ID,
+            HeaderValue::from_str(&id).expect("hexadecimal digits"),
+        ),
     ];
-    reply(Reply { status, headers, body }, record)
+    reply(
+        Reply {
+            status,
+            headers,
+            body,
+        },
+        record,
+    )
 }
 
 const REQUEST_ID: http::HeaderName = http::HeaderName::from_static("x-request-id");
 
 impl From<ProxyError> for Failure {
     fn from(error: ProxyError) -> Self {
-        Self { error, status: None }
+        Self {
+            error,
+            status: None,
+        }
     }
 }
 

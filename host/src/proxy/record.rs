@@ -86,13 +86,21 @@ impl Drop for Record {
             if let Some(head) = &self.head {
                 line.plain("method", head.method.as_str());
                 line.text("authority", head.authority.as_str());
-                line.text("path", head.uri.path_and_query().map_or("/", |target| target.as_str()));
+                line.text(
+                    "path",
+                    head.uri
+                        .path_and_query()
+                        .map_or("/", |target| target.as_str()),
+                );
             }
             line.plain("protocol", if self.connection.http2 { "h2" } else { "h1" });
             line.number("status", self.status.into());
             line.number("bytes_in", self.bytes_in);
             line.number("bytes_out", self.bytes_out);
-            line.number("duration_us", ended.saturating_duration_since(self.started).as_micros() as u64);
+            line.number(
+                "duration_us",
+                ended.saturating_duration_since(self.started).as_micros() as u64,
+            );
             if let Some(route) = self.route {
                 line.text("route", &self.view.site.routes[route].name);
             }
@@ -109,7 +117,9 @@ impl Drop for Record {
             }
             match &self.error {
                 Some(error) => line.text("error", error),
-                None if self.status == 0 => line.plain("error", "client went away before a response"),
+                None if self.status == 0 => {
+                    line.plain("error", "client went away before a response")
+                }
                 None => {}
             }
         });

@@ -5,7 +5,9 @@ use super::record::Record;
 use super::site::{Action, SiteView};
 use super::{OnFailure, Proxy};
 use crate::plugin::generation::{CallStats, DECISION_BUCKETS};
-use crate::plugin::{Decision, Forward, Generation, Instance, PluginSlot, Reply, RouteError, RouteTarget, Routed};
+use crate::plugin::{
+    Decision, Forward, Generation, Instance, PluginSlot, Reply, RouteError, RouteTarget, Routed,
+};
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 use std::sync::Arc;
@@ -34,7 +36,10 @@ impl Proxy {
     /// in the record).
     pub async fn route(&self, view: &SiteView, record: &mut Record) -> Result<Verdict, Failure> {
         for (index, route) in view.site.routes.iter().enumerate() {
-            let head = record.head.as_ref().expect("lent to plugins only, which give it back");
+            let head = record
+                .head
+                .as_ref()
+                .expect("lent to plugins only, which give it back");
             if !route.matcher.matches(head) {
                 continue;
             }
@@ -44,43 +49,76 @@ impl Proxy {
                 Action::Reply(reply) => return Ok(Verdict::Reply(fill_in(reply, record))),
                 Action::Plugin(slot, on_failure) => match self.ask(slot, record).await {
                     Ok(Decision::Pass) => {}
-                    Ok(Decision::Forward(forward)) => return Ok(Verdict::Forward { forward, trusted: false }),
+                    Ok(Decision::Forward(forward)) => {
+                        return Ok(Verdict::Forward {
+                            forward,
+                            trusted: false,
+                        });
+                    }
                     Ok(Decision::Reply(reply)) => return Ok(Verdict::Reply(reply)),
                     Err(error) => {
-                        route.counters[self.worker].plugin_failures.fetch_add(1, Relaxed);
+                        route.counters[self.worker]
+                            .plugin_failures
+                            .fetch_add(1, Relaxed);
                         return self.fall_back(slot, on_failure, error, record).await;
                     }
                 },
             }
         }
-        Err(Failure { error: ProxyError::NoRoute, status: None })
+        Err(Failure {
+            error: ProxyError::NoRoute,
+            status: None,
+        })
     }
 
     /// Asks the active version.
-    async fn ask(&self, slot: &Arc<PluginSlot>, record: &mut Record) -> Result<Decision, ProxyError> {
+    async fn ask(
+        &self,
+        slot: &Arc<PluginSlot>,
+        record: &mut Record,
+    ) -> Result<Decision, ProxyError> {
         let active = slot.active();
-        let Some(generation) = &*active else { return Err(ProxyError::NoVersion(slot.name().to_string())) };
+        let Some(generation) = &*active else {
+            return Err(ProxyError::NoVersion(slot.name().to_string()));
+        };
         let (routed, label) = (self.call(generation, record), generation.label().clone());
-        let stats = routed.as_ref().ok().filter(|routed| routed.writes.is_some()).map(|_| generation.clone());
+        let stats = routed
+            .as_ref()
+            .ok()
+            .filter(|routed| routed.writes.is_some())
+            .map(|_| generation.clone());
         record.label = Some(label.clone());
-        let routed = routed.map_err(|error| {
-            ProxyError::Plugin { plugin: slot.name().to_string(), version: label.version().to_string(), error }
+        let routed = routed.map_err(|error| ProxyError::Plugin {
+            plugin: slot.name().to_string(),
+            version: label.version().to_string(),
+            error,
         })?;
         drop(active);
         if let Some(writes) = routed.writes {
             self.store.commit(writes).await.map_err(|error| {
                 if let Some(generation) = stats {
-                    generation.stats(self.worker).refused_writes.fetch_add(1, Relaxed);
+                    generation
+                        .stats(self.worker)
+                        .refused_writes
+                        .fetch_add(1, Relaxed);
                 }
                 let (plugin, version) = (slot.name().to_string(), label.version().to_string());
-                ProxyError::Commit { plugin, version, error }
+                ProxyError::Commit {
+                    plugin,
+                    version,
+                    error,
+                }
             })?;
         }
         Ok(routed.decision)
     }
 
     /// One call of this worker's instance of a generation. This is where a request meets a plugin.
-    fn call(&self, generation: &Arc<Generation>, record: &mut Record) -> Result<Routed, RouteError> {
+    fn call(
+        &self,
+        generation: &Arc<Generation>,
+        record: &mut Record,
+    ) -> Result<Routed, RouteError> {
         let started = Instant::now();
         let head = record.head.take().expect("lent to one plugin at a time");
         let mut instances = self.instances.borrow_mut();
@@ -112,12 +150,29 @@ impl Proxy {
         error: ProxyError,
         record: &mut Record,
     ) -> Result<Verdict, Failure> {
-        tracing::warn!(error = error.chain(), request = record.request_id(), "plugin failed");
+        tracing::warn!(
+            error = error.chain(),
+            request = record.request_id(),
+            "plugin failed"
+        );
         match on_failure {
             // A bad address or field is the plugin's answer, not its absence: the gateway got nothing it can use.
             OnFailure::Reply(status) => {
-                let bad = matches!(&error, ProxyError::Plugin { error: RouteError::Decision(_), .. });
-                Err(Failure { error, status: Some(if bad { StatusCode::BAD_GATEWAY } else { *status }) })
+                let bad = matches!(
+                    &error,
+                    ProxyError::Plugin {
+                        error: RouteError::Decision(_),
+                        ..
+                    }
+                );
+                Err(Failure {
+                    error,
+                    status: Some(if bad {
+                        StatusCode::BAD_GATEWAY
+                    } else {
+                        *status
+                    }),
+                })
             }
             OnFailure::Upstream(name) => {
                 record.error = Some(error.chain());
@@ -125,15 +180,30 @@ impl Proxy {
             }
             OnFailure::LastGood => {
                 let previous = slot.previous();
-                let Some(generation) = &*previous else { return Err(Failure { error, status: None }) };
+                let Some(generation) = &*previous else {
+                    return Err(Failure {
+                        error,
+                        status: None,
+                    });
+                };
                 record.error = Some(error.chain());
                 record.label = Some(generation.label().clone());
                 match self.call(generation, record) {
-                    Ok(Routed { decision: Decision::Forward(forward), writes: None }) => {
-                        Ok(Verdict::Forward { forward, trusted: false })
-                    }
-                    Ok(Routed { decision: Decision::Reply(reply), writes: None }) => Ok(Verdict::Reply(reply)),
-                    _ => Err(Failure { error, status: None }),
+                    Ok(Routed {
+                        decision: Decision::Forward(forward),
+                        writes: None,
+                    }) => Ok(Verdict::Forward {
+                        forward,
+                        trusted: false,
+                    }),
+                    Ok(Routed {
+                        decision: Decision::Reply(reply),
+                        writes: None,
+                    }) => Ok(Verdict::Reply(reply)),
+                    _ => Err(Failure {
+                        error,
+                        status: None,
+                    }),
                 }
             }
         }
@@ -149,7 +219,10 @@ fn count(stats: &CallStats, error: Option<&RouteError>, nanos: u64) {
     };
     kind.fetch_add(1, Relaxed);
     stats.nanos.fetch_add(nanos, Relaxed);
-    let bucket = DECISION_BUCKETS.iter().position(|&bound| nanos <= bound).unwrap_or(DECISION_BUCKETS.len());
+    let bucket = DECISION_BUCKETS
+        .iter()
+        .position(|&bound| nanos <= bound)
+        .unwrap_or(DECISION_BUCKETS.len());
     stats.histogram[bucket].fetch_add(1, Relaxed);
 }
 
@@ -163,17 +236,28 @@ pub struct Failure {
 }
 
 fn trusted(to: RouteTarget) -> Verdict {
-    Verdict::Forward { forward: Forward { to, key: None, constant: None, varying: None }, trusted: true }
+    Verdict::Forward {
+        forward: Forward {
+            to,
+            key: None,
+            constant: None,
+            varying: None,
+        },
+        trusted: true,
+    }
 }
 
 /// Replaces `${header.NAME}` in the body of a config's reply.
 fn fill_in(reply: &Reply, record: &Record) -> Reply {
-    let Ok(template) = std::str::from_utf8(&reply.body) else { return reply.clone() };
+    let Ok(template) = std::str::from_utf8(&reply.body) else {
+        return reply.clone();
+    };
     if !template.contains("${header.") {
         return reply.clone();
     }
     let json = reply.headers.iter().any(|(name, value)| {
-        *name == http::header::CONTENT_TYPE && value.to_str().is_ok_and(|value| value.contains("json"))
+        *name == http::header::CONTENT_TYPE
+            && value.to_str().is_ok_and(|value| value.contains("json"))
     });
     let headers = &record.head.as_ref().expect("given back by plugins").headers;
     let mut body = String::with_capacity(template.len() + 64);
@@ -185,8 +269,12 @@ fn fill_in(reply: &Reply, record: &Record) -> Reply {
             rest = after;
             continue;
         };
-        let value = HeaderName::from_bytes(name.as_bytes()).ok().and_then(|name| headers.get(name));
-        let value = value.map(|value| String::from_utf8_lossy(value.as_bytes())).unwrap_or_default();
+        let value = HeaderName::from_bytes(name.as_bytes())
+            .ok()
+            .and_then(|name| headers.get(name));
+        let value = value
+            .map(|value| String::from_utf8_lossy(value.as_bytes()))
+            .unwrap_or_default();
         if json {
             let quoted = serde_json::to_string(&value).expect("a string");
             body.push_str(&quoted[1..quoted.len() - 1]);
@@ -196,7 +284,10 @@ fn fill_in(reply: &Reply, record: &Record) -> Reply {
         rest = after;
     }
     body.push_str(rest);
-    Reply { body: Bytes::from(body), ..reply.clone() }
+    Reply {
+        body: Bytes::from(body),
+        ..reply.clone()
+    }
 }
 
 /// One worker's warm instances: at most one for each generation, a handful in all.
@@ -211,7 +302,11 @@ impl Instances {
     /// # Errors
     /// If it cannot be instantiated.
     pub fn lease(&mut self, generation: &Arc<Generation>) -> Result<&mut Instance, RouteError> {
-        let index = match self.warm.iter().position(|instance| instance.generation().id() == generation.id()) {
+        let index = match self
+            .warm
+            .iter()
+            .position(|instance| instance.generation().id() == generation.id())
+        {
             Some(index) => index,
             None => {
                 self.warm.push(Instance::new(generation)?);
@@ -223,6 +318,7 @@ impl Instances {
 
     /// Drops the instance of a generation.
     pub fn discard(&mut self, generation: crate::plugin::GenerationId) {
-        self.warm.retain(|instance| instance.generation().id() != generation);
+        self.warm
+            .retain(|instance| instance.generation().id() != generation);
     }
 }

@@ -80,21 +80,39 @@ impl Site {
         before: Option<&Site>,
     ) -> Result<Self, String> {
         let counters = |name: &str| {
-            let kept = before.and_then(|site| site.routes.iter().find(|route| &*route.name == name));
-            kept.map_or_else(|| (0..config.workers).map(|_| RouteCounters::default()).collect(), |r| r.counters.clone())
+            let kept =
+                before.and_then(|site| site.routes.iter().find(|route| &*route.name == name));
+            kept.map_or_else(
+                || {
+                    (0..config.workers)
+                        .map(|_| RouteCounters::default())
+                        .collect()
+                },
+                |r| r.counters.clone(),
+            )
         };
         let route = |route: &super::RouteConfig| -> Result<Route, String> {
             let action = match &route.handler {
                 Handler::Plugin { plugin, on_failure } => {
-                    let slot = slot(plugin).ok_or_else(|| format!("route {:?}: no plugin {plugin:?}", route.name))?;
+                    let slot = slot(plugin)
+                        .ok_or_else(|| format!("route {:?}: no plugin {plugin:?}", route.name))?;
                     Action::Plugin(slot, on_failure.clone())
                 }
-                Handler::To(target, port) => Action::Forward(RouteTarget::Address(target.clone(), *port)),
-                Handler::Upstream(name) => Action::Forward(RouteTarget::Upstream(name.as_str().into(), None)),
+                Handler::To(target, port) => {
+                    Action::Forward(RouteTarget::Address(target.clone(), *port))
+                }
+                Handler::Upstream(name) => {
+                    Action::Forward(RouteTarget::Upstream(name.as_str().into(), None))
+                }
                 Handler::Reply(reply) => Action::Reply(reply.clone()),
             };
             let (name, matcher) = (route.name.as_str().into(), route.matcher.clone());
-            Ok(Route { counters: counters(&route.name), name, matcher, action })
+            Ok(Route {
+                counters: counters(&route.name),
+                name,
+                matcher,
+                action,
+            })
         };
         Ok(Self {
             routes: config.routes.iter().map(route).collect::<Result<_, _>>()?,
@@ -143,7 +161,10 @@ impl Limits {
 
     /// What is said of us and a client.
     pub fn forwarded<'a>(&self, client: &'a str) -> Forwarded<'a> {
-        Forwarded { client, via: self.via }
+        Forwarded {
+            client,
+            via: self.via,
+        }
     }
 }
 
@@ -160,12 +181,18 @@ impl SiteView {
         let kept = |config: &crate::upstream::Config| {
             let before = before?;
             let same = before.site.upstreams.iter().any(|old| old == config);
-            same.then(|| before.balancers.get(config.name.as_str()).cloned()).flatten()
+            same.then(|| before.balancers.get(config.name.as_str()).cloned())
+                .flatten()
         };
         let balancers = site
             .upstreams
             .iter()
-            .map(|u| (u.name.as_str().into(), kept(u).unwrap_or_else(|| Balancer::new(u.clone()))))
+            .map(|u| {
+                (
+                    u.name.as_str().into(),
+                    kept(u).unwrap_or_else(|| Balancer::new(u.clone())),
+                )
+            })
             .collect();
         Rc::new(Self { balancers, site })
     }

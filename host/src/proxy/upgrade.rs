@@ -20,7 +20,10 @@ const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Whether `accept` answers `key` (RFC 6455, 4.2.2).
 pub fn accepts(key: &HeaderValue, accept: Option<&HeaderValue>) -> bool {
-    let digest = Sha1::new().chain_update(key.as_bytes()).chain_update(ACCEPT_GUID).finalize();
+    let digest = Sha1::new()
+        .chain_update(key.as_bytes())
+        .chain_update(ACCEPT_GUID)
+        .finalize();
     let expected = base64::engine::general_purpose::STANDARD.encode(digest);
     accept.is_some_and(|accept| accept.as_bytes() == expected.as_bytes())
 }
@@ -56,20 +59,34 @@ impl Proxy {
         if self.streams.len() >= view.site.streams.streams_max {
             return Err(ProxyError::TooManyStreams);
         }
-        let route = record.route.map(|route| view.site.routes[route].name.clone()).unwrap_or_default();
+        let route = record
+            .route
+            .map(|route| view.site.routes[route].name.clone())
+            .unwrap_or_default();
         let (label, key) = (record.label.clone(), record.key.clone());
-        let Pending { forwarded, client, varying } = pending;
+        let Pending {
+            forwarded,
+            client,
+            varying,
+        } = pending;
         let configured = view.site.streams.clone();
         let (proxy, connection) = (self.clone(), connection.clone());
         tokio::task::spawn_local(async move {
-            let Forwarded { response, connection: upstream, picked } = forwarded;
+            let Forwarded {
+                response,
+                connection: upstream,
+                picked,
+            } = forwarded;
             // The client went away before it was told.
             let Ok(upgraded) = client.await else { return };
             let Ok(parts) = upgraded.downcast::<DownstreamSocket>() else {
                 unreachable!("every client's socket is a DownstreamSocket");
             };
             let endpoint = upstream.address;
-            let (Ok(downstream), Ok(upstream)) = (parts.io.into_tcp().into_std(), upstream.into_tcp().into_std()) else {
+            let (Ok(downstream), Ok(upstream)) = (
+                parts.io.into_tcp().into_std(),
+                upstream.into_tcp().into_std(),
+            ) else {
                 return;
             };
             let varying = varying.unwrap_or_default();
@@ -103,8 +120,14 @@ mod tests {
     #[test]
     fn accept_is_that_of_the_rfc() {
         let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
-        assert!(accepts(&key, Some(&HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="))));
-        assert!(!accepts(&key, Some(&HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOp="))));
+        assert!(accepts(
+            &key,
+            Some(&HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="))
+        ));
+        assert!(!accepts(
+            &key,
+            Some(&HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOp="))
+        ));
         assert!(!accepts(&key, None));
     }
 }

@@ -56,20 +56,28 @@ impl Balancer {
             Policy::RoundRobin => {
                 let start = self.next.get();
                 self.next.set(start.wrapping_add(1));
-                candidates(up_only).min_by_key(|&index| (index + self.len() - start % self.len()) % self.len())
+                candidates(up_only)
+                    .min_by_key(|&index| (index + self.len() - start % self.len()) % self.len())
             }
             Policy::LeastRequests => {
                 // From where the last one left off, so that equal ones take turns.
                 let start = self.next.get();
                 self.next.set(start.wrapping_add(1));
                 candidates(up_only).min_by_key(|&index| {
-                    (self.active[index].get(), (index + self.len() - start % self.len()) % self.len())
+                    (
+                        self.active[index].get(),
+                        (index + self.len() - start % self.len()) % self.len(),
+                    )
                 })
             }
-            Policy::Hash => candidates(up_only).max_by_key(|&index| rendezvous(key, &self.config.endpoints[index])),
+            Policy::Hash => candidates(up_only)
+                .max_by_key(|&index| rendezvous(key, &self.config.endpoints[index])),
         }?;
         self.active[index].set(self.active[index].get() + 1);
-        Some(Picked { balancer: self.clone(), index })
+        Some(Picked {
+            balancer: self.clone(),
+            index,
+        })
     }
 }
 
@@ -128,7 +136,11 @@ mod tests {
 
     fn balancer(policy: Policy, endpoints: usize) -> Rc<Balancer> {
         let endpoint = |i: usize| (Target::Ip([127, 0, 0, 1].into(), None), 1000 + i as u16);
-        Balancer::new(Config { name: "u".into(), endpoints: (0..endpoints).map(endpoint).collect(), policy })
+        Balancer::new(Config {
+            name: "u".into(),
+            endpoints: (0..endpoints).map(endpoint).collect(),
+            policy,
+        })
     }
 
     #[test]
@@ -136,7 +148,10 @@ mod tests {
         let balancer = balancer(Policy::RoundRobin, 3);
         let turn = |now| balancer.pick(b"", &[], now).expect("one").index();
         assert_eq!([turn(0), turn(0), turn(0), turn(0)], [0, 1, 2, 0]);
-        balancer.pick(b"", &[0, 2], 0).expect("endpoint 1").failed(0);
+        balancer
+            .pick(b"", &[0, 2], 0)
+            .expect("endpoint 1")
+            .failed(0);
         assert!((0..6).all(|_| turn(0) != 1));
         assert!((0..6).any(|_| turn(DOWN_TICKS) == 1));
     }
@@ -148,18 +163,29 @@ mod tests {
         let other = balancer.pick(b"", &[], 0).expect("one");
         assert_ne!(held.index(), other.index());
         drop(other);
-        assert_ne!(balancer.pick(b"", &[], 0).expect("one").index(), held.index());
+        assert_ne!(
+            balancer.pick(b"", &[], 0).expect("one").index(),
+            held.index()
+        );
     }
 
     #[test]
     fn hash_keeps_a_key_and_moves_only_the_keys_of_what_went() {
         let balancer = balancer(Policy::Hash, 4);
         let keys: Vec<String> = (0..400).map(|i| format!("key{i}")).collect();
-        let pick = |key: &str, tried: &[usize]| balancer.pick(key.as_bytes(), tried, 0).expect("one").index();
+        let pick = |key: &str, tried: &[usize]| {
+            balancer
+                .pick(key.as_bytes(), tried, 0)
+                .expect("one")
+                .index()
+        };
         let before: Vec<usize> = keys.iter().map(|key| pick(key, &[])).collect();
         for endpoint in 0..4 {
             let share = before.iter().filter(|&&index| index == endpoint).count();
-            assert!((60..140).contains(&share), "endpoint {endpoint} has {share} of 400 keys");
+            assert!(
+                (60..140).contains(&share),
+                "endpoint {endpoint} has {share} of 400 keys"
+            );
         }
         for (key, &index) in keys.iter().zip(&before) {
             if index != 2 {
@@ -170,6 +196,10 @@ mod tests {
 
     #[test]
     fn nothing_is_picked_when_all_were_tried() {
-        assert!(balancer(Policy::RoundRobin, 2).pick(b"", &[0, 1], 0).is_none());
+        assert!(
+            balancer(Policy::RoundRobin, 2)
+                .pick(b"", &[0, 1], 0)
+                .is_none()
+        );
     }
 }

@@ -93,8 +93,22 @@ pub struct UpstreamBody {
 
 impl UpstreamBody {
     /// `received` came with the head.
-    pub fn new(connection: Connection, coding: Coding, keep_alive: bool, received: Bytes, idle: Ticks, home: Home) -> Self {
-        let mut body = Self { connection: Some(connection), coding, buffer: received, keep_alive, idle, home };
+    pub fn new(
+        connection: Connection,
+        coding: Coding,
+        keep_alive: bool,
+        received: Bytes,
+        idle: Ticks,
+        home: Home,
+    ) -> Self {
+        let mut body = Self {
+            connection: Some(connection),
+            coding,
+            buffer: received,
+            keep_alive,
+            idle,
+            home,
+        };
         if body.coding == Coding::Length(0) {
             body.finish();
         }
@@ -120,13 +134,20 @@ impl UpstreamBody {
             && self.keep_alive
             && self.buffer.is_empty()
         {
-            self.home.pool.put(connection, self.home.limits, &self.home.counters.workers[self.home.worker]);
+            self.home.pool.put(
+                connection,
+                self.home.limits,
+                &self.home.counters.workers[self.home.worker],
+            );
         }
         self.buffer = Bytes::new();
     }
 
     /// The next frame; none at the end.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.connection.is_none() {
             return Poll::Ready(None);
         }
@@ -142,7 +163,10 @@ impl UpstreamBody {
                 Coding::UntilClose => DIRECT_READ_MIN,
                 Coding::Chunked(_) => 0,
             };
-            let connection = self.connection.as_mut().expect("taken only by finish, which ends the body");
+            let connection = self
+                .connection
+                .as_mut()
+                .expect("taken only by finish, which ends the body");
             match receive(connection, wanted, &mut self.buffer, cx) {
                 Poll::Pending => {
                     connection.watched.read_within_or_earlier(self.idle);
@@ -181,7 +205,11 @@ impl UpstreamBody {
                     return Ok(Decoded::Frame(Frame::data(data)));
                 }
                 Coding::UntilClose if self.buffer.is_empty() => return Ok(Decoded::More),
-                Coding::UntilClose => return Ok(Decoded::Frame(Frame::data(std::mem::take(&mut self.buffer)))),
+                Coding::UntilClose => {
+                    return Ok(Decoded::Frame(Frame::data(std::mem::take(
+                        &mut self.buffer,
+                    ))));
+                }
                 Coding::Chunked(state) => match self.decode_chunked(state)? {
                     Some(decoded) => return Ok(decoded),
                     None => continue,
@@ -193,16 +221,26 @@ impl UpstreamBody {
     fn decode_chunked(&mut self, state: ChunkState) -> Result<Option<Decoded>, BodyError> {
         match state {
             ChunkState::Size => {
-                let Some(line) = self.line()? else { return Ok(Some(Decoded::More)) };
+                let Some(line) = self.line()? else {
+                    return Ok(Some(Decoded::More));
+                };
                 let size = chunk_size(&line).ok_or(BodyError::Malformed)?;
-                self.coding = Coding::Chunked(if size == 0 { ChunkState::Trailers } else { ChunkState::Data(size) });
+                self.coding = Coding::Chunked(if size == 0 {
+                    ChunkState::Trailers
+                } else {
+                    ChunkState::Data(size)
+                });
                 Ok(None)
             }
             ChunkState::Data(_) if self.buffer.is_empty() => Ok(Some(Decoded::More)),
             ChunkState::Data(left) => {
                 let data = self.take(left);
                 let left = left - data.len() as u64;
-                self.coding = Coding::Chunked(if left == 0 { ChunkState::End } else { ChunkState::Data(left) });
+                self.coding = Coding::Chunked(if left == 0 {
+                    ChunkState::End
+                } else {
+                    ChunkState::Data(left)
+                });
                 Ok(Some(Decoded::Frame(Frame::data(data))))
             }
             ChunkState::End => match self.line()? {
@@ -225,7 +263,11 @@ impl UpstreamBody {
     /// A line without its CR LF, if it is complete.
     fn line(&mut self) -> Result<Option<Bytes>, BodyError> {
         let Some(end) = memchr::memchr(b'\n', &self.buffer) else {
-            return if self.buffer.len() > LINE_BYTES_MAX { Err(BodyError::Malformed) } else { Ok(None) };
+            return if self.buffer.len() > LINE_BYTES_MAX {
+                Err(BodyError::Malformed)
+            } else {
+                Ok(None)
+            };
         };
         let line = self.buffer.split_to(end);
         self.buffer.advance(1);
@@ -247,17 +289,25 @@ impl UpstreamBody {
             Ok(httparse::Status::Complete((length, fields))) => {
                 let mut trailers = HeaderMap::with_capacity(fields.len());
                 for field in fields {
-                    let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| BodyError::Malformed)?;
-                    let value = HeaderValue::from_bytes(field.value).map_err(|_| BodyError::Malformed)?;
+                    let name = HeaderName::from_bytes(field.name.as_bytes())
+                        .map_err(|_| BodyError::Malformed)?;
+                    let value =
+                        HeaderValue::from_bytes(field.value).map_err(|_| BodyError::Malformed)?;
                     if may_be_trailer(&name) {
                         trailers.append(name, value);
                     }
                 }
                 self.buffer.advance(length);
                 self.finish();
-                Ok(if trailers.is_empty() { Decoded::End } else { Decoded::Frame(Frame::trailers(trailers)) })
+                Ok(if trailers.is_empty() {
+                    Decoded::End
+                } else {
+                    Decoded::Frame(Frame::trailers(trailers))
+                })
             }
-            Ok(httparse::Status::Partial) if self.buffer.len() <= LINE_BYTES_MAX => Ok(Decoded::More),
+            Ok(httparse::Status::Partial) if self.buffer.len() <= LINE_BYTES_MAX => {
+                Ok(Decoded::More)
+            }
             _ => Err(BodyError::Malformed),
         }
     }
@@ -301,7 +351,9 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     if digits == 0 || digits > 16 || !(rest.is_empty() || rest[0] == b';') {
         return None;
     }
-    let size = line[..digits].iter().fold(0u64, |n, &d| n << 4 | u64::from((d as char).to_digit(16).unwrap_or(0)));
+    let size = line[..digits].iter().fold(0u64, |n, &d| {
+        n << 4 | u64::from((d as char).to_digit(16).unwrap_or(0))
+    });
     (size <= u64::MAX >> 1).then_some(size)
 }
 

@@ -29,9 +29,14 @@ impl Connection {
     /// Whether the peer ended it or sent something unasked: then it is of no use.
     fn is_stale(&self) -> bool {
         // No system call unless the socket became readable; the waker is replaced by the next real read.
-        match self.tcp.poll_read_ready(&mut Context::from_waker(Waker::noop())) {
+        match self
+            .tcp
+            .poll_read_ready(&mut Context::from_waker(Waker::noop()))
+        {
             Poll::Pending => false,
-            Poll::Ready(_) => !matches!(self.tcp.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock),
+            Poll::Ready(_) => {
+                !matches!(self.tcp.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+            }
         }
     }
 
@@ -78,7 +83,10 @@ pub enum DialError {
 impl Pool {
     /// Without connections.
     pub fn new(deadlines: Arc<Deadlines>) -> Rc<Self> {
-        Rc::new(Self { idle: RefCell::default(), deadlines })
+        Rc::new(Self {
+            idle: RefCell::default(),
+            deadlines,
+        })
     }
 
     /// The idle connection to this endpoint that was used last, if there is a good one.
@@ -131,8 +139,17 @@ impl Pool {
             .map_err(|_| failed(DialError::Timeout(address, timeout)))?
             .and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp))
             .map_err(|error| failed(DialError::Io(address, error)))?;
-        let watched = self.deadlines.watch(&tcp).ok_or_else(|| failed(DialError::TooMany(address)))?;
-        Ok(Connection { watched, tcp, address, reused: false, idle_since: 0 })
+        let watched = self
+            .deadlines
+            .watch(&tcp)
+            .ok_or_else(|| failed(DialError::TooMany(address)))?;
+        Ok(Connection {
+            watched,
+            tcp,
+            address,
+            reused: false,
+            idle_since: 0,
+        })
     }
 
     /// Drops connections that were idle too long or that the peer has ended.
@@ -140,7 +157,9 @@ impl Pool {
         let now = self.deadlines.now();
         self.idle.borrow_mut().retain(|_, connections| {
             let before = connections.len();
-            connections.retain(|c| now.wrapping_sub(c.idle_since) < limits.idle_timeout.count() && !c.is_stale());
+            connections.retain(|c| {
+                now.wrapping_sub(c.idle_since) < limits.idle_timeout.count() && !c.is_stale()
+            });
             for _ in connections.len()..before {
                 decrement(&counters.upstream_idle);
             }

@@ -78,7 +78,13 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut sending = Sending { out: outgoing.head, framing: Vec::new(), at: 0, data: Bytes::new(), body };
+    let mut sending = Sending {
+        out: outgoing.head,
+        framing: Vec::new(),
+        at: 0,
+        data: Bytes::new(),
+        body,
+    };
     let mut received = Bytes::new();
     let mut informational = 0;
     let mut waiting = false;
@@ -88,32 +94,48 @@ where
             connection.watched.read_within(limits.response);
         }
         loop {
-            if ready!(receive(connection, 0, &mut received, cx)).map_err(|e| closed(connection, &received, Some(e)))? == 0 {
+            if ready!(receive(connection, 0, &mut received, cx))
+                .map_err(|e| closed(connection, &received, Some(e)))?
+                == 0
+            {
                 return Poll::Ready(Err(closed(connection, &received, None)));
             }
             while !received.is_empty() {
-                let Some((head, length)) =
-                    response::parse(&received, outgoing.method).map_err(ExchangeError::BadResponse)?
+                let Some((head, length)) = response::parse(&received, outgoing.method)
+                    .map_err(ExchangeError::BadResponse)?
                 else {
                     if received.len() > limits.head_bytes_max {
-                        return Poll::Ready(Err(ExchangeError::BadResponse("response head is too large")));
+                        return Poll::Ready(Err(ExchangeError::BadResponse(
+                            "response head is too large",
+                        )));
                     }
                     break;
                 };
                 received.advance(length);
-                if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+                if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
+                {
                     informational += 1;
                     if informational > INFORMATIONAL_MAX {
-                        return Poll::Ready(Err(ExchangeError::BadResponse("too many informational responses")));
+                        return Poll::Ready(Err(ExchangeError::BadResponse(
+                            "too many informational responses",
+                        )));
                     }
                     continue;
                 }
-                if head.status == StatusCode::SWITCHING_PROTOCOLS && !(outgoing.websocket && head.websocket) {
-                    return Poll::Ready(Err(ExchangeError::BadResponse("response switches protocols unasked")));
+                if head.status == StatusCode::SWITCHING_PROTOCOLS
+                    && !(outgoing.websocket && head.websocket)
+                {
+                    return Poll::Ready(Err(ExchangeError::BadResponse(
+                        "response switches protocols unasked",
+                    )));
                 }
                 connection.watched.read_any_time();
                 connection.watched.write_any_time();
-                return Poll::Ready(Ok(Response { head, received: std::mem::take(&mut received), sent_all: waiting }));
+                return Poll::Ready(Ok(Response {
+                    head,
+                    received: std::mem::take(&mut received),
+                    sent_all: waiting,
+                }));
             }
         }
     })
@@ -126,7 +148,9 @@ fn closed(connection: &Connection, received: &Bytes, error: Option<io::Error>) -
     } else if received.is_empty() {
         ExchangeError::Closed(error)
     } else {
-        ExchangeError::BadResponse("endpoint closed the connection in the middle of a response head")
+        ExchangeError::BadResponse(
+            "endpoint closed the connection in the middle of a response head",
+        )
     }
 }
 
@@ -196,13 +220,21 @@ where
 
     /// Takes the next frame of the body; false at the end.
     fn next(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, ExchangeError> {
-        let Some((body, chunked)) = &mut self.body else { return Ok(Poll::Ready(false)) };
+        let Some((body, chunked)) = &mut self.body else {
+            return Ok(Poll::Ready(false));
+        };
         let frame = match body.as_mut().poll_frame(cx) {
             Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(frame) => frame.transpose().map_err(|e| ExchangeError::Client(e.into()))?,
+            Poll::Ready(frame) => frame
+                .transpose()
+                .map_err(|e| ExchangeError::Client(e.into()))?,
         };
         // Chunks are separated by the line end after each one's data, which goes out with the next.
-        let after_data = if std::mem::take(&mut self.framing).is_empty() { &b""[..] } else { b"\r\n" };
+        let after_data = if std::mem::take(&mut self.framing).is_empty() {
+            &b""[..]
+        } else {
+            b"\r\n"
+        };
         self.at = 0;
         match frame.map(Frame::into_data) {
             Some(Ok(data)) if data.is_empty() => {
@@ -237,7 +269,10 @@ where
     fn end(&mut self, after_data: &[u8], trailers: &HeaderMap) {
         self.framing.extend_from_slice(after_data);
         self.framing.extend_from_slice(b"0\r\n");
-        for (name, value) in trailers.iter().filter(|(name, _)| super::body::may_be_trailer(name)) {
+        for (name, value) in trailers
+            .iter()
+            .filter(|(name, _)| super::body::may_be_trailer(name))
+        {
             self.framing.extend_from_slice(name.as_str().as_bytes());
             self.framing.extend_from_slice(b": ");
             self.framing.extend_from_slice(value.as_bytes());

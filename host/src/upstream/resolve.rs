@@ -35,7 +35,10 @@ impl Resolver {
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "resolver took too long"))??;
         let addresses: Vec<SocketAddr> = found.collect();
         if addresses.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "name has no address"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "name has no address",
+            ));
         }
         let mut answers = self.answers.borrow_mut();
         if answers.len() >= NAMES_MAX {
@@ -47,5 +50,8 @@ impl Resolver {
 }
 
 fn with_port(addresses: &[SocketAddr], port: u16) -> Vec<SocketAddr> {
-    addresses.iter().map(|a| SocketAddr::new(a.ip(), port)).collect()
+    addresses
+        .iter()
+        .map(|a| SocketAddr::new(a.ip(), port))
+        .collect()
 }

@@ -27,7 +27,10 @@ pub const FIELDS_MAX: usize = 100;
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse(received: &Bytes, method: &Method) -> Result<Option<(ResponseHead, usize)>, &'static str> {
+pub fn parse(
+    received: &Bytes,
+    method: &Method,
+) -> Result<Option<(ResponseHead, usize)>, &'static str> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);
     let length = match response.parse(received) {
@@ -36,12 +39,23 @@ pub fn parse(received: &Bytes, method: &Method) -> Result<Option<(ResponseHead, 
         Err(httparse::Error::TooManyHeaders) => return Err("response head has too many fields"),
         Err(_) => return Err("response head is malformed"),
     };
-    let version = if response.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("response status is invalid")?;
-    let mut framing = Framing { keep_alive: version == Version::HTTP_11, ..Framing::default() };
+    let version = if response.version == Some(1) {
+        Version::HTTP_11
+    } else {
+        Version::HTTP_10
+    };
+    let status = response
+        .code
+        .and_then(|code| StatusCode::from_u16(code).ok())
+        .ok_or("response status is invalid")?;
+    let mut framing = Framing {
+        keep_alive: version == Version::HTTP_11,
+        ..Framing::default()
+    };
     let mut headers = HeaderMap::with_capacity(response.headers.len());
     for field in response.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "response field name is invalid")?;
+        let name = HeaderName::from_bytes(field.name.as_bytes())
+            .map_err(|_| "response field name is invalid")?;
         if framing.take(&name, field.value)? {
             continue;
         }
@@ -57,7 +71,16 @@ pub fn parse(received: &Bytes, method: &Method) -> Result<Option<(ResponseHead, 
     if status == StatusCode::NO_CONTENT || status.is_informational() {
         headers.remove(header::CONTENT_LENGTH);
     }
-    Ok(Some((ResponseHead { status, headers, coding, keep_alive, websocket: framing.websocket }, length)))
+    Ok(Some((
+        ResponseHead {
+            status,
+            headers,
+            coding,
+            keep_alive,
+            websocket: framing.websocket,
+        },
+        length,
+    )))
 }
 
 /// What a head says about its connection.
@@ -78,18 +101,23 @@ impl Framing {
         match name.as_str().len() {
             10 if *name == header::CONNECTION => self.connection(value),
             14 if *name == header::CONTENT_LENGTH => {
-                let length = parse_length(value).ok_or("response Content-Length is not a number")?;
+                let length =
+                    parse_length(value).ok_or("response Content-Length is not a number")?;
                 if self.length.replace(length).is_some() {
                     return Err("response has more than one Content-Length");
                 }
                 return Ok(false);
             }
             17 if *name == header::TRANSFER_ENCODING => {
-                if std::mem::replace(&mut self.chunked, true) || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+                if std::mem::replace(&mut self.chunked, true)
+                    || !value.trim_ascii().eq_ignore_ascii_case(b"chunked")
+                {
                     return Err("response Transfer-Encoding is not exactly chunked");
                 }
             }
-            7 if *name == header::UPGRADE => self.websocket = value.trim_ascii().eq_ignore_ascii_case(b"websocket"),
+            7 if *name == header::UPGRADE => {
+                self.websocket = value.trim_ascii().eq_ignore_ascii_case(b"websocket")
+            }
             10 if name.as_str() == "keep-alive" => {}
             16 if name.as_str() == "proxy-connection" => {}
             2 if *name == header::TE => {}
@@ -115,7 +143,12 @@ impl Framing {
     }
 
     /// RFC 9112, 6.3.
-    fn coding(&self, status: StatusCode, method: &Method, version: Version) -> Result<Coding, &'static str> {
+    fn coding(
+        &self,
+        status: StatusCode,
+        method: &Method,
+        version: Version,
+    ) -> Result<Coding, &'static str> {
         if self.chunked && self.length.is_some() {
             return Err("response has both Content-Length and Transfer-Encoding");
         }
@@ -140,7 +173,11 @@ fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    Some(value.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0')))
+    Some(
+        value
+            .iter()
+            .fold(0, |n, digit| n * 10 + u64::from(digit - b'0')),
+    )
 }
 
 #[cfg(test)]
@@ -160,11 +197,20 @@ mod tests {
     #[test]
     fn framing_follows_the_fields_and_the_status() {
         let coding = |text: &str| head(text).expect("valid").expect("complete").coding;
-        assert_eq!(coding("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"), Coding::Length(5));
-        assert_eq!(coding("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"), Coding::chunked());
+        assert_eq!(
+            coding("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"),
+            Coding::Length(5)
+        );
+        assert_eq!(
+            coding("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+            Coding::chunked()
+        );
         assert_eq!(coding("HTTP/1.1 200 OK\r\n\r\n"), Coding::UntilClose);
         assert_eq!(coding("HTTP/1.1 204 No Content\r\n\r\n"), Coding::Length(0));
-        assert_eq!(coding("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n"), Coding::Length(0));
+        assert_eq!(
+            coding("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n"),
+            Coding::Length(0)
+        );
     }
 
     #[test]

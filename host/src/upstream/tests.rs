@@ -28,17 +28,35 @@ struct Client {
 impl Client {
     fn new() -> Self {
         let deadlines = Deadlines::new();
-        let counters = Arc::new(Counters { workers: Box::new([WorkerCounters::default()]) });
-        Self { pool: Pool::new(deadlines.clone()), counters, deadlines }
+        let counters = Arc::new(Counters {
+            workers: Box::new([WorkerCounters::default()]),
+        });
+        Self {
+            pool: Pool::new(deadlines.clone()),
+            counters,
+            deadlines,
+        }
     }
 
     fn home(&self) -> Home {
-        let limits = PoolLimits { per_endpoint_max: 1, idle_timeout: Ticks::at_least(HOUR) };
-        Home { pool: self.pool.clone(), limits, counters: self.counters.clone(), worker: 0 }
+        let limits = PoolLimits {
+            per_endpoint_max: 1,
+            idle_timeout: Ticks::at_least(HOUR),
+        };
+        Home {
+            pool: self.pool.clone(),
+            limits,
+            counters: self.counters.clone(),
+            worker: 0,
+        }
     }
 
     fn limits() -> ExchangeLimits {
-        ExchangeLimits { response: Ticks::at_least(HOUR), write: Ticks::at_least(HOUR), head_bytes_max: 4096 }
+        ExchangeLimits {
+            response: Ticks::at_least(HOUR),
+            write: Ticks::at_least(HOUR),
+            head_bytes_max: 4096,
+        }
     }
 
     /// GET, and the body of the response read to its end.
@@ -48,15 +66,33 @@ impl Client {
             Some(connection) => connection,
             None => self.pool.dial(address, HOUR, counters).await.expect("dial"),
         };
-        let outgoing = Outgoing { head: b"GET / HTTP/1.1\r\n\r\n", method: &Method::GET, websocket: false };
+        let outgoing = Outgoing {
+            head: b"GET / HTTP/1.1\r\n\r\n",
+            method: &Method::GET,
+            websocket: false,
+        };
         let sent = exchange::<Full<Bytes>>(&mut connection, outgoing, None, Self::limits()).await;
-        let Response { head, received, sent_all } = sent.map_err(|error| error.to_string())?;
+        let Response {
+            head,
+            received,
+            sent_all,
+        } = sent.map_err(|error| error.to_string())?;
         assert!(sent_all);
         let idle = Ticks::at_least(HOUR);
-        let mut body = UpstreamBody::new(connection, head.coding, head.keep_alive, received, idle, self.home());
+        let mut body = UpstreamBody::new(
+            connection,
+            head.coding,
+            head.keep_alive,
+            received,
+            idle,
+            self.home(),
+        );
         let (mut data, mut trailers) = (Vec::new(), HeaderMap::new());
         while let Some(frame) = poll_fn(|cx| body.poll_next(cx)).await {
-            match frame.map_err(|error: BodyError| error.to_string())?.into_data() {
+            match frame
+                .map_err(|error: BodyError| error.to_string())?
+                .into_data()
+            {
                 Ok(bytes) => data.extend_from_slice(&bytes),
                 Err(frame) => trailers = frame.into_trailers().expect("trailers"),
             }
@@ -68,7 +104,11 @@ impl Client {
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().expect("a runtime").block_on(future)
+    builder
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(future)
 }
 
 /// Answers every request of one connection with the same bytes, in the given pieces, then closes.
@@ -110,15 +150,28 @@ fn get_once(pieces: Vec<Vec<u8>>) -> Result<(u16, Vec<u8>, HeaderMap), String> {
 fn responses_are_the_same_wherever_they_are_cut() {
     for (answer, data) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", "hello"),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n", "hello"),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n",
+            "hello",
+        ),
         ("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello", "hello"),
-        ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx", "x"),
+        (
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx",
+            "x",
+        ),
         ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", ""),
     ] {
         for cut in 0..answer.len() {
-            let pieces = [&answer.as_bytes()[..cut], &answer.as_bytes()[cut..]].map(<[u8]>::to_vec).to_vec();
-            let (status, body, _) = get_once(pieces).unwrap_or_else(|error| panic!("{answer:?} cut at {cut}: {error}"));
-            assert_eq!((status, body), (200, data.as_bytes().to_vec()), "{answer:?} cut at {cut}");
+            let pieces = [&answer.as_bytes()[..cut], &answer.as_bytes()[cut..]]
+                .map(<[u8]>::to_vec)
+                .to_vec();
+            let (status, body, _) =
+                get_once(pieces).unwrap_or_else(|error| panic!("{answer:?} cut at {cut}: {error}"));
+            assert_eq!(
+                (status, body),
+                (200, data.as_bytes().to_vec()),
+                "{answer:?} cut at {cut}"
+            );
         }
     }
 }
@@ -127,7 +180,10 @@ fn responses_are_the_same_wherever_they_are_cut() {
 fn trailers_are_kept_but_for_those_that_frame() {
     let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx-sum: 7\r\ncontent-length: 9\r\n\r\n";
     let (_, _, trailers) = get_once(vec![answer.to_vec()]).expect("a response");
-    assert_eq!((trailers.len(), &trailers["x-sum"]), (1, &"7".parse().expect("a value")));
+    assert_eq!(
+        (trailers.len(), &trailers["x-sum"]),
+        (1, &"7".parse().expect("a value"))
+    );
 }
 
 #[test]
@@ -142,7 +198,10 @@ fn what_is_cut_or_malformed_never_looks_whole() {
         "SSH-2.0-OpenSSH\r\n",
         "",
     ] {
-        assert!(get_once(vec![answer.as_bytes().to_vec()]).is_err(), "{answer:?}");
+        assert!(
+            get_once(vec![answer.as_bytes().to_vec()]).is_err(),
+            "{answer:?}"
+        );
     }
     let endless = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(11);
     assert!(get_once(vec![endless.into_bytes()]).is_err());
@@ -167,7 +226,12 @@ fn a_complete_connection_is_used_again_and_a_dirty_one_is_not() {
         let client = Client::new();
         client.get(address).await.expect("a response");
         thread.join().expect("endpoint");
-        assert!(client.pool.take(address, &client.counters.workers[0]).is_none());
+        assert!(
+            client
+                .pool
+                .take(address, &client.counters.workers[0])
+                .is_none()
+        );
     });
 }
 
@@ -177,10 +241,26 @@ fn a_late_response_is_a_timeout() {
     let address = listener.local_addr().expect("address");
     let client = Client::new();
     let error = block_on(async {
-        let mut connection = client.pool.dial(address, HOUR, &client.counters.workers[0]).await.expect("dial");
-        let outgoing = Outgoing { head: b"GET / HTTP/1.1\r\n\r\n", method: &Method::GET, websocket: false };
-        let limits = ExchangeLimits { response: Ticks::at_least(Duration::from_millis(1)), ..Client::limits() };
-        let mut waiting = std::pin::pin!(exchange::<Full<Bytes>>(&mut connection, outgoing, None, limits));
+        let mut connection = client
+            .pool
+            .dial(address, HOUR, &client.counters.workers[0])
+            .await
+            .expect("dial");
+        let outgoing = Outgoing {
+            head: b"GET / HTTP/1.1\r\n\r\n",
+            method: &Method::GET,
+            websocket: false,
+        };
+        let limits = ExchangeLimits {
+            response: Ticks::at_least(Duration::from_millis(1)),
+            ..Client::limits()
+        };
+        let mut waiting = std::pin::pin!(exchange::<Full<Bytes>>(
+            &mut connection,
+            outgoing,
+            None,
+            limits
+        ));
         assert!(futures_poll_once(waiting.as_mut()).await.is_none());
         while client.deadlines.sweep() == 0 {}
         waiting.await.err()
@@ -199,28 +279,58 @@ async fn futures_poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Outp
 #[test]
 fn request_bodies_go_out_as_framed() {
     let frames = || {
-        let data = |text: &'static str| Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from_static(text.as_bytes())));
+        let data = |text: &'static str| {
+            Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from_static(text.as_bytes())))
+        };
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", "7".parse().expect("a value"));
-        [data("hel"), data(""), data("lo"), Ok(http_body::Frame::trailers(trailers))]
+        [
+            data("hel"),
+            data(""),
+            data("lo"),
+            Ok(http_body::Frame::trailers(trailers)),
+        ]
     };
-    for (chunked, expected) in [(false, "hello"), (true, "3\r\nhel\r\n2\r\nlo\r\n0\r\nx-sum: 7\r\n\r\n")] {
+    for (chunked, expected) in [
+        (false, "hello"),
+        (true, "3\r\nhel\r\n2\r\nlo\r\n0\r\nx-sum: 7\r\n\r\n"),
+    ] {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let address = listener.local_addr().expect("address");
         let thread = std::thread::spawn(move || {
             let (mut socket, _) = listener.accept().expect("accept");
             let mut seen = vec![0; expected.len()];
             socket.read_exact(&mut seen).expect("body");
-            socket.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").expect("answer");
+            socket
+                .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+                .expect("answer");
             String::from_utf8(seen).expect("text")
         });
         let client = Client::new();
         block_on(async {
-            let mut connection = client.pool.dial(address, HOUR, &client.counters.workers[0]).await.expect("dial");
+            let mut connection = client
+                .pool
+                .dial(address, HOUR, &client.counters.workers[0])
+                .await
+                .expect("dial");
             let mut body = StreamBody::new(futures_util::stream::iter(frames()));
-            let outgoing = Outgoing { head: b"", method: &Method::POST, websocket: false };
-            let sent = exchange(&mut connection, outgoing, Some((Pin::new(&mut body), chunked)), Client::limits()).await;
-            assert_eq!(sent.map(|response| response.head.status.as_u16()).expect("a response"), 204);
+            let outgoing = Outgoing {
+                head: b"",
+                method: &Method::POST,
+                websocket: false,
+            };
+            let sent = exchange(
+                &mut connection,
+                outgoing,
+                Some((Pin::new(&mut body), chunked)),
+                Client::limits(),
+            )
+            .await;
+            assert_eq!(
+                sent.map(|response| response.head.status.as_u16())
+                    .expect("a response"),
+                204
+            );
         });
         assert_eq!(thread.join().expect("endpoint"), expected);
     }
