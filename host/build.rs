@@ -4,7 +4,13 @@
 mod guests;
 
 /// As in `src/plugin/builtin.rs`.
-const PLUGINS: [&str; 5] = ["by-header", "canary", "maintenance", "path-prefix", "self-register"];
+const PLUGINS: [&str; 5] = [
+    "by-header",
+    "canary",
+    "maintenance",
+    "path-prefix",
+    "self-register",
+];
 
 fn main() {
     if let Err(error) = build() {
