@@ -24,11 +24,16 @@ const BODY_BYTES: usize = 1024;
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 fn main() -> Result<()> {
-    let proxy = std::env::args_os().nth(1).context("usage: request-instructions PATH-OF-THROWBAR")?;
+    let proxy = std::env::args_os()
+        .nth(1)
+        .context("usage: request-instructions PATH-OF-THROWBAR")?;
     let upstream = upstream()?;
     println!("| route | instructions per request |");
     println!("|---|---|");
-    for (name, row) in [("address of the config", Row::Address), ("by-header plugin", Row::Plugin)] {
+    for (name, row) in [
+        ("address of the config", Row::Address),
+        ("by-header plugin", Row::Plugin),
+    ] {
         let count = |requests| measure(Path::new(&proxy), row, upstream, requests);
         let each = (count(MANY)? - count(FEW)?) / (MANY - FEW) as u64;
         println!("| {name} | {each} |");
@@ -47,7 +52,12 @@ fn measure(proxy: &Path, row: Row, upstream: u16, requests: usize) -> Result<u64
     let directory = tempfile::tempdir()?;
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let out = directory.path().join("callgrind.out");
-    let mut child = start(proxy, &arguments(row, directory.path(), port, upstream)?, directory.path(), &out)?;
+    let mut child = start(
+        proxy,
+        &arguments(row, directory.path(), port, upstream)?,
+        directory.path(),
+        &out,
+    )?;
     let ran = wait_for(port).and_then(|()| load(port, upstream, requests));
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
@@ -63,9 +73,11 @@ fn arguments(row: Row, directory: &Path, port: u16, upstream: u16) -> Result<Vec
     let config = directory.join("throwbar.toml");
     match row {
         Row::Address => {
-            let listener = format!("[[listener]]\nlisten = \"127.0.0.1:{port}\"\nprotocols = [\"h1\"]\n");
+            let listener =
+                format!("[[listener]]\nlisten = \"127.0.0.1:{port}\"\nprotocols = [\"h1\"]\n");
             let route = format!("[[route]]\nto = \"127.0.0.1:{upstream}\"\n");
-            let rest = format!("[admin]\nlisten = \"unix:admin.sock\"\n[log]\naccess = \"{log}\"\n");
+            let rest =
+                format!("[admin]\nlisten = \"unix:admin.sock\"\n[log]\naccess = \"{log}\"\n");
             std::fs::write(&config, format!("workers = 1\n{listener}{route}{rest}"))?;
             Ok(vec!["serve".into(), text(config)])
         }
@@ -78,8 +90,25 @@ fn arguments(row: Row, directory: &Path, port: u16, upstream: u16) -> Result<Vec
             let listen = format!("127.0.0.1:{port}");
             let admin = format!("unix:{}", text(directory.join("admin.sock")));
             let map = text(directory.join("map"));
-            let arguments = ["serve", "--workers", "1", "--listen", &listen, "--admin", &admin, "--map-file", &map];
-            let log = ["--access-log", &log, "--by-header", "X-ID", "--port-header", "X-Port"];
+            let arguments = [
+                "serve",
+                "--workers",
+                "1",
+                "--listen",
+                &listen,
+                "--admin",
+                &admin,
+                "--map-file",
+                &map,
+            ];
+            let log = [
+                "--access-log",
+                &log,
+                "--by-header",
+                "X-ID",
+                "--port-header",
+                "X-Port",
+            ];
             Ok(arguments.into_iter().chain(log).map(String::from).collect())
         }
     }
@@ -103,7 +132,10 @@ fn start(proxy: &Path, arguments: &[String], directory: &Path, out: &Path) -> Re
 fn wait_for(port: u16) -> Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        ensure!(Instant::now() < deadline, "the proxy did not start within {START_TIMEOUT:?}");
+        ensure!(
+            Instant::now() < deadline,
+            "the proxy did not start within {START_TIMEOUT:?}"
+        );
         thread::sleep(Duration::from_millis(50));
     }
     Ok(())
@@ -120,14 +152,21 @@ fn load(port: u16, upstream: u16, requests: usize) -> Result<()> {
             let head = "GET / HTTP/1.1\r\nHost: bench.test\r\nUser-Agent: bench\r\nAccept: */*\r\n";
             write!(socket, "{head}X-ID: id{id}\r\nX-Port: {upstream}\r\n\r\n")?;
             let (head, body) = read_message(&mut socket)?;
-            ensure!(head.starts_with("HTTP/1.1 200") && body == BODY_BYTES, "answer: {head}");
+            ensure!(
+                head.starts_with("HTTP/1.1 200") && body == BODY_BYTES,
+                "answer: {head}"
+            );
         }
         Ok(())
     };
     let client = &client;
     thread::scope(|scope| {
-        let clients: Vec<_> = (0..CONNECTIONS).map(|connection| scope.spawn(move || client(connection))).collect();
-        clients.into_iter().try_for_each(|client| client.join().expect("a client does not panic"))
+        let clients: Vec<_> = (0..CONNECTIONS)
+            .map(|connection| scope.spawn(move || client(connection)))
+            .collect();
+        clients
+            .into_iter()
+            .try_for_each(|client| client.join().expect("a client does not panic"))
     })
 }
 
@@ -149,7 +188,10 @@ fn answer(mut socket: TcpStream) -> Result<()> {
     let body = "x".repeat(BODY_BYTES);
     loop {
         read_message(&mut socket)?;
-        write!(socket, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {BODY_BYTES}\r\n\r\n{body}")?;
+        write!(
+            socket,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {BODY_BYTES}\r\n\r\n{body}"
+        )?;
     }
 }
 
@@ -162,8 +204,12 @@ fn read_message(socket: &mut TcpStream) -> Result<(String, usize)> {
         ensure!(count > 0, "connection ended");
         read += count;
         let text = String::from_utf8_lossy(&buffer[..read]).to_ascii_lowercase();
-        let Some(head) = text.find("\r\n\r\n") else { continue };
-        let length = text[..head].split_once("content-length: ").map_or("0", |(_, rest)| rest.split('\r').next().unwrap_or("0"));
+        let Some(head) = text.find("\r\n\r\n") else {
+            continue;
+        };
+        let length = text[..head]
+            .split_once("content-length: ")
+            .map_or("0", |(_, rest)| rest.split('\r').next().unwrap_or("0"));
         let body = read - head - 4;
         if body >= length.parse()? {
             return Ok((String::from_utf8_lossy(&buffer[..head]).into_owned(), body));
@@ -174,6 +220,12 @@ fn read_message(socket: &mut TcpStream) -> Result<(String, usize)> {
 /// The count of a callgrind output file.
 fn total(out: &Path) -> Result<u64> {
     let text = std::fs::read_to_string(out).context("callgrind wrote no output")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("summary: ").or(line.strip_prefix("totals: ")));
-    Ok(line.context("callgrind's output has no total")?.trim().parse()?)
+    let line = text.lines().find_map(|line| {
+        line.strip_prefix("summary: ")
+            .or(line.strip_prefix("totals: "))
+    });
+    Ok(line
+        .context("callgrind's output has no total")?
+        .trim()
+        .parse()?)
 }
