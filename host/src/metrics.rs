@@ -2,6 +2,14 @@
 
 use std::sync::atomic::AtomicU64;
 
+mod history;
+mod scrape;
+
+pub use history::{CallHistory, CallTotals, Swaps};
+pub use scrape::{
+    BucketRow, CONTENT_TYPE, PluginRow, RouteRow, Scrape, VersionRow, WorkerTotals, encode,
+};
+
 /// What one worker counts; only it writes, the admin thread reads.
 #[derive(Debug, Default)]
 #[repr(align(128))]

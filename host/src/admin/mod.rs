@@ -1,7 +1,44 @@
 //! The admin API: plugins, store, streams, config, metrics, on a thread of its own.
+//!
+//! A request passes [`auth`] first, then meets one handler of the table in `endpoints`. Errors are [`problem`] documents.
+//! `GET` and `HEAD` never change anything; every change takes `?dry_run=true` and writes one line to the target `audit`.
+//!
+//! With `auth = "none"` on loopback, Caddy's `PATCH /id/{id}/mappings` works as its users wrote it; with a token, they add
+//! one `Authorization` field.
 
+use crate::app::Control;
+use crate::metrics::{CallHistory, Counters, Swaps};
+use crate::plugin::Plugins;
+use crate::store::Store;
+use crate::worker::Workers;
+use axum::Router;
+use axum::extract::FromRef;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, patch, post};
+use http::{Method, StatusCode, Uri};
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+pub mod auth;
+mod caddy;
+mod config;
+mod input;
+mod kv;
+mod plugins;
+pub mod problem;
+mod serve;
+mod status;
+mod streams;
+pub mod token;
+mod transfer;
+
+pub use serve::{Bound, bind};
+pub use token::{Token, TokenError};
+
+use problem::Problem;
 
 /// Where the admin API listens and who may use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,3 +81,143 @@ impl Default for Config {
         }
     }
 }
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// What the endpoints work on; clones share it.
+#[derive(Clone)]
+pub struct State {
+    /// Routing data.
+    pub store: Store,
+    /// Plugins.
+    pub plugins: Arc<Plugins>,
+    /// Data-plane threads.
+    pub workers: Workers,
+    /// The running process.
+    pub control: Control,
+    /// What the workers count.
+    pub counters: Arc<Counters>,
+    /// The token that callers need; with [`Auth::Token`] and none, nobody is let in.
+    pub token: Option<Token>,
+    /// The config of this API.
+    pub config: Config,
+    /// What only this API keeps; `Default::default()`.
+    pub own: Arc<Own>,
+}
+
+/// What only the admin API keeps.
+#[derive(Debug, Default)]
+pub struct Own {
+    /// Deploys by result, for metrics.
+    swaps: Swaps,
+    /// Calls of generations that are gone, for metrics.
+    calls: CallHistory,
+    /// Plugins with a deploy between the check of its conditions and its end.
+    deploying: plugins::Deploying,
+    /// Held from the check of a config's `If-Match` to the end of its apply.
+    configuring: tokio::sync::Mutex<()>,
+}
+
+/// What the endpoints of the store work on: they need nothing else of the process.
+#[derive(Clone)]
+struct Data {
+    store: Store,
+    body_bytes_max: usize,
+}
+
+impl FromRef<State> for Data {
+    fn from_ref(state: &State) -> Self {
+        Self {
+            store: state.store.clone(),
+            body_bytes_max: state.config.body_bytes_max,
+        }
+    }
+}
+
+/// Serves the admin API until `stop`, then lets running requests end for a few seconds. For the control runtime.
+///
+/// # Errors
+/// If the listener cannot be given to the runtime. Dropping the future cuts every connection.
+pub async fn serve(
+    state: State,
+    listener: Bound,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()> {
+    serve::run(router(state), listener, stop).await
+}
+
+fn router(state: State) -> Router {
+    let gate = auth::Gate::new(&state.config, state.token.clone());
+    guarded(endpoints(), gate).with_state(state)
+}
+
+/// Every endpoint.
+fn endpoints() -> Router<State> {
+    Router::new()
+        .route("/", get(status::index))
+        .route("/healthz", get(status::healthz))
+        .route("/readyz", get(status::readyz))
+        .route("/metrics", get(status::metrics))
+        .route("/v1/status", get(status::status))
+        .route("/v1/config", get(config::get).put(config::put))
+        .route("/v1/config/check", post(config::check))
+        .route("/v1/plugins", get(plugins::list))
+        .route("/v1/plugins/{name}", get(plugins::get).put(plugins::put))
+        .route("/v1/plugins/{name}/rollback", post(plugins::rollback))
+        .route("/v1/streams", get(streams::list))
+        .route("/v1/streams/{id}", axum::routing::delete(streams::close))
+        .route("/id/{id}/mappings", patch(caddy::patch).get(caddy::get))
+        .merge(data_routes())
+}
+
+/// The endpoints of the store.
+fn data_routes<S>() -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+    Data: FromRef<S>,
+{
+    Router::new()
+        .route("/v1/kv", get(kv::buckets))
+        .route("/v1/kv/{bucket}", get(kv::list))
+        // A key may be any path, `batch` and `import` included: the method tells them apart.
+        .route(
+            "/v1/kv/{bucket}/{*key}",
+            get(kv::get)
+                .put(kv::put)
+                .delete(kv::delete)
+                .post(transfer::post),
+        )
+}
+
+/// Puts the gate before everything, unknown paths included.
+fn guarded<S: Clone + Send + Sync + 'static>(router: Router<S>, gate: auth::Gate) -> Router<S> {
+    router
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(gate, auth::gate))
+}
+
+async fn unknown_path(uri: Uri) -> Problem {
+    Problem::not_found(
+        "not-found",
+        format!("no endpoint {:?}: GET / lists them", uri.path()),
+    )
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        format!("{method} is not allowed on {:?}", uri.path()),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,386 @@
+//! `/v1/kv`: buckets, pages of keys, single keys.
+
+use super::Data;
+use super::input::{Actor, DryRun, Path, Query, Tags, audit, etag, read_body};
+use super::problem::Problem;
+use super::transfer;
+use crate::store::bucket::VALUE_BYTES_MAX;
+use crate::store::{
+    Bucket, BucketId, CommitError, Entry, Expect, Snapshot, Target, Value, Write, WriteBatch,
+};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, StatusCode, header};
+use serde_json::json;
+use std::borrow::Cow;
+
+const LIMIT_DEFAULT: usize = 100;
+const LIMIT_MAX: usize = 10_000;
+
+/// `GET /v1/kv`
+pub(super) async fn buckets(State(data): State<Data>) -> Response {
+    let snapshot = data.store.snapshot();
+    let buckets: Vec<_> = snapshot
+        .buckets()
+        .map(|(_, bucket)| bucket_json(bucket))
+        .collect();
+    Json(json!({ "revision": snapshot.revision(), "buckets": buckets })).into_response()
+}
+
+/// A bucket, for lists.
+pub(super) fn bucket_json(bucket: &Bucket) -> serde_json::Value {
+    let config = bucket.config();
+    json!({
+        "name": config.name,
+        "backend": config.backend,
+        "values": config.values,
+        "keys": bucket.len(),
+        "keys_max": config.keys_max,
+        "bytes": bucket.bytes(),
+        "bytes_max": config.bytes_max,
+        "revision": bucket.revision(),
+    })
+}
+
+/// What part of a bucket.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListQuery {
+    #[serde(default)]
+    prefix: String,
+    limit: Option<usize>,
+    cursor: Option<String>,
+    format: Option<String>,
+}
+
+/// `GET /v1/kv/{bucket}`
+pub(super) async fn list(
+    State(data): State<Data>,
+    Path(name): Path<String>,
+    Query(query): Query<ListQuery>,
+) -> Result<Response, Problem> {
+    let snapshot = data.store.snapshot();
+    let (id, bucket) = find(&snapshot, &name)?;
+    match query.format.as_deref() {
+        None | Some("json") => {}
+        Some("ndjson") if query.limit.is_none() && query.cursor.is_none() => {
+            return Ok(transfer::export(snapshot, id, query.prefix));
+        }
+        Some("ndjson") => {
+            return Err(Problem::bad_request(
+                "query",
+                "query: format=ndjson exports everything: it takes no limit and no cursor",
+            ));
+        }
+        Some(other) => {
+            return Err(Problem::bad_request(
+                "query",
+                format!("query: format {other:?}: expected json or ndjson"),
+            ));
+        }
+    }
+    let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        return Err(Problem::bad_request(
+            "query",
+            format!("query: limit {limit}: expected 1 to {LIMIT_MAX}"),
+        ));
+    }
+    let page = bucket.page(&query.prefix, query.cursor.as_deref(), limit);
+    let entries: Vec<_> = page
+        .entries
+        .iter()
+        .map(|(key, entry)| entry_json(key, entry))
+        .collect();
+    Ok(Json(json!({
+        "revision": snapshot.revision(),
+        "entries": entries,
+        "cursor": page.next,
+    }))
+    .into_response())
+}
+
+/// `GET /v1/kv/{bucket}/{key}`
+pub(super) async fn get(
+    State(data): State<Data>,
+    Path((name, key)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let snapshot = data.store.snapshot();
+    let (_, bucket) = find(&snapshot, &name)?;
+    let entry = bucket.get(&key).ok_or_else(|| no_key(&name, &key))?;
+    let revision = entry.revision.to_string();
+    let tag = [(header::ETAG, etag(&revision))];
+    let known = Tags::from(&headers, header::IF_NONE_MATCH)?;
+    if known.is_some_and(|tags| tags.holds_weakly(&revision)) {
+        return Ok((StatusCode::NOT_MODIFIED, tag).into_response());
+    }
+    let bytes = value_bytes(&entry.value).into_owned();
+    let media_type = if std::str::from_utf8(&bytes).is_ok() {
+        "text/plain; charset=utf-8"
+    } else {
+        "application/octet-stream"
+    };
+    Ok((tag, [(header::CONTENT_TYPE, media_type)], bytes).into_response())
+}
+
+/// `PUT /v1/kv/{bucket}/{key}`
+pub(super) async fn put(
+    State(data): State<Data>,
+    Path((name, key)): Path<(String, String)>,
+    Query(DryRun { dry_run }): Query<DryRun>,
+    actor: Actor,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (id, expect) = {
+        let snapshot = data.store.snapshot();
+        let (id, bucket) = find(&snapshot, &name)?;
+        (id, condition(&headers, bucket, &key)?)
+    };
+    let value = read_body(&headers, body, VALUE_BYTES_MAX).await?;
+    let result = data
+        .store
+        .commit(WriteBatch {
+            writes: vec![Write {
+                bucket: id,
+                key: key.as_str().into(),
+                value: Some(value.to_vec().into()),
+                expect,
+            }],
+            dry_run,
+            ..WriteBatch::default()
+        })
+        .await
+        .map_err(commit_problem);
+    let path = format!("/v1/kv/{name}/{key}");
+    let committed =
+        result.inspect_err(|problem| audit(&actor, "PUT", &path, problem.code, None))?;
+    let (status, outcome) = match (committed.created, committed.updated) {
+        (1.., _) => (StatusCode::CREATED, "created"),
+        (_, 1..) => (StatusCode::OK, "changed"),
+        _ => (StatusCode::OK, "unchanged"),
+    };
+    if dry_run {
+        return Ok(Json(
+            json!({ "revision": committed.revision, "outcome": outcome, "dry_run": true }),
+        )
+        .into_response());
+    }
+    audit(&actor, "PUT", &path, outcome, Some(committed.revision.0));
+    // An equal write keeps the revision of the entry.
+    let revision = if outcome == "unchanged" {
+        let snapshot = data.store.snapshot();
+        let entry = snapshot.bucket(id).and_then(|bucket| bucket.get(&key));
+        entry.map_or(committed.revision, |entry| entry.revision)
+    } else {
+        committed.revision
+    };
+    Ok((
+        status,
+        [(header::ETAG, etag(revision))],
+        Json(json!({ "revision": revision, "outcome": outcome })),
+    )
+        .into_response())
+}
+
+/// `DELETE /v1/kv/{bucket}/{key}`
+pub(super) async fn delete(
+    State(data): State<Data>,
+    Path((name, key)): Path<(String, String)>,
+    Query(DryRun { dry_run }): Query<DryRun>,
+    actor: Actor,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (id, expect) = {
+        let snapshot = data.store.snapshot();
+        let (id, bucket) = find(&snapshot, &name)?;
+        (id, condition(&headers, bucket, &key)?)
+    };
+    let expect = match expect {
+        Expect::Any => Expect::Present,
+        Expect::Absent => {
+            return Err(Problem::bad_request(
+                "entity-tag",
+                "if-none-match: * makes no sense for a delete",
+            ));
+        }
+        other => other,
+    };
+    let result = data
+        .store
+        .commit(WriteBatch {
+            writes: vec![Write {
+                bucket: id,
+                key: key.as_str().into(),
+                value: None,
+                expect,
+            }],
+            dry_run,
+            ..WriteBatch::default()
+        })
+        .await;
+    let path = format!("/v1/kv/{name}/{key}");
+    let committed = result
+        .map_err(|error| match error {
+            CommitError::Conflict { found: None, .. } if expect == Expect::Present => {
+                no_key(&name, &key)
+            }
+            other => commit_problem(other),
+        })
+        .inspect_err(|problem| audit(&actor, "DELETE", &path, problem.code, None))?;
+    if !dry_run {
+        let revision = Some(committed.revision.0);
+        audit(&actor, "DELETE", &path, "deleted", revision);
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// A bucket by its name.
+pub(super) fn find<'a>(
+    snapshot: &'a Snapshot,
+    name: &str,
+) -> Result<(BucketId, &'a Bucket), Problem> {
+    snapshot
+        .bucket_id(name)
+        .and_then(|id| Some((id, snapshot.bucket(id)?)))
+        .ok_or_else(|| {
+            let names: Vec<_> = snapshot
+                .buckets()
+                .map(|(_, bucket)| bucket.config().name.as_str())
+                .collect();
+            let known = if names.is_empty() {
+                "there are none".to_owned()
+            } else {
+                format!("there are {}", names.join(", "))
+            };
+            Problem::not_found("no-such-bucket", format!("no bucket {name:?}: {known}"))
+        })
+}
+
+fn no_key(bucket: &str, key: &str) -> Problem {
+    Problem::not_found("no-such-key", format!("bucket {bucket:?}: no key {key:?}"))
+}
+
+/// What `If-Match` and `If-None-Match` require of the entry.
+fn condition(headers: &HeaderMap, bucket: &Bucket, key: &str) -> Result<Expect, Problem> {
+    let if_match = Tags::from(headers, header::IF_MATCH)?;
+    let if_none_match = Tags::from(headers, header::IF_NONE_MATCH)?;
+    match (if_match, if_none_match) {
+        (None, None) => Ok(Expect::Any),
+        (None, Some(Tags::Any)) => Ok(Expect::Absent),
+        (Some(Tags::Any), None) if bucket.get(key).is_some() => Ok(Expect::Present),
+        // One of several may hold: the one that does is what the commit requires, so no other write can come between.
+        (Some(tags), None) => {
+            let current = bucket.get(key).map(|entry| entry.revision);
+            let text = current.map(|revision| revision.to_string());
+            match current {
+                Some(revision) if tags.holds_strongly(text.as_deref()) => Ok(Expect::At(revision)),
+                Some(revision) => Err(Problem::precondition(format!(
+                    "if-match: key {key:?} is at revision {revision}"
+                ))),
+                None => Err(Problem::precondition(format!(
+                    "if-match: there is no key {key:?}"
+                ))),
+            }
+        }
+        (None, Some(_)) => Err(Problem::bad_request(
+            "entity-tag",
+            "if-none-match: expected * for a write",
+        )),
+        (Some(_), Some(_)) => Err(Problem::bad_request(
+            "entity-tag",
+            "expected if-match or if-none-match, not both",
+        )),
+    }
+}
+
+/// A refused batch as a response.
+pub(super) fn commit_problem(error: CommitError) -> Problem {
+    let detail = error.to_string();
+    match error {
+        CommitError::Invalid { .. } => Problem::invalid("invalid-value", detail),
+        CommitError::Conflict { .. } => Problem::precondition(detail),
+        CommitError::Quota { .. } => {
+            Problem::new(StatusCode::INSUFFICIENT_STORAGE, "quota", detail)
+        }
+        CommitError::NoSuchBucket => Problem::not_found("no-such-bucket", detail),
+        CommitError::Unavailable(_) => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", detail)
+        }
+    }
+}
+
+/// A value as it was written.
+pub(super) fn value_bytes(value: &Value) -> Cow<'_, [u8]> {
+    match value {
+        Value::Bytes(bytes) => Cow::Borrowed(bytes),
+        Value::Target(target) => Cow::Owned(target_text(target).into_bytes()),
+    }
+}
+
+fn target_text(target: &Target) -> String {
+    match target {
+        Target::Ip(ip, None) => ip.to_string(),
+        Target::Ip(ip, Some(port)) => std::net::SocketAddr::new(*ip, *port).to_string(),
+        Target::Name(name, None) => name.to_string(),
+        Target::Name(name, Some(port)) => format!("{name}:{port}"),
+    }
+}
+
+/// A value in JSON: text, or an object when it is not UTF-8.
+pub(super) fn value_json(value: &Value) -> serde_json::Value {
+    let bytes = value_bytes(value);
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({ "base64": STANDARD.encode(&bytes) }),
+    }
+}
+
+fn entry_json(key: &str, entry: &Entry) -> serde_json::Value {
+    json!({ "key": key, "value": value_json(&entry.value), "revision": entry.revision })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_text_or_base64() {
+        let bytes = |bytes: &[u8]| value_json(&Value::Bytes(bytes.into()));
+        assert_eq!(bytes(b"a"), json!("a"));
+        assert_eq!(bytes(&[0xff, 0]), json!({ "base64": "/wA=" }));
+        let ip = |ip: &str, port| value_json(&Value::Target(Target::Ip(ip.parse().unwrap(), port)));
+        assert_eq!(ip("127.0.0.2", None), json!("127.0.0.2"));
+        assert_eq!(ip("::1", None), json!("::1"));
+        assert_eq!(ip("::1", Some(80)), json!("[::1]:80"));
+        let name = Value::Target(Target::Name("a.example".into(), Some(80)));
+        assert_eq!(value_json(&name), json!("a.example:80"));
+    }
+
+    #[test]
+    fn refused_batches_have_the_status_of_their_cause() {
+        let (bucket, key, reason) = (String::from("b"), String::from("k"), String::from("r"));
+        let invalid = commit_problem(CommitError::Invalid {
+            bucket: bucket.clone(),
+            key: key.clone(),
+            reason: reason.clone(),
+        });
+        assert_eq!(invalid.status, 422);
+        assert_eq!(invalid.detail, "bucket \"b\", key \"k\": r");
+        let status = |error| commit_problem(error).status.as_u16();
+        let conflict = CommitError::Conflict {
+            bucket: bucket.clone(),
+            key,
+            found: None,
+        };
+        assert_eq!(status(conflict), 412);
+        assert_eq!(status(CommitError::Quota { bucket, reason }), 507);
+        assert_eq!(status(CommitError::NoSuchBucket), 404);
+        assert_eq!(status(CommitError::Unavailable("closed".into())), 503);
+    }
+}

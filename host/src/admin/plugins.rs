@@ -1,0 +1,284 @@
+//! `/v1/plugins`: list, upload, roll back.
+
+use super::State as AdminState;
+use super::input::{Actor, DryRun, Path, Query, Tags, audit, etag, media_type, read_body};
+use super::problem::Problem;
+use crate::plugin::{DeployError, Deployed, Outcome, PluginInfo};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode, header};
+use serde_json::json;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+/// `GET /v1/plugins`
+pub(super) async fn list(State(state): State<AdminState>) -> Response {
+    Json(json!({ "plugins": state.plugins.list() })).into_response()
+}
+
+/// `GET /v1/plugins/{name}`
+pub(super) async fn get(
+    State(state): State<AdminState>,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
+    let plugin = find(&state, &name)?;
+    let tag = plugin.active.as_deref().map(etag);
+    let response = Json(plugin).into_response();
+    Ok(match tag {
+        Some(tag) => ([(header::ETAG, tag)], response).into_response(),
+        None => response,
+    })
+}
+
+/// `PUT /v1/plugins/{name}`
+pub(super) async fn put(
+    State(state): State<AdminState>,
+    Path(name): Path<String>,
+    Query(DryRun { dry_run }): Query<DryRun>,
+    actor: Actor,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    check_condition(&headers, &find(&state, &name)?)?;
+    check_media_type(&headers)?;
+    let component = read_body(&headers, body, state.config.component_bytes_max).await?;
+    let change = Change {
+        state: &state,
+        name: &name,
+        headers: &headers,
+        dry_run,
+    };
+    let _turn = change.begin()?;
+    let deployed = state
+        .plugins
+        .deploy(&name, component, &actor.0, dry_run)
+        .await;
+    change.end(deployed, &actor, "PUT", &format!("/v1/plugins/{name}"))
+}
+
+/// `POST /v1/plugins/{name}/rollback`
+pub(super) async fn rollback(
+    State(state): State<AdminState>,
+    Path(name): Path<String>,
+    Query(DryRun { dry_run }): Query<DryRun>,
+    actor: Actor,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let change = Change {
+        state: &state,
+        name: &name,
+        headers: &headers,
+        dry_run,
+    };
+    let _turn = change.begin()?;
+    let deployed = state.plugins.rollback(&name, &actor.0, dry_run).await;
+    let path = format!("/v1/plugins/{name}/rollback");
+    change.end(deployed, &actor, "POST", &path)
+}
+
+/// Plugins with a deploy between the check of its conditions and its end.
+#[derive(Debug, Default)]
+pub(super) struct Deploying(Mutex<HashSet<String>>);
+
+/// The right to deploy one plugin.
+#[derive(Debug)]
+struct Turn<'a> {
+    deploying: &'a Deploying,
+    name: &'a str,
+}
+
+impl Deploying {
+    /// None while another has it.
+    fn take<'a>(&'a self, name: &'a str) -> Option<Turn<'a>> {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names.insert(name.to_owned()).then_some(Turn {
+            deploying: self,
+            name,
+        })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let names = &self.deploying.0;
+        names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(self.name);
+    }
+}
+
+/// A deploy or a rollback.
+struct Change<'a> {
+    state: &'a AdminState,
+    name: &'a str,
+    headers: &'a HeaderMap,
+    dry_run: bool,
+}
+
+impl<'a> Change<'a> {
+    /// Checks conditions such that no other deploy can come between the check and the swap.
+    fn begin(&self) -> Result<Turn<'a>, Problem> {
+        let plugin = find(self.state, self.name)?;
+        let turn = self
+            .state
+            .own
+            .deploying
+            .take(self.name)
+            .ok_or_else(|| deploy_problem(&DeployError::Busy(self.name.to_owned())))?;
+        check_condition(self.headers, &plugin)?;
+        Ok(turn)
+    }
+
+    fn end(
+        &self,
+        result: Result<Deployed, DeployError>,
+        actor: &Actor,
+        method: &str,
+        path: &str,
+    ) -> Result<Response, Problem> {
+        let swaps = &self.state.own.swaps;
+        let deployed = match result {
+            Ok(deployed) => deployed,
+            Err(error) => {
+                let problem = deploy_problem(&error);
+                if !self.dry_run {
+                    swaps.count(self.name, problem.code);
+                }
+                audit(actor, method, path, &problem.detail, None);
+                return Err(problem);
+            }
+        };
+        let (status, outcome) = match deployed.outcome {
+            Outcome::First => (StatusCode::CREATED, "first"),
+            Outcome::Swapped => (StatusCode::OK, "swapped"),
+            Outcome::Unchanged => (StatusCode::OK, "unchanged"),
+            Outcome::Checked => (StatusCode::OK, "checked"),
+        };
+        if !self.dry_run {
+            swaps.count(self.name, outcome);
+            audit(actor, method, path, outcome, deployed.generation);
+        }
+        Ok((
+            status,
+            [(header::ETAG, etag(&deployed.digest))],
+            Json(deployed),
+        )
+            .into_response())
+    }
+}
+
+fn find(state: &AdminState, name: &str) -> Result<PluginInfo, Problem> {
+    state
+        .plugins
+        .get(name)
+        .ok_or_else(|| deploy_problem(&DeployError::NoSuchPlugin(name.to_owned())))
+}
+
+/// `If-Match` names the active version, `If-None-Match: *` wants that there is none.
+fn check_condition(headers: &HeaderMap, plugin: &PluginInfo) -> Result<(), Problem> {
+    let active = plugin.active.as_deref();
+    let state = || {
+        active.map_or("no version".to_owned(), |digest| {
+            format!("version {digest}")
+        })
+    };
+    let if_match = Tags::from(headers, header::IF_MATCH)?;
+    if if_match.is_some_and(|tags| !tags.holds_strongly(active)) {
+        return Err(Problem::precondition(format!(
+            "if-match: plugin {:?} has {} active",
+            plugin.name,
+            state()
+        )));
+    }
+    let if_none_match = Tags::from(headers, header::IF_NONE_MATCH)?;
+    if let (Some(tags), Some(digest)) = (if_none_match, active)
+        && tags.holds_weakly(digest)
+    {
+        return Err(Problem::precondition(format!(
+            "if-none-match: plugin {:?} has {} active",
+            plugin.name,
+            state()
+        )));
+    }
+    Ok(())
+}
+
+fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
+    match media_type(headers).as_deref() {
+        None | Some("application/wasm" | "application/octet-stream") => Ok(()),
+        Some(other) => Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content-type",
+            format!("content-type {other:?}: expected application/wasm"),
+        )),
+    }
+}
+
+fn deploy_problem(error: &DeployError) -> Problem {
+    let (status, code) = match error {
+        DeployError::NoSuchPlugin(_) => (StatusCode::NOT_FOUND, "no-such-plugin"),
+        DeployError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+        DeployError::NotAComponent(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not-a-component"),
+        DeployError::World(_) => (StatusCode::UNPROCESSABLE_ENTITY, "world"),
+        DeployError::Init(_) => (StatusCode::UNPROCESSABLE_ENTITY, "init"),
+        DeployError::NothingToRollBack(_) => (StatusCode::CONFLICT, "nothing-to-roll-back"),
+        DeployError::Busy(_) => (StatusCode::CONFLICT, "busy"),
+        DeployError::Io(_) => (StatusCode::INSUFFICIENT_STORAGE, "io"),
+        DeployError::Warm(_) => (StatusCode::SERVICE_UNAVAILABLE, "warm"),
+    };
+    Problem::new(status, code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plugin(active: Option<&str>) -> PluginInfo {
+        PluginInfo {
+            name: "p".into(),
+            active: active.map(Into::into),
+            generation: None,
+            versions: Vec::new(),
+            grants: Default::default(),
+        }
+    }
+
+    fn holds(name: &'static str, value: &str, active: Option<&str>) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value.parse().unwrap());
+        check_condition(&headers, &plugin(active)).is_ok()
+    }
+
+    #[test]
+    fn conditions_are_about_the_active_version() {
+        assert!(holds("if-match", "\"aa\"", Some("aa")));
+        assert!(!holds("if-match", "\"aa\"", Some("bb")));
+        assert!(!holds("if-match", "*", None));
+        assert!(holds("if-none-match", "*", None));
+        assert!(!holds("if-none-match", "*", Some("aa")));
+        assert!(check_condition(&HeaderMap::new(), &plugin(None)).is_ok());
+    }
+
+    #[test]
+    fn a_plugin_has_one_deploy_at_a_time() {
+        let deploying = Deploying::default();
+        let turn = deploying.take("a").unwrap();
+        assert!(deploying.take("a").is_none());
+        assert!(deploying.take("b").is_some());
+        drop(turn);
+        assert!(deploying.take("a").is_some());
+    }
+
+    #[test]
+    fn only_component_media_types_are_taken() {
+        let mut headers = HeaderMap::new();
+        assert!(check_media_type(&headers).is_ok());
+        headers.insert(header::CONTENT_TYPE, "application/wasm".parse().unwrap());
+        assert!(check_media_type(&headers).is_ok());
+        headers.insert(header::CONTENT_TYPE, "text/plain".parse().unwrap());
+        assert_eq!(check_media_type(&headers).unwrap_err().status, 415);
+    }
+}

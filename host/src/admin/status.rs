@@ -1,0 +1,211 @@
+//! Index, probes, `/v1/status` and `/metrics`: what the process is doing, read without stopping it.
+
+use super::State as AdminState;
+use super::kv::bucket_json;
+use super::problem::Problem;
+use crate::metrics::{
+    self, BucketRow, CallTotals, PluginRow, RouteRow, Scrape, VersionRow, WorkerTotals,
+};
+use crate::plugin::Generation;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+use serde_json::{Map, Value, json};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many characters of a digest name a version.
+const VERSION_LEN: usize = 12;
+
+const INDEX: &str = "\
+throwbar admin API
+
+GET    /healthz                     alive; no token needed
+GET    /readyz                      ready for traffic; no token needed
+GET    /metrics                     OpenMetrics text
+GET    /v1/status                   version, revisions, plugins, listeners, streams
+GET    /v1/config                   running config (TOML)
+PUT    /v1/config                   replace it; If-Match
+POST   /v1/config/check             check a config
+GET    /v1/plugins[/{name}]         plugins and their versions
+PUT    /v1/plugins/{name}           push a version (application/wasm); If-Match
+POST   /v1/plugins/{name}/rollback  back to the version before
+GET    /v1/kv                       buckets
+GET    /v1/kv/{bucket}              page of keys: prefix, limit, cursor; format=ndjson exports
+GET    /v1/kv/{bucket}/{key}        value; If-None-Match
+PUT    /v1/kv/{bucket}/{key}        set; If-Match, If-None-Match: *
+DELETE /v1/kv/{bucket}/{key}        delete; If-Match
+POST   /v1/kv/{bucket}/batch        sets and deletes, all or none
+POST   /v1/kv/{bucket}/import       lines of JSON or text, all or none
+GET    /v1/streams                  open streams: plugin, version, key, route, limit
+DELETE /v1/streams/{id}             close one: code, reason
+GET    /id/{id}/mappings            a bucket as Caddy shows a map
+PATCH  /id/{id}/mappings            replace it as Caddy does, closing nothing
+
+Changes take ?dry_run=true. Errors are application/problem+json.
+";
+
+/// `GET /`
+pub(super) async fn index() -> &'static str {
+    INDEX
+}
+
+/// `GET /healthz`
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`
+pub(super) async fn readyz(State(state): State<AdminState>) -> Response {
+    match state.control.ready() {
+        Ok(()) => "ok\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+/// `GET /v1/status`
+pub(super) async fn status(State(state): State<AdminState>) -> Response {
+    let running = state.control.running();
+    let snapshot = state.store.snapshot();
+    let ready = state.control.ready();
+    let buckets: Map<String, Value> = snapshot
+        .buckets()
+        .map(|(_, bucket)| (bucket.config().name.clone(), bucket_json(bucket)))
+        .collect();
+    let plugins: Map<String, Value> = state
+        .plugins
+        .list()
+        .into_iter()
+        .map(|plugin| {
+            let streams: u64 = plugin.versions.iter().map(|version| version.streams).sum();
+            let shown = json!({
+                "active": plugin.active,
+                "generation": plugin.generation,
+                "streams": streams,
+            });
+            (plugin.name, shown)
+        })
+        .collect();
+    let listeners: Map<String, Value> = running
+        .bound
+        .iter()
+        .map(|(name, address)| (name.clone(), address.to_string().into()))
+        .collect();
+    let totals = WorkerTotals::sum(&state.counters.workers);
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_s": state.control.uptime_s(),
+        "ready": ready.is_ok(),
+        "not_ready": ready.err(),
+        "workers": state.counters.workers.len(),
+        "config": { "digest": &*running.digest },
+        "store": { "revision": snapshot.revision(), "buckets": buckets },
+        "plugins": plugins,
+        "listeners": listeners,
+        "streams": { "open": totals.streams_open() },
+    }))
+    .into_response()
+}
+
+/// `GET /metrics`
+pub(super) async fn metrics(State(state): State<AdminState>) -> Result<Response, Problem> {
+    let text = metrics::encode(gather(&state)).map_err(|_| {
+        Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "metrics cannot be encoded",
+        )
+    })?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+fn gather(state: &AdminState) -> Scrape {
+    let running = state.control.running();
+    let snapshot = state.store.snapshot();
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let routes = running
+        .routes
+        .iter()
+        .map(|(name, workers)| {
+            let mut row = RouteRow {
+                route: name.to_string(),
+                ..RouteRow::default()
+            };
+            for worker in workers.iter() {
+                for (sum, counter) in row.by_class.iter_mut().zip(&worker.by_class) {
+                    *sum += load(counter);
+                }
+                row.plugin_failures += load(&worker.plugin_failures);
+            }
+            row
+        })
+        .collect();
+    let buckets = snapshot
+        .buckets()
+        .map(|(_, bucket)| BucketRow {
+            bucket: bucket.config().name.clone(),
+            keys: bucket.len(),
+            bytes: bucket.bytes(),
+        })
+        .collect();
+    Scrape {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_s: state.control.uptime_s(),
+        ready: state.control.ready().is_ok(),
+        workers: WorkerTotals::sum(&state.counters.workers),
+        routes,
+        plugins: gather_plugins(state),
+        buckets,
+        store_revision: snapshot.revision().0,
+        swaps: state.own.swaps.rows(),
+    }
+}
+
+fn gather_plugins(state: &AdminState) -> Vec<PluginRow> {
+    let workers = state.counters.workers.len();
+    let plugins = state.plugins.list();
+    state
+        .own
+        .calls
+        .retain(|name| plugins.iter().any(|plugin| plugin.name == name));
+    plugins
+        .into_iter()
+        .map(|plugin| {
+            let slot = state.plugins.slot(&plugin.name);
+            let totals = |generation: &Generation| {
+                let mut totals = CallTotals::default();
+                for worker in 0..workers {
+                    totals.add_stats(generation.stats(worker));
+                }
+                (generation.id().0, totals)
+            };
+            let active = slot
+                .as_ref()
+                .and_then(|slot| slot.active().as_deref().map(totals));
+            let previous = slot
+                .as_ref()
+                .and_then(|slot| slot.previous().as_deref().map(totals));
+            let versions = plugin
+                .versions
+                .iter()
+                .map(|version| VersionRow {
+                    version: short(&version.digest).to_owned(),
+                    streams: version.streams,
+                })
+                .collect();
+            PluginRow {
+                calls: state.own.calls.observe(&plugin.name, active, previous),
+                active: plugin
+                    .active
+                    .as_deref()
+                    .map(|digest| short(digest).to_owned()),
+                plugin: plugin.name,
+                versions,
+            }
+        })
+        .collect()
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..VERSION_LEN).unwrap_or(digest)
+}
