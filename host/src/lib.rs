@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod deadline;
 pub mod drain;
+pub mod echo;
 pub mod listener;
 pub mod metrics;
 pub mod plugin;

@@ -271,8 +271,6 @@ fn entry(error: &serde_json::Value) -> String {
 /// An answer, read to its end.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// The status, never that of an error.
-    pub(crate) status: StatusCode,
     /// Its `ETag` without quotes.
     pub(crate) etag: Option<String>,
     /// The body.
@@ -375,7 +373,6 @@ impl Client {
         let timeout = timeout.unwrap_or(ANSWER_TIMEOUT);
         let walk = async {
             let response = self.open(method, path, headers, body).await?;
-            let status = response.status();
             let etag = response
                 .headers()
                 .get(header::ETAG)
@@ -386,7 +383,7 @@ impl Client {
                 .await
                 .map_err(|e| self.broken(e))?
                 .to_bytes();
-            Ok(Answer { status, etag, body })
+            Ok(Answer { etag, body })
         };
         match tokio::time::timeout(timeout, walk).await {
             Ok(result) => result,
@@ -428,7 +425,10 @@ impl Client {
             .method(method)
             .uri(path)
             .header(header::HOST, self.host())
-            .header(header::USER_AGENT, concat!("throwbar/", env!("CARGO_PKG_VERSION")));
+            .header(
+                header::USER_AGENT,
+                concat!("throwbar/", env!("CARGO_PKG_VERSION")),
+            );
         if let Some(token) = &self.token.value {
             request = request.header(header::AUTHORIZATION, token);
         }

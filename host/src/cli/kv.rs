@@ -249,7 +249,10 @@ async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Re
     let answer = client.get(&path_of(bucket, key)?).await?;
     let mut out = Out::stdout();
     if json {
-        let revision = answer.etag.as_deref().and_then(|tag| tag.parse::<u64>().ok());
+        let revision = answer
+            .etag
+            .as_deref()
+            .and_then(|tag| tag.parse::<u64>().ok());
         let value = String::from_utf8_lossy(&answer.body);
         out.json(&json!({ "key": key, "value": value, "revision": revision }))?;
     } else {
@@ -288,7 +291,10 @@ async fn set_one(
     } else if dry_run {
         out.line(format_args!("{bucket}: would be set; nothing changed"))?;
     } else {
-        out.line(format_args!("{bucket}: {} set   revision {revision}", output::printable(key)))?;
+        out.line(format_args!(
+            "{bucket}: {} set   revision {revision}",
+            output::printable(key)
+        ))?;
     }
     out.flush()
 }
@@ -340,7 +346,10 @@ fn summary(bucket: &str, done: &Committed, dry_run: bool) -> String {
     if dry_run {
         format!("{bucket}: would be {what}; nothing changed")
     } else {
-        format!("{bucket}: {what}   revision {}   0 streams closed", done.revision)
+        format!(
+            "{bucket}: {what}   revision {}   0 streams closed",
+            done.revision
+        )
     }
 }
 
@@ -497,9 +506,11 @@ fn body_of(text: Vec<u8>) -> Result<(&'static str, Vec<u8>), String> {
     match start.map(|at| text[at]) {
         Some(b'{') => {}
         Some(b'[') => {
-            return Err("is a JSON array: expected lines `KEY VALUE`, lines of JSON \
+            return Err(
+                "is a JSON array: expected lines `KEY VALUE`, lines of JSON \
                 {\"key\":…,\"value\":…}, or one JSON object {\"KEY\":\"VALUE\"}"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         _ => return Ok(("text/plain", text)),
     }
@@ -630,13 +641,18 @@ impl Exporter {
                 let entry: ExportedEntry =
                     serde_json::from_slice(line).context("a line of the export")?;
                 let Some(value) = entry.value.as_str() else {
-                    anyhow::bail!("key {:?}: its value is no text: use --format ndjson", entry.key);
+                    anyhow::bail!(
+                        "key {:?}: its value is no text: use --format ndjson",
+                        entry.key
+                    );
                 };
                 if self.format == Format::Lines {
                     out.line(line_of(&entry.key, value)?)?;
                 } else {
                     let comma = if self.written > 0 { "," } else { "" };
-                    out.bytes(format!("{comma}\n  {}: {}", json!(entry.key), json!(value)).as_bytes())?;
+                    out.bytes(
+                        format!("{comma}\n  {}: {}", json!(entry.key), json!(value)).as_bytes(),
+                    )?;
                 }
             }
         }

@@ -140,9 +140,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
 }
 
 /// Runs a client command on this thread.
-fn block_on(
-    command: impl std::future::Future<Output = anyhow::Result<()>>,
-) -> anyhow::Result<()> {
+fn block_on(command: impl std::future::Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?

@@ -117,7 +117,11 @@ impl Table {
         }
         let heading = self.columns.iter().map(|(name, _)| *name).collect();
         std::iter::once(heading)
-            .chain(self.rows.iter().map(|row| row.iter().map(|c| &**c).collect()))
+            .chain(
+                self.rows
+                    .iter()
+                    .map(|row| row.iter().map(|c| &**c).collect()),
+            )
             .map(|cells: Vec<&str>| self.line(&cells, &widths))
             .collect()
     }

@@ -121,8 +121,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             dry_run,
             json,
         } => {
-            let component =
-                std::fs::read(&file).with_context(|| format!("{}", file.display()))?;
+            let component = std::fs::read(&file).with_context(|| format!("{}", file.display()))?;
             let client = args.connect.client()?;
             let answer = push(&client, &name, component, dry_run)
                 .await
@@ -178,7 +177,13 @@ pub(crate) async fn push(
         &[("dry_run", dry_run.then(|| "true".to_owned()))],
     );
     let answer = client
-        .upload(Method::PUT, &path, "application/wasm", component, "compiling")
+        .upload(
+            Method::PUT,
+            &path,
+            "application/wasm",
+            component,
+            "compiling",
+        )
         .await?;
     answer.json().map_err(|e| client.broken(e))
 }
@@ -226,8 +231,8 @@ fn report(answer: &Value, dry_run: bool, json: bool) -> anyhow::Result<()> {
         out.json(answer)?;
         return out.flush();
     }
-    let done = Deployed::deserialize(answer)
-        .context("the admin API's answer is not what was expected")?;
+    let done =
+        Deployed::deserialize(answer).context("the admin API's answer is not what was expected")?;
     for line in lines_of(&done, dry_run) {
         out.line(line)?;
     }
@@ -239,7 +244,11 @@ fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
     let (name, size) = (&done.plugin, output::size(done.bytes));
     let times = format!(
         "{} {}, init {}",
-        if done.cached { "compiled before, loaded in" } else { "compiled in" },
+        if done.cached {
+            "compiled before, loaded in"
+        } else {
+            "compiled in"
+        },
         milliseconds(done.compile_ms),
         milliseconds(done.init_ms),
     );
@@ -300,7 +309,11 @@ fn table_of(plugins: &[Value]) -> anyhow::Result<Table> {
             .collect::<Result<_, _>>()
             .context("the admin API's answer is not what was expected")?;
         if versions.is_empty() {
-            let mut row = vec![name.to_owned(), "-".into(), "waits for its first push".into()];
+            let mut row = vec![
+                name.to_owned(),
+                "-".into(),
+                "waits for its first push".into(),
+            ];
             row.resize(9, String::new());
             table.row(row);
         }
@@ -316,7 +329,11 @@ fn table_of(plugins: &[Value]) -> anyhow::Result<Table> {
                 output::count(version.streams),
                 output::count(version.calls),
                 output::count(version.errors),
-                if used { output::span(version.decision_ns) } else { "-".into() },
+                if used {
+                    output::span(version.decision_ns)
+                } else {
+                    "-".into()
+                },
             ]);
         }
     }
@@ -348,12 +365,8 @@ async fn inspect_plugin(client: &Client, name: &str, json: bool) -> anyhow::Resu
 /// What a component file is and asks for.
 fn inspect_file(file: &Path, json: bool) -> anyhow::Result<()> {
     let bytes = std::fs::read(file).with_context(|| format!("{}", file.display()))?;
-    let report = crate::plugin::inspect::inspect(&bytes).map_err(|error| {
-        Ended::new(
-            Exit::PluginRefused,
-            format!("{}: {error}", file.display()),
-        )
-    })?;
+    let report = crate::plugin::inspect::inspect(&bytes)
+        .map_err(|error| Ended::new(Exit::PluginRefused, format!("{}: {error}", file.display())))?;
     let mut out = Out::stdout();
     if json {
         out.json(&json!({
@@ -374,7 +387,10 @@ fn inspect_file(file: &Path, json: bool) -> anyhow::Result<()> {
     for (title, names) in [
         ("exports", &report.exports),
         ("asked for by you", &report.imports),
-        ("asked for by std (nothing is granted)", &report.imports_of_std),
+        (
+            "asked for by std (nothing is granted)",
+            &report.imports_of_std,
+        ),
     ] {
         out.line(format_args!("\n{title}:"))?;
         if names.is_empty() {

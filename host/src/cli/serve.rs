@@ -142,18 +142,22 @@ fn parse_map_file(text: &str, name: &str) -> Result<Vec<(String, String)>, Vec<S
     let mut entries = Vec::new();
     let mut problems = Vec::new();
     let mut seen = ahash::AHashMap::new();
-    for (number, line) in text.lines().enumerate().map(|(i, line)| (i + 1, line.trim())) {
+    for (number, line) in text
+        .lines()
+        .enumerate()
+        .map(|(i, line)| (i + 1, line.trim()))
+    {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         let mut words = line.split_whitespace();
         let checked = match (words.next(), words.next(), words.next()) {
-            (Some(id), Some(host), None) => check_entry(id, host).and_then(|()| {
-                match seen.insert(id, number) {
+            (Some(id), Some(host), None) => {
+                check_entry(id, host).and_then(|()| match seen.insert(id, number) {
                     Some(first) => Err(format!("ID {id:?} is on line {first} already")),
                     None => Ok((id.to_owned(), host.to_owned())),
-                }
-            }),
+                })
+            }
             _ => Err(format!("{line:?}: expected `ID HOST`, two words")),
         };
         match checked {
@@ -195,8 +199,7 @@ pub(super) fn read_config(file: &Path) -> anyhow::Result<(String, Config)> {
     match Config::parse(&text, Some(file)) {
         Ok(config) => Ok((text, config)),
         Err(problems) => {
-            let shown =
-                diagnostic::render(&problems, &text, &name, Style::stderr().is_on());
+            let shown = diagnostic::render(&problems, &text, &name, Style::stderr().is_on());
             Err(Ended::new(
                 Exit::ConfigInvalid,
                 format!("config {name} is invalid\n{}", shown.trim_end()),
@@ -266,9 +269,9 @@ fn from_flags(flags: Inline) -> anyhow::Result<Start> {
         flags.listen
     });
     config.admin = admin::Config {
-        listen: flags.admin.unwrap_or_else(|| {
-            parse_address(ADMIN_DEFAULT).expect("the default is an address")
-        }),
+        listen: flags
+            .admin
+            .unwrap_or_else(|| parse_address(ADMIN_DEFAULT).expect("the default is an address")),
         auth: match flags.admin_auth {
             Some(AdminAuth::None) => Auth::None,
             Some(AdminAuth::Token) | None => Auth::Token,
@@ -280,7 +283,9 @@ fn from_flags(flags: Inline) -> anyhow::Result<Start> {
     {
         return Err(Ended::new(
             Exit::Usage,
-            format!("--admin-auth none: the admin API listens on {address}, expected a loopback address or unix:PATH"),
+            format!(
+                "--admin-auth none: the admin API listens on {address}, expected a loopback address or unix:PATH"
+            ),
         ));
     }
     if let Some(workers) = flags.workers {
@@ -433,7 +438,11 @@ impl About {
             lines.push(format!(
                 "  map       {} in bucket {BUCKET:?}{}",
                 super::output::counted(self.keys as u64, "key"),
-                if self.durable { "" } else { ", in memory: gone at restart (--data DIR keeps it)" }
+                if self.durable {
+                    ""
+                } else {
+                    ", in memory: gone at restart (--data DIR keeps it)"
+                }
             ));
         }
         lines.push(style.dim("  Ctrl-C finishes what is running and ends; again ends at once"));
@@ -460,7 +469,10 @@ mod tests {
 
     #[test]
     fn a_map_entry_is_an_id_and_a_host() {
-        assert_eq!(parse_map("id1=127.0.0.2"), Ok(("id1".into(), "127.0.0.2".into())));
+        assert_eq!(
+            parse_map("id1=127.0.0.2"),
+            Ok(("id1".into(), "127.0.0.2".into()))
+        );
         assert!(parse_map("id1").is_err_and(|e| e.contains("ID=HOST")));
         assert!(parse_map("=127.0.0.2").is_err());
         assert!(parse_map("id1=not a host").is_err());
@@ -491,9 +503,24 @@ mod tests {
     #[test]
     fn flags_alone_make_a_whole_config() {
         let flags = parse(&[
-            "--listen", ":8081", "--listen", "127.0.0.1:0", "--map", "id1=127.0.0.2",
-            "--by-header", "X-Agent", "--port-header", "none", "--workers", "3",
-            "--access-log", "off", "--admin", "unix:a.sock", "--admin-auth", "none",
+            "--listen",
+            ":8081",
+            "--listen",
+            "127.0.0.1:0",
+            "--map",
+            "id1=127.0.0.2",
+            "--by-header",
+            "X-Agent",
+            "--port-header",
+            "none",
+            "--workers",
+            "3",
+            "--access-log",
+            "off",
+            "--admin",
+            "unix:a.sock",
+            "--admin-auth",
+            "none",
         ])
         .expect("valid flags");
         let start = from_flags(flags).expect("a config");

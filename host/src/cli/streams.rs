@@ -50,7 +50,9 @@ Examples:
         json: bool,
     },
     /// Close one stream, towards both ends
-    #[command(after_help = "Example:\n  throwbar streams close 513 --code 1012 --reason \"moving house\"")]
+    #[command(
+        after_help = "Example:\n  throwbar streams close 513 --code 1012 --reason \"moving house\""
+    )]
     Close {
         /// Its id, as `streams ls` shows it
         id: u64,

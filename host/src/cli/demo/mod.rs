@@ -58,7 +58,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serve::start_logging(args.log_level, Some("warn"))?;
     let upstreams = Upstreams::start()?;
-    let data = tempfile::Builder::new().prefix("throwbar-demo-").tempdir()?;
+    let data = tempfile::Builder::new()
+        .prefix("throwbar-demo-")
+        .tempdir()?;
     let listen = args.listen.unwrap_or_else(|| free(LISTEN_PREFERRED));
     let app = app::start(start_of(listen, data.path(), &upstreams)?)
         .context("start the demonstration's proxy")?;
@@ -172,7 +174,11 @@ impl Demo {
         let elsewhere = parse_address(ADMIN_PREFERRED).as_ref() != Ok(&address);
         let options = format!(
             "{} --data {}",
-            if elsewhere { format!(" --admin {shown}") } else { String::new() },
+            if elsewhere {
+                format!(" --admin {shown}")
+            } else {
+                String::new()
+            },
             data.display()
         );
         Ok(Self {
@@ -185,29 +191,53 @@ impl Demo {
 
     async fn show(&self, screen: &mut Screen) -> anyhow::Result<()> {
         let [a, b] = self.upstreams;
-        screen.title(concat!("Throwbar ", env!("CARGO_PKG_VERSION"), ", on this machine only"))?;
+        screen.title(concat!(
+            "Throwbar ",
+            env!("CARGO_PKG_VERSION"),
+            ", on this machine only"
+        ))?;
         screen.note(format_args!("proxy      http://{}", self.proxy))?;
-        screen.note(format_args!("upstreams  {} at {a}, {} at {b}", NAMES[0], NAMES[1]))?;
-        screen.note(format_args!("map        id1 -> {}, id2 -> {}", a.ip(), b.ip()))?;
+        screen.note(format_args!(
+            "upstreams  {} at {a}, {} at {b}",
+            NAMES[0], NAMES[1]
+        ))?;
+        screen.note(format_args!(
+            "map        id1 -> {}, id2 -> {}",
+            a.ip(),
+            b.ip()
+        ))?;
 
         let mut requests = self.map_decides(screen).await?;
         let beside = Traffic::requests(Requests::open(self.proxy).await?, self.fields("id2", b));
         let (socket, stream) = self.websocket_opens(screen).await?;
-        self.map_changes(screen, &mut requests, &socket, &stream).await?;
-        self.code_is_replaced(screen, &mut requests, &socket, &stream).await?;
-        self.code_is_put_back(screen, &mut requests, &socket, &stream).await?;
+        self.map_changes(screen, &mut requests, &socket, &stream)
+            .await?;
+        self.code_is_replaced(screen, &mut requests, &socket, &stream)
+            .await?;
+        self.code_is_put_back(screen, &mut requests, &socket, &stream)
+            .await?;
 
         screen.title("Result")?;
         let (echoes, others) = (socket.tally(), beside.tally());
         screen.claim(
             echoes.failure.is_none(),
-            format_args!("the WebSocket was open through all of it: {} echoed", output::counted(echoes.done, "message")),
-            outcome(&echoes.failure, || format!("longest {}", time(echoes.longest))),
+            format_args!(
+                "the WebSocket was open through all of it: {} echoed",
+                output::counted(echoes.done, "message")
+            ),
+            outcome(&echoes.failure, || {
+                format!("longest {}", time(echoes.longest))
+            }),
         )?;
         screen.claim(
             others.failure.is_none() && others.done > 0,
-            format_args!("{} beside it, none failed", output::counted(others.done, "request")),
-            outcome(&others.failure, || format!("longest {}", time(others.longest))),
+            format_args!(
+                "{} beside it, none failed",
+                output::counted(others.done, "request")
+            ),
+            outcome(&others.failure, || {
+                format!("longest {}", time(others.longest))
+            }),
         )?;
         let claims = screen.claims();
         screen.note(format_args!("all {claims} claims held"))
@@ -239,15 +269,24 @@ impl Demo {
         screen.claim(
             tally.failure.is_none(),
             "it echoes",
-            outcome(&tally.failure, || format!("longest {}", time(tally.longest))),
+            outcome(&tally.failure, || {
+                format!("longest {}", time(tally.longest))
+            }),
         )?;
         let streams = self.streams().await?;
         let [stream] = &streams[..] else {
-            anyhow::bail!("expected one open stream, the proxy lists {}", streams.len());
+            anyhow::bail!(
+                "expected one open stream, the proxy lists {}",
+                streams.len()
+            );
         };
         screen.claim(
             stream.endpoint == a.to_string() && stream.version.is_some(),
-            format_args!("the proxy lists it: to {}, accepted by version {}", NAMES[0], stream.version()),
+            format_args!(
+                "the proxy lists it: to {}, accepted by version {}",
+                NAMES[0],
+                stream.version()
+            ),
             &stream.endpoint,
         )?;
         Ok((socket, stream.clone()))
@@ -274,7 +313,10 @@ impl Demo {
         let took = started.elapsed();
         screen.claim(
             done["created"] == 1 && done["updated"] == 1,
-            format_args!("one batch, on disk and in force: revision {}", done["revision"]),
+            format_args!(
+                "one batch, on disk and in force: revision {}",
+                done["revision"]
+            ),
             time(took),
         )?;
         self.answered_by(screen, requests, "id1", 1, b).await?;
@@ -300,7 +342,11 @@ impl Demo {
         let before = done.previous.as_deref().unwrap_or("none");
         screen.claim(
             done.outcome == "swapped" && before != done.digest,
-            format_args!("version {} -> {}", output::short(before), output::short(&done.digest)),
+            format_args!(
+                "version {} -> {}",
+                output::short(before),
+                output::short(&done.digest)
+            ),
             format_args!(
                 "compiled in {}, switched in {}",
                 span((done.compile_ms.max(0.0) * 1e6) as u64),
@@ -330,7 +376,11 @@ impl Demo {
         let before = done.previous.as_deref().unwrap_or("none");
         screen.claim(
             Some(&done.digest) == stream.version.as_ref(),
-            format_args!("version {} -> {}", output::short(before), output::short(&done.digest)),
+            format_args!(
+                "version {} -> {}",
+                output::short(before),
+                output::short(&done.digest)
+            ),
             format_args!("{} in all", time(took)),
         )?;
         self.answered_by(screen, requests, "id1", 1, b).await?;
@@ -368,13 +418,19 @@ impl Demo {
         screen.claim(
             tally.failure.is_none(),
             "the WebSocket is open, and echoes",
-            outcome(&tally.failure, || format!("{} so far", output::counted(tally.done, "message"))),
+            outcome(&tally.failure, || {
+                format!("{} so far", output::counted(tally.done, "message"))
+            }),
         )?;
         let streams = self.streams().await?;
         let now = streams.iter().find(|s| s.id == stream.id);
         screen.claim(
             now.is_some_and(|now| now.endpoint == stream.endpoint && now.version == stream.version),
-            format_args!("it is with {} and version {} still", NAMES[0], stream.version()),
+            format_args!(
+                "it is with {} and version {} still",
+                NAMES[0],
+                stream.version()
+            ),
             match now {
                 Some(now) => now.endpoint.clone(),
                 None => "the proxy does not list it".to_owned(),

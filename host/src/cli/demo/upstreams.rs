@@ -80,9 +80,8 @@ async fn serve(listeners: [TcpListener; 2]) -> io::Result<()> {
 /// Two listeners: the same port on 127.0.0.2 and 127.0.0.3, so that only the map tells them apart. Systems that have
 /// no such addresses give two ports of 127.0.0.1.
 fn bind() -> io::Result<[TcpListener; 2]> {
-    let on = |last: u8, port: u16| {
-        TcpListener::bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), port))
-    };
+    let on =
+        |last: u8, port: u16| TcpListener::bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), port));
     for _ in 0..ATTEMPTS {
         let Ok(a) = on(2, 0) else { break };
         if let Ok(b) = on(3, a.local_addr()?.port()) {

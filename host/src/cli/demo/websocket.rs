@@ -41,10 +41,7 @@ impl WebSocket {
     ///
     /// # Errors
     /// If it cannot be reached, or answers with anything but a valid 101.
-    pub(super) async fn open(
-        proxy: SocketAddr,
-        fields: &[(&str, String)],
-    ) -> anyhow::Result<Self> {
+    pub(super) async fn open(proxy: SocketAddr, fields: &[(&str, String)]) -> anyhow::Result<Self> {
         tokio::time::timeout(TIMEOUT, Self::upgrade(proxy, fields))
             .await
             .context("no answer to the upgrade in time")?
@@ -98,7 +95,10 @@ impl WebSocket {
                     TEXT if frame.payload == text.as_bytes() => return Ok(()),
                     PING => self.send(PONG, &frame.payload).await?,
                     PONG => {}
-                    CLOSE => bail!("closed by the other side with {}", close_code(&frame.payload)),
+                    CLOSE => bail!(
+                        "closed by the other side with {}",
+                        close_code(&frame.payload)
+                    ),
                     opcode => bail!(
                         "sent {text:?}, got a frame of type {opcode}: {:?}",
                         String::from_utf8_lossy(&frame.payload)
@@ -214,7 +214,9 @@ mod tests {
         let frame = encode(TEXT, b"Hello", [0x37, 0xfa, 0x21, 0x3d]);
         assert_eq!(
             frame,
-            [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58]
+            [
+                0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58
+            ]
         );
         assert_eq!(encode(TEXT, &[0; 126], [0; 4])[1..4], [0x80 | 126, 0, 126]);
         assert_eq!(encode(TEXT, &[0; 65_536], [0; 4])[1], 0x80 | 127);
