@@ -19,6 +19,7 @@ mod engine;
 mod epoch;
 pub mod generation;
 mod imports;
+pub mod inspect;
 pub mod instance;
 mod registry;
 mod report;
