@@ -13,6 +13,7 @@ pub mod admin;
 pub mod app;
 pub mod config;
 pub mod drain;
+pub mod echo;
 pub mod listener;
 pub mod metrics;
 pub mod plugin;
