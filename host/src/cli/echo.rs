@@ -6,6 +6,10 @@ use tokio::net::TcpListener;
 
 /// Answers with what it received, HTTP and WebSocket: an upstream to try things out with
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  throwbar echo
+  throwbar echo --listen 127.0.0.2:9000")]
 pub struct Args {
     /// Where to listen; port 0 lets the system choose
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
@@ -25,7 +29,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         "echo listens on {address}   try: curl http://{address}/any/path   or: websocat ws://{address}/   stop: Ctrl-C"
     );
     tokio::select! {
-        never = crate::echo::serve(listener, address.to_string()) => match never {},
+        ended = crate::echo::serve(listener, address.to_string()) => match ended? {},
         interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot wait for Ctrl-C"),
     }
 }

@@ -46,7 +46,10 @@ const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 ///
 /// `name` tells one echo server from another: it stands in the answer and in its `x-echo-server` field. Never ends;
 /// dropping the future closes every connection.
-pub async fn serve(listener: TcpListener, name: String) -> Infallible {
+///
+/// # Errors
+/// None so far: a connection that fails ends alone, and what cannot be accepted is tried again.
+pub async fn serve(listener: TcpListener, name: String) -> io::Result<Infallible> {
     let name: Arc<str> = name.into();
     let mut connections = JoinSet::new();
     loop {
@@ -257,7 +260,7 @@ mod tests {
     }
 
     /// Starts a server and connects to it.
-    async fn connect() -> (TcpStream, JoinSet<Infallible>) {
+    async fn connect() -> (TcpStream, JoinSet<io::Result<Infallible>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
         let mut server = JoinSet::new();
