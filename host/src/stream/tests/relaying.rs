@@ -1,7 +1,11 @@
 //! Bytes: both ways, half-closed, held back, cut off.
 
+use super::super::entry::Progress;
 use super::super::table::SCRATCH_BYTES;
+use super::super::token::Side;
 use super::*;
+use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, poll};
 use std::io::ErrorKind;
 
 #[test]
@@ -187,6 +191,48 @@ fn many_streams_at_once_lose_nothing() {
             task.expect("nothing lost");
         }
         worker.streams.drained().await;
+    });
+}
+
+#[test]
+fn more_events_than_one_batch_holds_are_all_handled() {
+    on_worker(Config::default(), |worker| async move {
+        let mut all = Vec::new();
+        for _ in 0..200 {
+            all.push(worker.open().await);
+        }
+        // All at once: the relay gets its turn at the first await.
+        for ends in &mut all {
+            assert_eq!(ends.client.try_write(b"x").expect("sent"), 1);
+        }
+        for ends in &mut all {
+            expect(&mut ends.endpoint, b"x").await;
+        }
+    });
+}
+
+#[test]
+fn a_stream_with_much_to_say_lets_others_have_their_turn() {
+    on_worker(Config::default(), |_| async {
+        // Nothing relays here but the calls below.
+        let worker = Worker::new(Config::default());
+        let mut near = None;
+        let mut ends = worker
+            .open_as(|new| near = Some(new.upstream.try_clone().expect("a descriptor")))
+            .await;
+        let near = near.expect("the upstream socket");
+        send(&mut ends.endpoint, &[7; 100]).await;
+        let mut readable = [PollFd::new(&near, PollFlags::IN)];
+        poll(&mut readable, None).expect("readable");
+        let turn = || {
+            let mut table = worker.streams.table.borrow_mut();
+            let scratch = &mut [0; 16];
+            table.entries[0].handle(Side::Upstream, EventFlags::IN, scratch, 0)
+        };
+        assert_eq!(turn(), Progress::More);
+        expect(&mut ends.client, &[7; 64]).await;
+        assert_eq!(turn(), Progress::Idle);
+        expect(&mut ends.client, &[7; 36]).await;
     });
 }
 
