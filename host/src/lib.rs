@@ -12,10 +12,6 @@
 pub mod admin;
 pub mod app;
 pub mod config;
-pub mod cli {
-    #![allow(missing_docs)]
-    pub mod echo;
-}
 pub mod drain;
 pub mod echo;
 pub mod listener;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::metrics::{Counters, WorkerCounters};
 use crate::plugin::generation::{GenerationId, GenerationLabel};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
@@ -47,6 +48,10 @@ struct Ends {
 
 /// Runs a test on a worker of its own.
 fn on_worker<F: Future<Output = ()>>(config: Config, test: impl FnOnce(Worker) -> F) {
+    // A stream takes four descriptors here, and tests run beside each other.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("as many descriptors as are allowed");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())
