@@ -25,6 +25,8 @@ mod report;
 pub mod request;
 mod slot;
 mod subscription;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use decision::{Decision, DecisionError, Forward, Reply, RouteTarget};
