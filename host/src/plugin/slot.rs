@@ -214,10 +214,11 @@ impl PluginSlot {
         };
         let old = self.active.load_full();
         let digest = Arc::clone(&past.label.digest);
-        if let Some(old) = old.as_ref().filter(|old| old.label().digest != digest) {
-            if keep_previous {
-                self.previous.store(Some(Arc::clone(old)));
-            }
+        let replaced = old
+            .as_ref()
+            .filter(|old| keep_previous && old.label().digest != digest);
+        if let Some(replaced) = replaced {
+            self.previous.store(Some(Arc::clone(replaced)));
         }
         self.active.store(Some(generation));
         let mut state = self.state();
@@ -307,7 +308,7 @@ impl State {
     }
 
     fn version(&self, digest: &str, active: bool) -> VersionInfo {
-        let generations = self
+        let mut generations = self
             .generations
             .iter()
             .filter(|past| *past.label.digest == *digest);
@@ -315,7 +316,7 @@ impl State {
             .clone()
             .map(|past| past.label.streams.load(Ordering::Relaxed))
             .sum();
-        let newest = generations.last();
+        let newest = generations.next_back();
         let counts = newest
             .map(|past| Counts::of(&past.stats))
             .unwrap_or_default();
