@@ -1,1 +1,64 @@
-//! SDK.
+//! Write a routing plugin for the Throwbar reverse proxy.
+//!
+//! A plugin decides, for each request, where it goes. This is a whole one:
+//!
+//! ```
+//! use throwbar::prelude::*;
+//!
+//! #[throwbar::router]
+//! fn route(req: &Request) -> Decision {
+//!     match req.lookup("upstreams", "x-id") {
+//!         Some(entry) => entry.into(),
+//!         None => Reply::text(404, "nobody of that name").into(),
+//!     }
+//! }
+//! # fn main() {}
+//! ```
+//!
+//! It is a library crate with `crate-type = ["cdylib", "rlib"]` and `throwbar` as its only dependency. `cargo build
+//! --release --target wasm32-wasip2` makes the component, and `cargo test` runs its unit tests natively, against the
+//! fake host of [`testing`].
+//!
+//! What a plugin wants of every request it says once: the host passes that much and no more. The attribute on a function
+//! reads it off the function's own literals; whatever it cannot see stays reachable, at the price of a call to the host.
+//! A plugin with settings or state implements [`Router`] and says it to [`Setup`].
+
+#[doc(hidden)]
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "router",
+        default_bindings_module: "throwbar::bindings",
+        export_macro_name: "export",
+        pub_export_macro: true,
+        generate_all,
+        additional_derives: [PartialEq, Eq],
+    });
+}
+
+pub mod config;
+pub mod decision;
+mod door;
+pub mod json;
+pub mod kv;
+pub mod log;
+pub mod request;
+pub mod router;
+pub mod setup;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
+
+pub use decision::{Decision, Forward, Reply, Target};
+pub use request::{Entry, Request};
+pub use router::Router;
+pub use setup::{Bucket, Field, Setup, Slot, Subscribed};
+pub use throwbar_macros::router;
+
+/// What most plugins use.
+pub mod prelude {
+    pub use crate::{
+        Bucket, Decision, Entry, Field, Forward, Reply, Request, Router, Setup, Slot, Subscribed,
+        Target, config, json, kv, log,
+    };
+}

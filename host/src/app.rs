@@ -1,75 +1,327 @@
-//! Composition root: builds leaves first, starts, stops in reverse; applies new configs.
+//! Composition root: builds leaves first, starts, stops in reverse.
 
+use crate::admin;
 use crate::config::Config;
+pub use crate::control::{Applied, ApplyError, Control, Running};
+use crate::control::{Parts, addresses, bind, own};
+use crate::metrics::{Counters, WorkerCounters};
+use crate::plugin::{Crew, Plugins, PluginsOptions};
+use crate::proxy::access_log;
+use crate::proxy::site::Site;
+use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
+use crate::worker::{Shared, Threads, Workers};
+use anyhow::{Context, anyhow};
+use arc_swap::ArcSwap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
-/// What the admin API may ask of the running process.
-#[derive(Clone)]
-pub struct Control {
-    _private: Arc<()>,
-}
-
-/// The config that runs.
-pub struct Running {
-    /// Its text as given, if it came from a file or the admin API.
-    pub text: Option<Arc<str>>,
-    /// SHA-256 of the text (or of the flags), in hex: the ETag.
-    pub digest: Arc<str>,
+/// What to start.
+pub struct Start {
     /// The checked config.
     pub config: Config,
-    /// Routes by name with their counters per worker, in order.
-    pub routes: Vec<(Arc<str>, Arc<[crate::metrics::RouteCounters]>)>,
-    /// Addresses bound, by listener name.
-    pub bound: Vec<(String, std::net::SocketAddr)>,
+    /// Its text, if it has one.
+    pub text: Option<String>,
+    /// The file it came from: read again on SIGHUP.
+    pub file: Option<PathBuf>,
+    /// Entries written before the first request.
+    pub seed: Vec<Seed>,
 }
 
-/// What applying a config did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Applied {
-    /// It is active for the next request.
-    Changed,
-    /// It is the running one.
-    Unchanged,
-    /// A dry run: it could be applied.
-    Checked,
+/// An entry written at start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seed {
+    /// The bucket's name.
+    pub bucket: String,
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: String,
 }
 
-/// Why a config was not applied; the running one is unchanged.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// Problems of the text, each with its place.
-    #[error("{} problem(s) in the config", .0.len())]
-    Invalid(Vec<crate::config::diagnostic::Problem>),
-    /// It would change what only a restart can: workers, data directory, admin address.
-    #[error("{0}: needs a restart")]
-    NeedsRestart(String),
-    /// It is right in itself but cannot be put to work: a port in use, a plugin that does not load.
-    #[error("{0}")]
-    Failed(String),
+/// The running process: stopped by [`App::stop`] or a signal.
+pub struct App {
+    control: Control,
+    handle: Handle,
+    control_thread: JoinHandle<()>,
+    threads: Threads,
+    log_thread: Option<JoinHandle<()>>,
+    admin_address: admin::Address,
+    token_path: Option<PathBuf>,
+    /// Ends the admin API, then the control thread.
+    stop_admin: watch::Sender<bool>,
+    stop_control: watch::Sender<bool>,
 }
 
-impl Control {
-    /// The config that runs.
-    pub fn running(&self) -> Arc<Running> {
-        unimplemented!()
+/// Builds everything and starts it.
+///
+/// # Errors
+/// What could not be built, by name; whatever was started is stopped.
+pub fn start(start: Start) -> anyhow::Result<App> {
+    let Start {
+        config,
+        text,
+        file,
+        seed,
+    } = start;
+    make_data_directory(&config.data)?;
+    let store = Store::open(&config.buckets, &config.data)?;
+    let plugins = Plugins::new(PluginsOptions {
+        data: &config.data,
+        store: store.clone(),
+        workers: config.workers,
+        component_bytes_max: config.admin.component_bytes_max,
+    })?;
+    let (handle, control_thread, stop_control) = control_thread()?;
+    let _entered = handle.enter();
+    handle.block_on(sow(&store, seed))?;
+    let admin_listener = admin::bind(&config.admin)?;
+    let token = match config.admin.auth {
+        admin::Auth::Token => Some(admin::Token::load_or_create(&config.data)?),
+        admin::Auth::None => None,
+    };
+    let admin_address = admin_listener.address().clone();
+    let own_admin = match &admin_address {
+        admin::Address::Tcp(address) => Some(*address),
+        admin::Address::Unix(_) => None,
+    };
+    let mut listeners = Vec::new();
+    for listener in &config.listeners {
+        listeners.push((listener.clone(), bind(listener, config.workers)?));
+    }
+    handle
+        .block_on(plugins.apply(&config.plugins))
+        .map_err(|(name, error)| anyhow::Error::new(error).context(format!("plugin {name:?}")))?;
+    let bound = addresses(&listeners);
+    let site = Site::new(
+        &config,
+        own(&bound, own_admin),
+        |name| plugins.slot(name),
+        None,
+    )
+    .map_err(|e| anyhow!(e))?;
+    let running = Running::new(config.clone(), text, bound, &site);
+    let counters = Arc::new(Counters {
+        workers: (0..config.workers)
+            .map(|_| WorkerCounters::default())
+            .collect(),
+    });
+    let (batches, log_thread) = access_log::start(&config.log.access)?.unzip();
+    let site = Arc::new(ArcSwap::from_pointee(site));
+    let shared = Shared {
+        site: site.clone(),
+        counters: counters.clone(),
+        store: store.clone(),
+        batches,
+    };
+    let (workers, threads) = Workers::start(config.workers, &shared).context("start workers")?;
+    drop(shared);
+    plugins.set_crew(Arc::new(workers.clone()));
+    for plugin in &config.plugins {
+        let active = plugins
+            .slot(&plugin.name)
+            .and_then(|slot| slot.active().clone());
+        if let Some(generation) = active {
+            handle
+                .block_on(workers.warm(generation))
+                .map_err(|e| anyhow!("plugin {:?}: {e}", plugin.name))?;
+        }
+    }
+    let control = Control::new(Parts {
+        running,
+        site,
+        store: store.clone(),
+        plugins: plugins.clone(),
+        workers: workers.clone(),
+        file,
+        admin: own_admin,
+    });
+    let (stop_admin, stopping) = watch::channel(false);
+    let token_path = token
+        .as_ref()
+        .map(|_| config.data.join(admin::token::FILE_NAME));
+    let state = admin::State {
+        store,
+        plugins,
+        workers: workers.clone(),
+        control: control.clone(),
+        counters,
+        token,
+        config: config.admin,
+        own: Arc::default(),
+    };
+    handle.spawn(async move {
+        if let Err(error) = admin::serve(state, admin_listener, stopped(stopping)).await {
+            tracing::error!(%error, "admin API ended");
+        }
+    });
+    handle.block_on(async {
+        for (listener, sockets) in listeners {
+            workers.listen(&listener, sockets).await;
+        }
+    });
+    let handle = handle.clone();
+    Ok(App {
+        control,
+        handle,
+        control_thread,
+        threads,
+        log_thread,
+        admin_address,
+        token_path,
+        stop_admin,
+        stop_control,
+    })
+}
+
+fn make_data_directory(data: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data);
+    made.with_context(|| format!("data: cannot create directory {}", data.display()))
+}
+
+/// The control plane's thread: admin API, deploys, signals.
+fn control_thread() -> anyhow::Result<(Handle, JoinHandle<()>, watch::Sender<bool>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("make the control runtime")?;
+    let handle = runtime.handle().clone();
+    let (stop, stopping) = watch::channel(false);
+    let thread = std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            runtime.block_on(stopped(stopping));
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        })?;
+    Ok((handle, thread, stop))
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender is gone: stop too.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Writes the entries given at start, as one batch.
+async fn sow(store: &Store, seed: Vec<Seed>) -> anyhow::Result<()> {
+    if seed.is_empty() {
+        return Ok(());
+    }
+    let snapshot = store.snapshot();
+    let bucket = |name: &str| -> anyhow::Result<BucketId> {
+        snapshot
+            .bucket_id(name)
+            .ok_or_else(|| anyhow!("no bucket {name:?} in the config"))
+    };
+    let write = |seed: Seed| {
+        Ok(Write {
+            bucket: bucket(&seed.bucket)?,
+            key: seed.key.into(),
+            value: Some(seed.value.into_bytes().into()),
+            expect: Expect::Any,
+        })
+    };
+    let writes = seed.into_iter().map(write).collect::<anyhow::Result<_>>()?;
+    store
+        .commit(WriteBatch {
+            writes,
+            ..WriteBatch::default()
+        })
+        .await?;
+    Ok(())
+}
+
+impl App {
+    /// What the admin API may ask.
+    pub fn control(&self) -> &Control {
+        &self.control
     }
 
-    /// Applies a config given as TOML text, all or nothing, closing nothing.
+    /// Where the admin API listens.
+    pub fn admin_address(&self) -> &admin::Address {
+        &self.admin_address
+    }
+
+    /// Where clients reach us, by listener name.
+    pub fn bound(&self) -> Vec<(String, SocketAddr)> {
+        self.control.running().bound.clone()
+    }
+
+    /// The file with the admin token, if one is needed.
+    pub fn token_path(&self) -> Option<&Path> {
+        self.token_path.as_deref()
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains; a second one forces. SIGHUP reads the config again.
     ///
     /// # Errors
-    /// See [`ApplyError`].
-    pub async fn apply(&self, _text: &str, _dry_run: bool) -> Result<Applied, ApplyError> {
-        unimplemented!()
+    /// If signals cannot be watched.
+    pub fn run_until_signal(self) -> anyhow::Result<()> {
+        let control = self.control.clone();
+        let grace = self.handle.clone().block_on(async {
+            let (mut term, mut int, mut hup) = (
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::hangup())?,
+            );
+            loop {
+                tokio::select! {
+                    _ = term.recv() => break,
+                    _ = int.recv() => break,
+                    _ = hup.recv() => control.reload().await,
+                }
+            }
+            let grace = control.running().config.streams.shutdown_grace;
+            tracing::info!(?grace, "draining; a second signal stops at once");
+            self.handle.spawn(async move {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = int.recv() => {}
+                }
+                tracing::warn!("stopped at once");
+                std::process::exit(1);
+            });
+            anyhow::Ok(grace)
+        })?;
+        self.stop(grace);
+        Ok(())
     }
 
-    /// Whether listeners are bound, plugins loaded, and no drain has begun; otherwise why not.
-    pub fn ready(&self) -> Result<(), String> {
-        unimplemented!()
+    /// Drains for at most `grace`, then stops everything in reverse.
+    pub fn stop(self, grace: Duration) {
+        let Self {
+            control,
+            handle,
+            control_thread,
+            threads,
+            log_thread,
+            stop_admin,
+            stop_control,
+            ..
+        } = self;
+        handle.block_on(control.drain(grace));
+        threads.join();
+        stop_admin.send_replace(true);
+        control.close();
+        stop_control.send_replace(true);
+        join(control_thread, "control");
+        // Its lines have all been handed over: the workers are gone.
+        if let Some(log_thread) = log_thread {
+            join(log_thread, "access-log");
+        }
     }
+}
 
-    /// Seconds since start.
-    pub fn uptime_s(&self) -> u64 {
-        unimplemented!()
+fn join(thread: JoinHandle<()>, name: &str) {
+    if thread.join().is_err() {
+        tracing::error!(name, "thread panicked");
     }
 }

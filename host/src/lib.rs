@@ -11,8 +11,12 @@
 
 pub mod admin;
 pub mod app;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod deadline;
 pub mod drain;
+pub mod echo;
 pub mod listener;
 pub mod metrics;
 pub mod plugin;

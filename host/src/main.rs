@@ -1,1 +1,5 @@
-fn main() {}
+//! The `throwbar` command: arguments in, exit code out.
+
+fn main() -> std::process::ExitCode {
+    throwbar_host::cli::main()
+}

@@ -1,21 +1,388 @@
 //! One data-plane thread: its runtime, its listeners, its connection pools, its warm instances.
+//!
+//! Threads share nothing that a request would wait for: what they serve comes as snapshots, and what the control plane
+//! wants of one it asks by [`Command`].
 
-use crate::stream::{StreamFilter, StreamId, StreamInfo};
+use crate::deadline::Deadlines;
+use crate::drain::Drain;
+use crate::listener::{self, Admission};
+use crate::metrics::Counters;
+use crate::plugin::{Crew, Generation, GenerationId, Instance};
+use crate::proxy::access_log::{AccessLog, Batches};
+use crate::proxy::route::Instances;
+use crate::proxy::site::{Site, SiteView};
+use crate::proxy::{Proxy, TICK};
+use crate::store::Store;
+use crate::stream::{StreamEvent, StreamFilter, StreamId, StreamInfo, Streams};
+use crate::upstream::connection::Pool;
+use crate::upstream::resolve::Resolver;
+use arc_swap::ArcSwap;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+/// Commands that may wait for a worker.
+const COMMANDS_MAX: usize = 256;
+/// WebSocket close code of a drain: the endpoint is going away (RFC 6455, 7.4.1).
+const GOING_AWAY: u16 = 1001;
+/// How long streams have for their closing handshake when a drain ends.
+const CLOSING_GRACE: Duration = Duration::from_secs(2);
+
+/// What the control plane asks of a worker.
+enum Command {
+    Warm(Arc<Generation>, oneshot::Sender<Result<(), String>>),
+    Retire(GenerationId),
+    Streams(StreamFilter, usize, oneshot::Sender<Vec<StreamInfo>>),
+    CloseStream(StreamId, u16, String, oneshot::Sender<bool>),
+    Listen(listener::Config, std::net::TcpListener),
+    Unlisten(String),
+    Drain(Duration, oneshot::Sender<()>),
+    Stop,
+}
+
+/// What all workers share.
+#[derive(Clone)]
+pub struct Shared {
+    /// What is served.
+    pub site: Arc<ArcSwap<Site>>,
+    /// Counters of all workers.
+    pub counters: Arc<Counters>,
+    /// The store.
+    pub store: Store,
+    /// Where access lines go.
+    pub batches: Option<Batches>,
+}
 
 /// Handles to all data-plane threads; clones share them.
 #[derive(Clone)]
 pub struct Workers {
-    _private: (),
+    senders: Arc<[mpsc::Sender<Command>]>,
 }
 
+/// The threads themselves, to be joined.
+pub struct Threads(Vec<JoinHandle<()>>);
+
 impl Workers {
+    /// Starts `count` threads, without listeners.
+    ///
+    /// # Errors
+    /// If a thread or its runtime cannot be made.
+    pub fn start(count: usize, shared: &Shared) -> io::Result<(Self, Threads)> {
+        let (mut senders, mut threads) = (Vec::new(), Vec::new());
+        for worker in 0..count {
+            let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+            let (started, ready) = std::sync::mpsc::channel();
+            let shared = shared.clone();
+            let body = move || run(worker, shared, commands, &started);
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("worker-{worker}"))
+                    .spawn(body)?,
+            );
+            ready
+                .recv()
+                .unwrap_or_else(|_| Err(io::Error::other("worker ended while it started")))?;
+            senders.push(sender);
+        }
+        Ok((
+            Self {
+                senders: senders.into(),
+            },
+            Threads(threads),
+        ))
+    }
+
+    /// Sends a command made for each worker; its answers, of workers that still run.
+    async fn ask<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<T> {
+        let mut answers = Vec::with_capacity(self.senders.len());
+        for sender in self.senders.iter() {
+            let (answer, answered) = oneshot::channel();
+            if sender.send(command(answer)).await.is_ok() {
+                answers.push(answered);
+            }
+        }
+        let mut given = Vec::with_capacity(answers.len());
+        for answered in answers {
+            given.extend(answered.await.ok());
+        }
+        given
+    }
+
     /// Open streams of every worker, oldest first, at most `limit`.
-    pub async fn streams(&self, _filter: StreamFilter, _limit: usize) -> Vec<StreamInfo> {
-        unimplemented!()
+    pub async fn streams(&self, filter: StreamFilter, limit: usize) -> Vec<StreamInfo> {
+        let lists = self
+            .ask(|answer| Command::Streams(filter.clone(), limit, answer))
+            .await;
+        let mut streams: Vec<StreamInfo> = lists.into_iter().flatten().collect();
+        streams.sort_by_key(|stream| (stream.started_ms, stream.id));
+        streams.truncate(limit);
+        streams
     }
 
     /// Closes one stream with this WebSocket close code and reason, towards both ends; false if there is none.
-    pub async fn close_stream(&self, _id: StreamId, _code: u16, _reason: String) -> bool {
-        unimplemented!()
+    pub async fn close_stream(&self, id: StreamId, code: u16, reason: String) -> bool {
+        let Some(sender) = self.senders.get(id.worker()) else {
+            return false;
+        };
+        let (answer, answered) = oneshot::channel();
+        sender
+            .send(Command::CloseStream(id, code, reason, answer))
+            .await
+            .is_ok()
+            && answered.await.unwrap_or(false)
     }
+
+    /// Gives each worker a listening socket of its own.
+    pub async fn listen(&self, config: &listener::Config, sockets: Vec<std::net::TcpListener>) {
+        for (sender, socket) in self.senders.iter().zip(sockets) {
+            // A worker that is gone needs no listener.
+            let _ = sender.send(Command::Listen(config.clone(), socket)).await;
+        }
+    }
+
+    /// Closes a listener; its connections go on.
+    pub async fn unlisten(&self, name: &str) {
+        for sender in self.senders.iter() {
+            let _ = sender.send(Command::Unlisten(name.into())).await;
+        }
+    }
+
+    /// Stops accepting, finishes requests, and waits up to `grace` for streams before it closes them. Returns when every
+    /// worker is empty.
+    pub async fn drain(&self, grace: Duration) {
+        self.ask(|answer| Command::Drain(grace, answer)).await;
+    }
+
+    /// Ends the threads; whatever is still open is cut.
+    pub async fn stop(&self) {
+        for sender in self.senders.iter() {
+            let _ = sender.send(Command::Stop).await;
+        }
+    }
+}
+
+impl Crew for Workers {
+    fn warm(
+        &self,
+        generation: Arc<Generation>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(async move {
+            let warmed = self
+                .ask(|answer| Command::Warm(generation.clone(), answer))
+                .await;
+            warmed
+                .into_iter()
+                .collect::<Result<Vec<()>, String>>()
+                .map(|_| ())
+        })
+    }
+
+    fn retire(&self, generation: GenerationId) {
+        for sender in self.senders.iter() {
+            // A worker with a full queue drops its instance at the next sweep instead.
+            let _ = sender.try_send(Command::Retire(generation));
+        }
+    }
+}
+
+impl Threads {
+    /// Waits for the threads to end, after [`Workers::stop`].
+    pub fn join(self) {
+        for thread in self.0 {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+/// A worker's thread.
+fn run(
+    worker: usize,
+    shared: Shared,
+    commands: mpsc::Receiver<Command>,
+    started: &std::sync::mpsc::Sender<io::Result<()>>,
+) {
+    let runtime = match Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(started.send(Err(error))),
+    };
+    runtime.block_on(async move {
+        let proxy = match proxy(worker, shared) {
+            Ok(proxy) => proxy,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        if started.send(Ok(())).is_ok() {
+            Worker {
+                proxy,
+                listeners: HashMap::new(),
+                admission: Rc::default(),
+                drain: Rc::default(),
+            }
+            .serve(commands)
+            .await;
+        }
+    });
+    // Tasks of connections that a forced stop cut are dropped with the runtime.
+    runtime.shutdown_background();
+}
+
+fn proxy(worker: usize, shared: Shared) -> io::Result<Rc<Proxy>> {
+    let Shared {
+        site,
+        counters,
+        store,
+        batches,
+    } = shared;
+    let deadlines = Deadlines::new();
+    let view = SiteView::new(site.load_full(), None);
+    let log = Rc::new(AccessLog::new(batches, counters.clone(), worker));
+    let stream_log = log.clone();
+    let on_event = Box::new(move |event: StreamEvent<'_>| log_stream(&stream_log, &event));
+    let streams = Streams::new(
+        worker,
+        view.site.streams.clone(),
+        counters.clone(),
+        on_event,
+    )?;
+    Ok(Rc::new(Proxy {
+        worker,
+        reader: RefCell::new(store.reader()),
+        pool: Pool::new(deadlines.clone()),
+        resolver: Resolver::default(),
+        instances: RefCell::new(Instances::default()),
+        view: RefCell::new(view),
+        encoded: Cell::default(),
+        requests: Cell::new(0),
+        site,
+        counters,
+        store,
+        deadlines,
+        streams,
+        log,
+    }))
+}
+
+struct Worker {
+    proxy: Rc<Proxy>,
+    listeners: HashMap<String, Rc<Drain>>,
+    admission: Rc<Admission>,
+    drain: Rc<Drain>,
+}
+
+impl Worker {
+    /// Obeys commands and sweeps, until every handle is gone.
+    async fn serve(mut self, mut commands: mpsc::Receiver<Command>) {
+        let relay = tokio::task::spawn_local(self.proxy.streams.clone().run());
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    None | Some(Command::Stop) => break,
+                    Some(command) => self.obey(command),
+                },
+                _ = ticks.tick() => self.sweep(),
+            }
+        }
+        relay.abort();
+        self.proxy.log.flush();
+    }
+
+    /// Every tick: deadlines, idle connections, log lines, instances nobody uses.
+    fn sweep(&self) {
+        let proxy = &self.proxy;
+        proxy.deadlines.sweep();
+        proxy.streams.sweep(Instant::now());
+        proxy.log.flush();
+        if proxy.deadlines.now() % 10 == 0 {
+            proxy
+                .pool
+                .sweep(proxy.view().site.ticks.pool, proxy.counters());
+            // A reader that is idle would keep an old snapshot alive.
+            proxy.reader.borrow_mut().load();
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let proxy = &self.proxy;
+        // Whoever asked and went away wants no answer.
+        match command {
+            Command::Warm(generation, answer) => {
+                let warmed = proxy
+                    .instances
+                    .borrow_mut()
+                    .lease(&generation)
+                    .map(|_: &mut Instance| ());
+                let _ = answer.send(warmed.map_err(|error| error.to_string()));
+            }
+            Command::Retire(generation) => proxy.instances.borrow_mut().discard(generation),
+            Command::Streams(filter, limit, answer) => {
+                let _ = answer.send(proxy.streams.list(&filter, limit));
+            }
+            Command::CloseStream(id, code, reason, answer) => {
+                let _ = answer.send(proxy.streams.close(id, code, &reason));
+            }
+            Command::Listen(config, socket) => {
+                let closing = Rc::new(Drain::default());
+                self.listeners.insert(config.name.clone(), closing.clone());
+                let (admission, drain) = (self.admission.clone(), self.drain.clone());
+                let accepting = listener::accept(
+                    proxy.clone(),
+                    Rc::new(config),
+                    socket,
+                    admission,
+                    closing,
+                    drain,
+                );
+                tokio::task::spawn_local(accepting);
+            }
+            Command::Unlisten(name) => {
+                if let Some(closing) = self.listeners.remove(&name) {
+                    closing.begin();
+                }
+            }
+            Command::Drain(grace, answer) => {
+                self.drain.begin();
+                tokio::task::spawn_local(drain(proxy.clone(), grace, answer));
+            }
+            Command::Stop => {}
+        }
+    }
+}
+
+/// Waits until connections and streams have ended; closes the streams left after `grace`.
+async fn drain(proxy: Rc<Proxy>, grace: Duration, answer: oneshot::Sender<()>) {
+    let empty = async {
+        let mut ticks = tokio::time::interval(TICK);
+        while proxy.counters().connections_open.load(Relaxed) > 0 {
+            ticks.tick().await;
+        }
+        proxy.streams.drained().await;
+    };
+    if tokio::time::timeout(grace, empty).await.is_err() {
+        proxy.streams.close_all(GOING_AWAY, "proxy is going away");
+        // What has not ended by then is cut when the worker ends.
+        let _ = tokio::time::timeout(CLOSING_GRACE, proxy.streams.drained()).await;
+    }
+    proxy.log.flush();
+    let _ = answer.send(());
+}
+
+/// One line when a stream opens and one when it closes.
+fn log_stream(log: &AccessLog, event: &StreamEvent<'_>) {
+    let _ = (log, event);
 }

@@ -1,7 +1,7 @@
 //! The whole configuration: one field per module, each its own type.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub mod decode;
 pub mod diagnostic;
@@ -38,6 +38,21 @@ pub struct Config {
     pub caddy_ids: BTreeMap<String, String>,
 }
 
+impl Config {
+    /// Reads and checks a config. Relative paths are relative to the directory of `file`, without one to the working
+    /// directory. `${env:NAME}` is read from the environment of the process, `${file:PATH}` from disk.
+    ///
+    /// # Errors
+    /// Every problem of the text, in its order.
+    pub fn parse(text: &str, file: Option<&Path>) -> Result<Self, Vec<diagnostic::Problem>> {
+        let sources = decode::Sources {
+            directory: file.and_then(Path::parent).unwrap_or(Path::new("")),
+            env: &|name| std::env::var(name).ok(),
+        };
+        decode::decode(text, &sources)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -57,3 +72,6 @@ impl Default for Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

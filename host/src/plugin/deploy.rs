@@ -1,141 +1,47 @@
-//! Deploying: the plugin's walk from uploaded bytes to the active generation, and what is told about it.
+//! Deploying: the plugin's walk from uploaded bytes to the active generation.
+//!
+//! Size → digest → unchanged? → validate and compile → trial instance with `init` → keep the artifact → warm every worker
+//! → record the pointer durably → publish (one atomic store) → retire the old generation. A step that fails leaves
+//! everything as it was.
 
-use super::{Crew, PluginConfig, PluginSlot};
+use super::artifact::{self, Artifacts, Record};
+use super::compile::{Code, Compiler, Loaded};
+use super::engine::MEMORY_RESERVATION;
+use super::epoch::EpochClock;
+use super::generation::{self, Sandbox};
+use super::instance::{self, TrialError};
+use super::slot::Activated;
+use super::{Crew, Generation, GenerationId, PluginConfig, PluginSlot};
 use crate::store::Store;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+pub use super::compile::COMPILE_TIMEOUT;
+pub use super::report::*;
 
 /// Every plugin of the config, and the walk that changes what is active.
 pub struct Plugins {
-    _private: (),
+    pub(super) shared: Arc<Shared>,
+    /// Read by deploys, written by a change of the config: neither sees the other half done.
+    pub(super) changes: tokio::sync::RwLock<()>,
 }
 
-/// What a deploy or rollback did.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Deployed {
-    /// The plugin.
-    pub plugin: String,
-    /// The version now active (of a dry run: that would be), SHA-256 in hex.
-    pub digest: String,
-    /// Its generation; the active one for `Unchanged`, none for a dry run.
-    pub generation: Option<u64>,
-    /// The version before.
-    pub previous: Option<String>,
-    /// What happened.
-    pub outcome: Outcome,
-    /// Bytes of the component.
-    pub bytes: u64,
-    /// What it imports beyond what every Rust guest does.
-    pub imports: Vec<String>,
-    /// Whether compiled code came from the cache.
-    pub cached: bool,
-    /// Milliseconds to compile or load compiled code.
-    pub compile_ms: f64,
-    /// Milliseconds of the trial instantiation with `init`.
-    pub init_ms: f64,
-    /// Microseconds of the publish: warm workers to the atomic store.
-    pub publish_us: f64,
-    /// Open streams that stay with the version that accepted them.
-    pub streams_kept: u64,
-}
-
-/// What a deploy did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// The plugin had no version before.
-    First,
-    /// It replaced another version.
-    Swapped,
-    /// The same version and settings are active already.
-    Unchanged,
-    /// A dry run: checked, nothing changed.
-    Checked,
-}
-
-/// Why a version was refused; what was active is active still.
-#[derive(Debug, thiserror::Error)]
-pub enum DeployError {
-    /// No plugin of that name in the config.
-    #[error("no plugin {0:?} in the config")]
-    NoSuchPlugin(String),
-    /// Larger than the limit.
-    #[error("component is larger than {0} bytes")]
-    TooLarge(usize),
-    /// Not a component: truncated, text, a core module, another kind of file.
-    #[error("not a component: {0}")]
-    NotAComponent(String),
-    /// It imports what this host does not offer, or does not export the router's interface, or with other types.
-    #[error("{0}")]
-    World(String),
-    /// It compiled, but cannot be instantiated or its `init` failed, trapped or took too long.
-    #[error("init: {0}")]
-    Init(String),
-    /// No version to go back to.
-    #[error("plugin {0:?} has no earlier version")]
-    NothingToRollBack(String),
-    /// Another deploy of this plugin is running.
-    #[error("another deploy of plugin {0:?} is running")]
-    Busy(String),
-    /// A file could not be kept; the message names it.
-    #[error("{0}")]
-    Io(String),
-    /// The workers could not be warmed.
-    #[error("warm workers: {0}")]
-    Warm(String),
-}
-
-/// A plugin, for lists.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct PluginInfo {
-    /// Its name.
-    pub name: String,
-    /// The active version's digest.
-    pub active: Option<String>,
-    /// Its generation.
-    pub generation: Option<u64>,
-    /// Versions, newest activation first: the active one, what a rollback would activate, others kept on disk, and
-    /// versions that only streams still belong to.
-    pub versions: Vec<VersionInfo>,
-    /// Buckets granted.
-    pub grants: std::collections::BTreeMap<String, super::Access>,
-}
-
-/// A version, for lists.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct VersionInfo {
-    /// SHA-256 in hex.
-    pub digest: String,
-    /// Bytes of the component; none if it is no longer kept.
-    pub bytes: Option<u64>,
-    /// What it is now.
-    pub state: VersionState,
-    /// Last activation.
-    pub since: Option<SystemTime>,
-    /// Who pushed it.
-    pub by: String,
-    /// Open streams it accepted.
-    pub streams: u64,
-    /// Decisions since activation.
-    pub calls: u64,
-    /// Calls without a decision, all kinds.
-    pub errors: u64,
-    /// Mean decision time in nanoseconds.
-    pub decision_ns: u64,
-}
-
-/// What a version is now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum VersionState {
-    /// New requests use it.
-    Active,
-    /// It accepted streams that are open, and takes no new requests.
-    Draining,
-    /// On disk only.
-    Kept,
+/// What the steps of a walk use, on whatever thread they run.
+pub(super) struct Shared {
+    pub(super) artifacts: Artifacts,
+    pub(super) compiler: Compiler,
+    clock: Arc<EpochClock>,
+    store: Store,
+    workers: usize,
+    pub(super) component_bytes_max: usize,
+    crew: Mutex<Option<Arc<dyn Crew>>>,
+    pub(super) slots: arc_swap::ArcSwap<BTreeMap<String, Arc<PluginSlot>>>,
+    next_generation: AtomicU64,
+    started: Instant,
 }
 
 /// How to build [`Plugins`].
@@ -155,42 +61,93 @@ impl Plugins {
     ///
     /// # Errors
     /// If the engine cannot be made on this machine, or the directories not created.
-    pub fn new(_options: PluginsOptions<'_>) -> anyhow::Result<Arc<Plugins>> {
-        unimplemented!()
+    pub fn new(options: PluginsOptions<'_>) -> anyhow::Result<Arc<Plugins>> {
+        let artifacts = Artifacts::open(options.data)?;
+        let compiler = Compiler::start(options.data, options.workers)?;
+        if let Ok(kept) = artifacts.all_digests() {
+            compiler.prune(|digest| kept.contains(digest));
+        }
+        let clock = Arc::new(EpochClock::start(compiler.engine())?);
+        Ok(Arc::new(Plugins {
+            shared: Arc::new(Shared {
+                artifacts,
+                compiler,
+                clock,
+                store: options.store,
+                workers: options.workers.max(1),
+                component_bytes_max: options.component_bytes_max,
+                crew: Mutex::new(None),
+                slots: Default::default(),
+                next_generation: AtomicU64::new(1),
+                started: Instant::now(),
+            }),
+            changes: tokio::sync::RwLock::new(()),
+        }))
     }
 
     /// Gives the threads that run plugins; before the first deploy.
-    pub fn set_crew(&self, _crew: Arc<dyn Crew>) {
-        unimplemented!()
-    }
-
-    /// Makes the plugins those of a config. For each new one: activates the version recorded in the data directory, else
-    /// that of its source. For one whose config changed: a new generation of the same version. For one no longer named:
-    /// its slot goes, its streams stay. All or nothing.
-    ///
-    /// # Errors
-    /// The first plugin that cannot be loaded, with its name.
-    pub async fn apply(&self, _plugins: &[PluginConfig]) -> Result<(), (String, DeployError)> {
-        unimplemented!()
-    }
-
-    /// The slot that routes hold.
-    pub fn slot(&self, _name: &str) -> Option<Arc<PluginSlot>> {
-        unimplemented!()
+    pub fn set_crew(&self, crew: Arc<dyn Crew>) {
+        *self
+            .shared
+            .crew
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(crew);
     }
 
     /// Upload → active. See the module's walk.
+    ///
+    /// If the future is dropped before the pointer is recorded, nothing changes; after, the new version is active.
     ///
     /// # Errors
     /// See [`DeployError`]; the active version is unchanged then.
     pub async fn deploy(
         &self,
-        _name: &str,
-        _component: Bytes,
-        _by: &str,
-        _dry_run: bool,
+        name: &str,
+        component: Bytes,
+        by: &str,
+        dry_run: bool,
     ) -> Result<Deployed, DeployError> {
-        unimplemented!()
+        let _unchanged_config = self.changes.read().await;
+        let slot = self
+            .slot(name)
+            .ok_or_else(|| DeployError::NoSuchPlugin(name.to_owned()))?;
+        let turn = slot
+            .take_turn()
+            .ok_or_else(|| DeployError::Busy(name.to_owned()))?;
+        let shared = &self.shared;
+        if component.len() > shared.component_bytes_max {
+            return Err(DeployError::TooLarge(shared.component_bytes_max));
+        }
+        let digest: Arc<str> = {
+            let component = component.clone();
+            blocking(move || Ok(artifact::digest(&component).into())).await?
+        };
+        if let Some(unchanged) = slot.unchanged(&digest) {
+            return Ok(unchanged);
+        }
+        let began = Instant::now();
+        let loaded = shared
+            .compiler
+            .load(digest.clone(), component.clone())
+            .await?;
+        let compiled = began.elapsed();
+        let began = Instant::now();
+        let generation = shared.prepare(slot.config(), loaded.code.clone()).await?;
+        let mut deployed = slot.deployed(&loaded, compiled, began.elapsed());
+        if dry_run {
+            return Ok(deployed);
+        }
+        let (keeper, plugin) = (Arc::clone(shared), name.to_owned());
+        blocking(move || {
+            keeper
+                .artifacts
+                .keep(&plugin, &digest, &component)
+                .map_err(io_error)
+        })
+        .await?;
+        let record = slot.next_record(&generation, by);
+        shared.swap(turn, generation, record, &mut deployed).await?;
+        Ok(deployed)
     }
 
     /// Activates the version that was active before, as a new generation.
@@ -199,28 +156,220 @@ impl Plugins {
     /// See [`DeployError`].
     pub async fn rollback(
         &self,
-        _name: &str,
-        _by: &str,
-        _dry_run: bool,
+        name: &str,
+        by: &str,
+        dry_run: bool,
     ) -> Result<Deployed, DeployError> {
-        unimplemented!()
-    }
-
-    /// Every plugin, by name.
-    pub fn list(&self) -> Vec<PluginInfo> {
-        unimplemented!()
-    }
-
-    /// One plugin.
-    pub fn get(&self, _name: &str) -> Option<PluginInfo> {
-        unimplemented!()
+        let _unchanged_config = self.changes.read().await;
+        let slot = self
+            .slot(name)
+            .ok_or_else(|| DeployError::NoSuchPlugin(name.to_owned()))?;
+        let turn = slot
+            .take_turn()
+            .ok_or_else(|| DeployError::Busy(name.to_owned()))?;
+        let shared = &self.shared;
+        let digest = slot
+            .rollback_target()
+            .ok_or_else(|| DeployError::NothingToRollBack(name.to_owned()))?;
+        let began = Instant::now();
+        let previous = slot.previous.load_full();
+        let loaded = match previous.filter(|previous| *previous.sandbox.code.digest == *digest) {
+            Some(previous) => Loaded {
+                code: Arc::clone(&previous.sandbox.code),
+                cached: true,
+            },
+            None => shared.load_kept(name, &digest).await?,
+        };
+        let compiled = began.elapsed();
+        let began = Instant::now();
+        let generation = shared.prepare(slot.config(), loaded.code.clone()).await?;
+        let mut deployed = slot.deployed(&loaded, compiled, began.elapsed());
+        if dry_run {
+            return Ok(deployed);
+        }
+        let record = slot.next_record(&generation, by);
+        shared.swap(turn, generation, record, &mut deployed).await?;
+        Ok(deployed)
     }
 
     /// Stops the epoch ticker and the compile thread.
     pub fn close(&self) {
-        unimplemented!()
+        self.shared.compiler.stop();
+        self.shared.clock.stop();
     }
 }
 
-/// Compile time bound of a request's wait for the compile thread.
-pub const COMPILE_TIMEOUT: Duration = Duration::from_secs(120);
+impl Shared {
+    /// Compiled code of a version on disk.
+    pub(super) async fn load_kept(
+        self: &Arc<Self>,
+        plugin: &str,
+        digest: &str,
+    ) -> Result<Loaded, DeployError> {
+        let (reader, plugin, wanted) = (Arc::clone(self), plugin.to_owned(), digest.to_owned());
+        let component =
+            blocking(move || reader.artifacts.load(&plugin, &wanted).map_err(io_error)).await?;
+        self.compiler.load(digest.into(), component).await
+    }
+
+    /// Makes a generation: takes the grants to buckets, runs a trial instance with `init`, checks its subscription.
+    pub(super) async fn prepare(
+        self: &Arc<Self>,
+        config: Arc<PluginConfig>,
+        code: Arc<Code>,
+    ) -> Result<Arc<Generation>, DeployError> {
+        let limit = config.limits.memory_bytes_max;
+        if limit > MEMORY_RESERVATION {
+            return Err(DeployError::Init(format!(
+                "memory limit of {limit} bytes, at most {MEMORY_RESERVATION} are possible"
+            )));
+        }
+        let grants = generation::resolve_grants(&config.grants, &self.store.snapshot())
+            .map_err(DeployError::Init)?;
+        let id = GenerationId(self.next_generation.fetch_add(1, Ordering::Relaxed));
+        let sandbox = Arc::new(Sandbox {
+            label: Arc::new(generation::GenerationLabel {
+                id,
+                plugin: config.name.as_str().into(),
+                digest: Arc::clone(&code.digest),
+                since: SystemTime::now(),
+                streams: AtomicU64::new(0),
+            }),
+            config,
+            code,
+            grants,
+            store: self.store.clone(),
+            clock: Arc::clone(&self.clock),
+            stats: (0..self.workers).map(|_| Default::default()).collect(),
+            log_gates: (0..self.workers).map(|_| Default::default()).collect(),
+            started: self.started,
+        });
+        blocking(move || {
+            let plan = instance::try_out(&sandbox).map_err(|error| match error {
+                TrialError::World(reason) => DeployError::World(reason),
+                TrialError::Init(reason) => DeployError::Init(reason),
+            })?;
+            let plan = Arc::new(plan);
+            Ok(Arc::new(Generation { sandbox, plan }))
+        })
+        .await
+    }
+
+    /// Warm, record, publish, retire.
+    async fn swap(
+        self: &Arc<Self>,
+        turn: super::slot::Turn,
+        generation: Arc<Generation>,
+        record: Record,
+        deployed: &mut Deployed,
+    ) -> Result<(), DeployError> {
+        let began = Instant::now();
+        let warmed = self.warm(&generation).await?;
+        let warming = began.elapsed();
+        deployed.generation = Some(generation.id().0);
+        let shared = Arc::clone(self);
+        // In one piece on a thread of its own: dropping the future cannot come between pointer and publish.
+        let activated = blocking(move || {
+            let slot = turn.slot();
+            let artifacts = &shared.artifacts;
+            artifacts
+                .write_record(slot.name(), &record)
+                .map_err(io_error)?;
+            let began = Instant::now();
+            let activated = slot.publish(generation, true);
+            let publish = began.elapsed();
+            warmed.keep();
+            shared.retire(&activated);
+            slot.set_record(record, true);
+            if let Err(error) = slot.prune(artifacts) {
+                tracing::warn!(plugin = %slot.name(), %error, "old versions are not removed");
+            }
+            Ok((activated, publish))
+        })
+        .await?;
+        let (Activated { streams_kept, .. }, publish) = activated;
+        deployed.streams_kept = streams_kept;
+        deployed.publish_us = (warming + publish).as_nanos() as f64 / 1e3;
+        deployed.outcome = match deployed.previous {
+            Some(_) => Outcome::Swapped,
+            None => Outcome::First,
+        };
+        tracing::info!(
+            plugin = deployed.plugin,
+            version = &deployed.digest[..12],
+            generation = deployed.generation,
+            publish_us = deployed.publish_us,
+            "plugin version is active"
+        );
+        Ok(())
+    }
+
+    /// Makes every worker hold an instance. They let go of it when what is returned is dropped without
+    /// [`Warmed::keep`].
+    pub(super) async fn warm(&self, generation: &Arc<Generation>) -> Result<Warmed, DeployError> {
+        let crew = self.crew();
+        let warmed = Warmed {
+            crew: crew.clone(),
+            generation: generation.id(),
+        };
+        if let Some(crew) = crew {
+            crew.warm(Arc::clone(generation))
+                .await
+                .map_err(DeployError::Warm)?;
+        }
+        Ok(warmed)
+    }
+
+    /// Lets the workers drop their instances of what was active.
+    pub(super) fn retire(&self, activated: &Activated) {
+        if let (Some(crew), Some(old)) = (self.crew(), activated.old) {
+            crew.retire(old);
+        }
+    }
+
+    pub(super) fn crew(&self) -> Option<Arc<dyn Crew>> {
+        self.crew
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Warm instances that are of no use until their generation is published.
+pub(super) struct Warmed {
+    crew: Option<Arc<dyn Crew>>,
+    generation: GenerationId,
+}
+
+impl Warmed {
+    /// The generation is active: they stay.
+    pub(super) fn keep(mut self) {
+        self.crew = None;
+    }
+}
+
+impl Drop for Warmed {
+    fn drop(&mut self) {
+        if let Some(crew) = &self.crew {
+            crew.retire(self.generation);
+        }
+    }
+}
+
+/// Runs what reads files, hashes or calls guests away from the threads of async code.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DeployError> + Send + 'static,
+) -> Result<T, DeployError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(DeployError::Io(format!("deploy step failed: {error}"))),
+    }
+}
+
+pub(super) fn io_error(error: std::io::Error) -> DeployError {
+    DeployError::Io(error.to_string())
+}
+
+pub(super) fn millis(span: Duration) -> f64 {
+    span.as_nanos() as f64 / 1e6
+}

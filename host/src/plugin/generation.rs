@@ -1,36 +1,102 @@
 //! One activation of a version: compiled, linked, with its subscription; counted while used; freed after.
 
+use super::compile::Code;
+use super::decision::Edits;
+use super::epoch::EpochClock;
+use super::imports::logging::LogGate;
+use super::subscription::Plan;
+use super::{Access, PluginConfig};
+use crate::store::{BucketId, Snapshot, Store, ValueKind};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Instant, SystemTime};
+
 /// Grows with every activation of any plugin, and never repeats in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GenerationId(pub u64);
 
 /// One activation of a version.
+///
+/// Its compiled code is freed when the last `Arc` goes: the slot's, and those of the workers' instances.
 pub struct Generation {
-    _private: (),
+    pub(super) sandbox: Arc<Sandbox>,
+    pub(super) plan: Arc<Plan>,
 }
-
-use super::PluginConfig;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::SystemTime;
 
 impl Generation {
     /// Its id.
     pub fn id(&self) -> GenerationId {
-        unimplemented!()
+        self.sandbox.label.id
     }
     /// The plugin's config it was made with.
     pub fn config(&self) -> &PluginConfig {
-        unimplemented!()
+        &self.sandbox.config
     }
     /// What streams and logs keep of it; pins no code and no memory of the sandbox.
     pub fn label(&self) -> &Arc<GenerationLabel> {
-        unimplemented!()
+        &self.sandbox.label
     }
     /// What the worker of this number counts; each worker has its own, so that none waits for another.
-    pub fn stats(&self, _worker: usize) -> &CallStats {
-        unimplemented!()
+    pub fn stats(&self, worker: usize) -> &CallStats {
+        &self.sandbox.stats[worker % self.sandbox.stats.len()]
     }
+    /// Edits of the subscription, made to every forward of this generation.
+    pub fn constant_edits(&self) -> Option<&Arc<Edits>> {
+        self.plan.edits.as_ref()
+    }
+}
+
+/// What the config grants of a bucket, with what the store says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Grant {
+    /// Its place in snapshots.
+    pub(crate) bucket: BucketId,
+    /// Read, or write too.
+    pub(crate) access: Access,
+    /// What its values are.
+    pub(crate) values: ValueKind,
+}
+
+/// What all instances of a generation share: everything `init` may see.
+pub(crate) struct Sandbox {
+    pub(super) code: Arc<Code>,
+    pub(super) label: Arc<GenerationLabel>,
+    pub(super) config: Arc<PluginConfig>,
+    pub(super) grants: BTreeMap<String, Grant>,
+    pub(super) store: Store,
+    pub(super) clock: Arc<EpochClock>,
+    /// By worker.
+    pub(super) stats: Arc<[CallStats]>,
+    /// By worker.
+    pub(super) log_gates: Box<[LogGate]>,
+    pub(super) started: Instant,
+}
+
+/// Takes the grants of a config to the store's buckets.
+///
+/// # Errors
+/// Names the bucket that the store does not have.
+pub(super) fn resolve_grants(
+    grants: &BTreeMap<String, Access>,
+    snapshot: &Snapshot,
+) -> Result<BTreeMap<String, Grant>, String> {
+    let resolved = grants.iter().map(|(name, &access)| {
+        let bucket = snapshot.bucket_id(name);
+        let found = bucket.and_then(|id| Some((id, snapshot.bucket(id)?)));
+        let (bucket, content) =
+            found.ok_or_else(|| format!("bucket {name:?} is granted but not in the store"))?;
+        let values = content.config().values;
+        Ok((
+            name.clone(),
+            Grant {
+                bucket,
+                access,
+                values,
+            },
+        ))
+    });
+    resolved.collect()
 }
 
 /// What is known of a generation without keeping it alive.

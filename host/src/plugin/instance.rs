@@ -1,12 +1,28 @@
 //! One sandbox: memory bound, deadline, a decision at a time.
 
-use super::{Decision, Generation, RequestHead};
-use crate::store::{Snapshot, WriteBatch};
+use super::compile::ROUTING;
+use super::epoch::EpochClock;
+use super::generation::Sandbox;
+use super::imports::{HostState, request, wit};
+use super::subscription::Plan;
+use super::{Decision, Generation, RequestHead, decision};
+use crate::store::{Snapshot, WriteBatch, bucket::VALUE_BYTES_MAX};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use wasmtime::Store;
+use wasmtime::component::TypedFunc;
 
 /// One sandbox of a generation, used by one thread.
 pub struct Instance {
-    _private: (),
+    store: Store<HostState>,
+    route: RouteFunc,
+    generation: Arc<Generation>,
+    /// Scratch for the fields passed by value.
+    fields: String,
+    /// Of the deadline.
+    ticks: u64,
+    calls: u64,
+    poisoned: bool,
 }
 
 /// What a call gave.
@@ -35,31 +51,218 @@ pub enum RouteError {
     Instantiate(String),
 }
 
+/// `route` of `throwbar:plugin/routing`, its argument borrowed.
+type RouteFunc = TypedFunc<(Option<&'static str>,), (wit::Decision,)>;
+
 impl Instance {
     /// Instantiates and runs `init`, under the limits of the generation.
     ///
     /// # Errors
     /// [`RouteError::Instantiate`], [`RouteError::Trap`] or [`RouteError::Deadline`].
-    pub fn new(_generation: &Arc<Generation>) -> Result<Self, RouteError> {
-        unimplemented!()
+    pub fn new(generation: &Arc<Generation>) -> Result<Self, RouteError> {
+        Self::on_worker(generation, 0)
+    }
+
+    /// The same for the worker of this number, whose share of the log rate its lines count against.
+    ///
+    /// # Errors
+    /// As [`Instance::new`].
+    pub fn on_worker(generation: &Arc<Generation>, worker: usize) -> Result<Self, RouteError> {
+        let mut started = start(&generation.sandbox, worker)?;
+        // What it subscribes to was taken at the trial and holds for every instance.
+        started.store.data_mut().plan = Arc::clone(&generation.plan);
+        Ok(Self {
+            store: started.store,
+            route: started.route,
+            fields: String::new(),
+            ticks: EpochClock::ticks(generation.config().limits.deadline),
+            calls: 0,
+            poisoned: false,
+            generation: Arc::clone(generation),
+        })
     }
 
     /// The generation it belongs to.
     pub fn generation(&self) -> &Arc<Generation> {
-        unimplemented!()
+        &self.generation
     }
 
     /// Decides one request, reading the store at `snapshot`. The head is given back whatever happens.
     pub fn route(
         &mut self,
-        _head: RequestHead,
-        _snapshot: &Arc<Snapshot>,
+        head: RequestHead,
+        snapshot: &Arc<Snapshot>,
     ) -> (RequestHead, Result<Routed, RouteError>) {
-        unimplemented!()
+        self.calls += 1;
+        let subscribed = &self.generation.plan.fields;
+        let fields = if subscribed.is_empty() {
+            None
+        } else {
+            self.fields.clear();
+            request::pack(&head, subscribed, &mut self.fields);
+            Some(self.fields.as_str())
+        };
+        self.store.data_mut().begin(head, snapshot);
+        self.generation
+            .sandbox
+            .clock
+            .arm(&mut self.store, self.ticks);
+        let (route, store) = (self.route, &mut self.store);
+        let called = catch_unwind(AssertUnwindSafe(|| route.call(store, (fields,))));
+
+        let state = self.store.data_mut();
+        let result = match called {
+            Ok(Ok((decision,))) => match decision::check(decision, state) {
+                Ok(decision) => Ok(Routed {
+                    decision,
+                    writes: state.overlay.take_batch(),
+                }),
+                Err(error) => Err(RouteError::Decision(error)),
+            },
+            Ok(Err(error)) => Err(cause(&error, self.generation.config().limits.deadline)),
+            Err(panic) => Err(RouteError::Trap(format!(
+                "host function: {}",
+                text_of(&*panic)
+            ))),
+        };
+        if let Err(error) = &result {
+            state.overlay.clear();
+            self.poisoned |= !matches!(error, RouteError::Decision(_));
+        }
+        let head = state
+            .head
+            .take()
+            .expect("lent to the call above, and imports only borrow it");
+        (head, result)
     }
 
     /// Whether it trapped, was cut, or has done its share of calls, and must be dropped.
     pub fn is_poisoned(&self) -> bool {
-        unimplemented!()
+        self.poisoned || self.calls >= self.generation.config().limits.calls_max
+    }
+}
+
+/// An instance whose `init` returned, and what it subscribes to.
+struct Started {
+    store: Store<HostState>,
+    route: RouteFunc,
+    subscription: wit::Subscription,
+}
+
+/// Instantiates once, runs `init` and drops the sandbox: what the version subscribes to, checked.
+///
+/// # Errors
+/// [`TrialError`]: whether the component's type or its behaviour is at fault.
+pub(super) fn try_out(sandbox: &Arc<Sandbox>) -> Result<Plan, TrialError> {
+    let started = start(sandbox, 0).map_err(|error| match error {
+        StartError::World(reason) => TrialError::World(reason),
+        other => TrialError::Init(RouteError::from(other).to_string()),
+    })?;
+    Plan::check(started.subscription, &sandbox.grants).map_err(TrialError::Init)
+}
+
+/// Why a trial failed.
+pub(super) enum TrialError {
+    /// It does not export what a router does.
+    World(String),
+    /// It could not be instantiated, `init` failed, or what it returned is refused.
+    Init(String),
+}
+
+/// Why an instance did not start.
+enum StartError {
+    World(String),
+    Route(RouteError),
+}
+
+impl From<StartError> for RouteError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::World(reason) => Self::Instantiate(reason),
+            StartError::Route(error) => error,
+        }
+    }
+}
+
+fn start(sandbox: &Arc<Sandbox>, worker: usize) -> Result<Started, StartError> {
+    // Instantiation runs host code only of ours and start functions of the guest; a panic is one failed start.
+    catch_unwind(AssertUnwindSafe(|| start_uncaught(sandbox, worker))).unwrap_or_else(|panic| {
+        let reason = format!("host function: {}", text_of(&*panic));
+        Err(StartError::Route(RouteError::Trap(reason)))
+    })
+}
+
+fn start_uncaught(sandbox: &Arc<Sandbox>, worker: usize) -> Result<Started, StartError> {
+    let limits = &sandbox.config.limits;
+    let fail = |error: wasmtime::Error| StartError::Route(cause(&error, limits.init_deadline));
+    let state = HostState::new(Arc::clone(sandbox), worker);
+    let mut store = Store::new(sandbox.code.pre.engine(), state);
+    store.limiter(|state| &mut state.limits);
+    // A put may carry a whole value; what a decision returns is checked again, with a message.
+    store.set_hostcall_fuel(limits.returned_bytes_max.max(HOSTCALL_BYTES_MIN));
+    sandbox
+        .clock
+        .arm(&mut store, EpochClock::ticks(limits.init_deadline));
+
+    let instance = sandbox.code.pre.instantiate(&mut store).map_err(|error| {
+        match cause(&error, limits.init_deadline) {
+            RouteError::Trap(_) if !error.is::<wasmtime::Trap>() => {
+                StartError::Route(RouteError::Instantiate(format!("{error:#}")))
+            }
+            other => StartError::Route(other),
+        }
+    })?;
+    let world = |name: &str, error: wasmtime::Error| {
+        StartError::World(format!("export {name} of {ROUTING}: {error:#}"))
+    };
+    let [init, route] = sandbox.code.exports;
+    let init: TypedFunc<(), (Result<wit::Subscription, String>,)> = instance
+        .get_typed_func(&mut store, init)
+        .map_err(|error| world("init", error))?;
+    let route: RouteFunc = instance
+        .get_typed_func(&mut store, route)
+        .map_err(|error| world("route", error))?;
+    let (returned,) = init.call(&mut store, ()).map_err(fail)?;
+    let subscription = returned.map_err(|reason| {
+        let reason = format!("it refused to start: {reason}");
+        StartError::Route(RouteError::Instantiate(reason))
+    })?;
+    Ok(Started {
+        store,
+        route,
+        subscription,
+    })
+}
+
+/// Least that one host call may carry from the guest: a value and its key.
+const HOSTCALL_BYTES_MIN: usize = VALUE_BYTES_MAX + (64 << 10);
+/// Longest trap message that is kept.
+const TRAP_BYTES_MAX: usize = 1024;
+
+/// What an error of the engine means: the deadline, or a trap with its reason.
+fn cause(error: &wasmtime::Error, deadline: std::time::Duration) -> RouteError {
+    if error.downcast_ref::<wasmtime::Trap>() == Some(&wasmtime::Trap::Interrupt) {
+        return RouteError::Deadline(deadline);
+    }
+    let mut reason = error.root_cause().to_string();
+    // The chain above names the innermost guest function; the rest is the engine's own path.
+    if let Some(backtrace) = error.downcast_ref::<wasmtime::WasmBacktrace>() {
+        if let Some(name) = backtrace
+            .frames()
+            .first()
+            .and_then(|frame| frame.func_name())
+        {
+            reason = format!("{reason} in {name}");
+        }
+    }
+    reason.truncate(reason.floor_char_boundary(TRAP_BYTES_MAX));
+    RouteError::Trap(reason)
+}
+
+/// The message of a panic.
+fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    match panic.downcast_ref::<String>() {
+        Some(text) => text,
+        None => panic.downcast_ref::<&str>().copied().unwrap_or("panicked"),
     }
 }

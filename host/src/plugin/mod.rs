@@ -10,11 +10,23 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod artifact;
+pub mod builtin;
+mod compile;
 pub mod decision;
 pub mod deploy;
+mod engine;
+mod epoch;
 pub mod generation;
+mod imports;
+pub mod inspect;
 pub mod instance;
+mod registry;
+mod report;
 pub mod request;
+mod slot;
+mod subscription;
+mod validate;
 
 pub use decision::{Decision, DecisionError, Forward, Reply, RouteTarget};
 pub use deploy::{
@@ -23,6 +35,7 @@ pub use deploy::{
 pub use generation::{Generation, GenerationId};
 pub use instance::{Instance, RouteError, Routed};
 pub use request::RequestHead;
+pub use slot::PluginSlot;
 
 /// One plugin of the config.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,26 +116,4 @@ pub trait Crew: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
     /// Lets every thread drop its instance of a generation that is no longer active.
     fn retire(&self, generation: GenerationId);
-}
-
-/// A plugin of the config, as routes hold it: the pointer that a swap stores to.
-pub struct PluginSlot {
-    name: Arc<str>,
-    active: arc_swap::ArcSwapOption<Generation>,
-    previous: arc_swap::ArcSwapOption<Generation>,
-}
-
-impl PluginSlot {
-    /// The plugin's name.
-    pub fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-    /// The generation that new requests use.
-    pub fn active(&self) -> arc_swap::Guard<Option<Arc<Generation>>> {
-        self.active.load()
-    }
-    /// The generation before it, for routes whose fallback is the last good version.
-    pub fn previous(&self) -> arc_swap::Guard<Option<Arc<Generation>>> {
-        self.previous.load()
-    }
 }

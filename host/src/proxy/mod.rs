@@ -1,11 +1,326 @@
 //! A request's walk: admit → route → forward → stream → log.
 
-use crate::plugin::Reply;
-use crate::store::Target;
+use crate::deadline::Deadlines;
+use crate::listener::ClientConnection;
+use crate::metrics::{Counters, WorkerCounters};
+use crate::plugin::{Forward, Reply};
+use crate::store::{Reader, Store, Target};
+use crate::stream::Streams;
+use crate::upstream::body::{Home, UpstreamBody};
+use crate::upstream::connection::Pool;
+use crate::upstream::resolve::Resolver;
+use arc_swap::ArcSwap;
+use body::{RequestBody, ResponseBody};
+use bytes::Bytes;
+use error::ProxyError;
+use forward::{Attempt, Forwarded};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Response, StatusCode};
+use http_body::Body;
+use hyper::body::Incoming;
+use record::Record;
+use request::{Admitted, ConnectionFields};
+use route::{Failure, Instances, Verdict};
+use site::{Site, SiteView};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub mod access_log;
+pub mod body;
+pub mod encode;
+pub mod error;
+pub mod forward;
 pub mod matcher;
+pub mod record;
+pub mod request;
+pub mod route;
+pub mod site;
+pub mod upgrade;
+
+/// One worker's proxy: all that its requests share, and no other thread touches.
+pub struct Proxy {
+    /// Which worker.
+    pub worker: usize,
+    /// The site that all workers serve.
+    pub site: Arc<ArcSwap<Site>>,
+    /// Everybody's counters.
+    pub counters: Arc<Counters>,
+    /// Where plugins' writes go.
+    pub store: Store,
+    /// The store as this worker sees it.
+    pub reader: RefCell<Reader>,
+    /// Deadlines of this worker's sockets.
+    pub deadlines: Arc<Deadlines>,
+    /// Idle connections to endpoints.
+    pub pool: Rc<Pool>,
+    /// Addresses of host names.
+    pub resolver: Resolver,
+    /// Warm plugin instances.
+    pub instances: RefCell<Instances>,
+    /// Upgraded streams.
+    pub streams: Rc<Streams>,
+    /// Access lines.
+    pub log: Rc<access_log::AccessLog>,
+    /// The site with this worker's own state.
+    pub view: RefCell<Rc<SiteView>>,
+    /// The buffer that request heads are written to; taken while in use.
+    pub encoded: Cell<Vec<u8>>,
+    /// Requests so far.
+    pub requests: Cell<u64>,
+}
+
+impl Proxy {
+    /// This worker's counters.
+    pub fn counters(&self) -> &WorkerCounters {
+        &self.counters.workers[self.worker]
+    }
+
+    /// The number of the next request on this worker.
+    pub fn next_request_id(&self) -> u64 {
+        self.requests.replace(self.requests.get() + 1)
+    }
+
+    /// What makes a worker's request numbers unique among processes.
+    pub fn id_prefix(&self) -> String {
+        format!("{:x}-{:x}", std::process::id(), self.worker)
+    }
+
+    /// The newest site.
+    pub fn view(&self) -> Rc<SiteView> {
+        let newest = self.site.load();
+        let mut view = self.view.borrow_mut();
+        if !Arc::ptr_eq(&newest, &view.site) {
+            *view = SiteView::new(newest.clone(), Some(&view));
+        }
+        view.clone()
+    }
+
+    /// A request, from its head to the head of its response; its body is the response's own.
+    pub async fn handle(
+        self: Rc<Self>,
+        connection: Rc<ClientConnection>,
+        mut request: http::Request<Incoming>,
+    ) -> Response<ResponseBody> {
+        let view = self.view();
+        let mut record = Box::new(Record::new(&self, view.clone(), &connection));
+        let client = hyper::upgrade::on(&mut request);
+        let (parts, body) = request.into_parts();
+        let http2 = connection.http2;
+        let fields = match request::admit(
+            parts,
+            connection.client.ip(),
+            view.site.limits.uri_bytes_max,
+        ) {
+            Ok(Admitted { head, connection }) => {
+                record.head = Some(head);
+                connection
+            }
+            Err(refused) => return failure(ProxyError::Refused(refused), record),
+        };
+        let body = (!body.is_end_stream()).then(|| {
+            let stall = http2.then_some(view.site.limits.body_timeout);
+            RequestBody::new(body, view.site.limits.body_bytes_max, stall)
+        });
+        if let Some(length) = body.as_ref().and_then(|body| body.size_hint().exact())
+            && view.site.limits.body_bytes_max != 0
+            && length > view.site.limits.body_bytes_max
+        {
+            return failure(ProxyError::BodyTooLarge, record);
+        }
+        let (forward, trusted) = match self.route(&view, &mut record).await {
+            Ok(Verdict::Forward { forward, trusted }) => (forward, trusted),
+            Ok(Verdict::Reply(answer)) => return reply(answer, record),
+            Err(error) => return failure(error, record),
+        };
+        record.key.clone_from(&forward.key);
+        let attempt = Attempt {
+            forward: &forward,
+            trusted,
+            fields: &fields,
+            client: &connection.client_ip_text,
+        };
+        match self.forward(&view, attempt, body, &mut record).await {
+            Err(error) => failure(error, record),
+            Ok(forwarded) if forwarded.response.head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                self.switch(&view, &connection, forward, forwarded, client, record)
+            }
+            Ok(forwarded) => self.respond(&view, &forward, &fields, forwarded, http2, record),
+        }
+    }
+
+    /// An endpoint's response, with its body to come.
+    fn respond(
+        &self,
+        view: &SiteView,
+        forward: &Forward,
+        fields: &ConnectionFields,
+        forwarded: Forwarded,
+        http2: bool,
+        mut record: Box<Record>,
+    ) -> Response<ResponseBody> {
+        let Forwarded {
+            response: exchanged,
+            connection,
+            picked,
+        } = forwarded;
+        let mut response_head = exchanged.head;
+        edit(&mut response_head.headers, forward);
+        if view.site.limits.via {
+            response_head
+                .headers
+                .append(header::VIA, HeaderValue::from_static("1.1 throwbar"));
+        }
+        if !http2 && !fields.trailers {
+            response_head.headers.remove(header::TRAILER);
+        }
+        // A request to upgrade that was answered otherwise ends the connection: nobody knows what the client sent after.
+        if record.head.as_ref().is_some_and(|head| head.websocket) {
+            response_head
+                .headers
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        record.status = response_head.status.as_u16();
+        let home = Home {
+            pool: self.pool.clone(),
+            limits: view.site.ticks.pool,
+            counters: self.counters.clone(),
+            worker: self.worker,
+        };
+        let keep_alive = response_head.keep_alive && exchanged.sent_all;
+        let idle = view.site.ticks.response_body;
+        let body = UpstreamBody::new(
+            connection,
+            response_head.coding,
+            keep_alive,
+            exchanged.received,
+            idle,
+            home,
+        );
+        let mut response = Response::new(ResponseBody::upstream(body, record, picked));
+        *response.status_mut() = response_head.status;
+        *response.headers_mut() = response_head.headers;
+        response
+    }
+
+    /// A 101: both sockets become a stream.
+    fn switch(
+        self: &Rc<Self>,
+        view: &Rc<SiteView>,
+        connection: &Rc<ClientConnection>,
+        mut forward: Forward,
+        mut forwarded: Forwarded,
+        client: hyper::upgrade::OnUpgrade,
+        mut record: Box<Record>,
+    ) -> Response<ResponseBody> {
+        let address = forwarded.connection.address;
+        let head = record.head.as_ref().expect("given back by plugins");
+        let key = head
+            .headers
+            .get(header::SEC_WEBSOCKET_KEY)
+            .expect("admission checked it");
+        if !upgrade::accepts(
+            key,
+            forwarded
+                .response
+                .head
+                .headers
+                .get(header::SEC_WEBSOCKET_ACCEPT),
+        ) {
+            return failure(
+                ProxyError::Upgrade(address, "Sec-WebSocket-Accept does not answer the key"),
+                record,
+            );
+        }
+        let mut headers = std::mem::take(&mut forwarded.response.head.headers);
+        edit(&mut headers, &forward);
+        upgrade::switching(&mut headers);
+        let pending = upgrade::Pending {
+            forwarded,
+            client,
+            varying: forward.varying.take(),
+        };
+        if let Err(error) = self.join(view, connection, pending, &record) {
+            return failure(error, record);
+        }
+        record.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
+        let mut response = Response::new(ResponseBody::full(Bytes::new(), record));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+/// The edits of a decision to a response.
+fn edit(headers: &mut HeaderMap, forward: &Forward) {
+    let constant = forward.constant.as_deref();
+    let varying = forward.varying.as_deref().map(|varying| &varying.edits);
+    for edits in [constant, varying].into_iter().flatten() {
+        for name in &edits.response_remove {
+            headers.remove(name);
+        }
+        for (name, value) in &edits.response_set {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+}
+
+/// A reply of the config or a plugin.
+fn reply(answer: Reply, mut record: Box<Record>) -> Response<ResponseBody> {
+    record.status = answer.status.as_u16();
+    let websocket = record.head.as_ref().is_some_and(|head| head.websocket);
+    let mut response = Response::new(ResponseBody::full(answer.body, record));
+    *response.status_mut() = answer.status;
+    for (name, value) in answer.headers {
+        response.headers_mut().append(name, value);
+    }
+    if websocket {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// The client gets a status and the request's id, the log gets the reason.
+fn failure(failure: impl Into<Failure>, mut record: Box<Record>) -> Response<ResponseBody> {
+    let Failure { error, status } = failure.into();
+    let status = status.unwrap_or_else(|| error.status());
+    record.error = Some(error.chain());
+    let id = record.request_id();
+    let what = match &error {
+        ProxyError::Refused(refused) => refused.reason,
+        _ => status.canonical_reason().unwrap_or("error"),
+    };
+    let body = Bytes::from(format!("{} {what}\nrequest {id}\n", status.as_u16()));
+    let headers = vec![
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
+        (
+            REQUEST_ID,
+            HeaderValue::from_str(&id).expect("hexadecimal digits"),
+        ),
+    ];
+    reply(
+        Reply {
+            status,
+            headers,
+            body,
+        },
+        record,
+    )
+}
+
+const REQUEST_ID: http::HeaderName = http::HeaderName::from_static("x-request-id");
+
+impl From<ProxyError> for Failure {
+    fn from(error: ProxyError) -> Self {
+        Self {
+            error,
+            status: None,
+        }
+    }
+}
 
 /// A route of the config: the first that matches decides.
 #[derive(Debug, Clone, PartialEq)]

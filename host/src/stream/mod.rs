@@ -74,3 +74,59 @@ pub struct StreamFilter {
     /// Of this route.
     pub route: Option<String>,
 }
+// STUB
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+#[allow(missing_docs)]
+pub struct Streams;
+#[allow(missing_docs)]
+pub struct NewStream {
+    pub downstream: std::net::TcpStream,
+    pub downstream_read_ahead: bytes::Bytes,
+    pub upstream: std::net::TcpStream,
+    pub upstream_read_ahead: bytes::Bytes,
+    pub route: Arc<str>,
+    pub label: Option<Arc<crate::plugin::generation::GenerationLabel>>,
+    pub key: Option<Box<str>>,
+    pub client: SocketAddr,
+    pub endpoint: SocketAddr,
+    pub idle_timeout: Option<Duration>,
+    pub age_max: Option<Duration>,
+}
+#[allow(missing_docs)]
+pub struct StreamEvent<'a>(&'a ());
+#[allow(missing_docs)]
+impl Streams {
+    pub fn new(
+        _: usize,
+        _: Config,
+        _: Arc<crate::metrics::Counters>,
+        _: Box<dyn Fn(StreamEvent<'_>)>,
+    ) -> std::io::Result<Rc<Self>> {
+        unimplemented!()
+    }
+    pub fn open(&self, _: NewStream) -> Result<StreamId, std::io::Error> {
+        unimplemented!()
+    }
+    pub fn len(&self) -> usize {
+        0
+    }
+    pub async fn run(self: Rc<Self>) {}
+    pub async fn drained(&self) {}
+    pub fn close_all(&self, _: u16, _: &str) {}
+    pub fn close(&self, _: StreamId, _: u16, _: &str) -> bool {
+        false
+    }
+    pub fn list(&self, _: &StreamFilter, _: usize) -> Vec<StreamInfo> {
+        vec![]
+    }
+    pub fn sweep(&self, _: Instant) {}
+}
+#[allow(missing_docs)]
+impl StreamId {
+    pub fn worker(self) -> usize {
+        (self.0 & 0xff) as usize
+    }
+}

@@ -1,7 +1,7 @@
 //! What may be dialled, whatever a plugin or the map says.
 
 use ipnet::IpNet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 /// What plugins and the map may have dialled. Addresses of `to` and `upstreams` of the config are trusted and need no
@@ -54,6 +54,10 @@ impl Guard {
     /// `own`: bound listeners and the admin address. An unspecified one (0.0.0.0, ::) stands for its port on every
     /// loopback and unspecified address.
     pub fn new(config: Config, own: Vec<SocketAddr>) -> Self {
+        let own = own
+            .into_iter()
+            .map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()))
+            .collect();
         Self { config, own }
     }
 
@@ -61,8 +65,160 @@ impl Guard {
     ///
     /// # Errors
     /// [`Refused`] says which rule.
-    pub fn check(&self, _address: SocketAddr, _trusted: bool) -> Result<(), Refused> {
-        let _ = (&self.config, &self.own);
-        unimplemented!()
+    pub fn check(&self, address: SocketAddr, trusted: bool) -> Result<(), Refused> {
+        // ::ffff:169.254.169.254 reaches the same machine as 169.254.169.254.
+        let ip = address.ip().to_canonical();
+        if is_special(ip) {
+            return Err(Refused::Special(address));
+        }
+        if self
+            .own
+            .iter()
+            .any(|own| stands_for(*own, ip, address.port()))
+        {
+            return Err(Refused::Own(address));
+        }
+        if trusted {
+            return Ok(());
+        }
+        if !self.config.allow.iter().any(|net| net.contains(&ip)) {
+            return Err(Refused::Network(address));
+        }
+        if !self
+            .config
+            .ports
+            .iter()
+            .any(|ports| ports.contains(&address.port()))
+        {
+            return Err(Refused::Port(address));
+        }
+        Ok(())
+    }
+}
+
+fn is_special(ip: IpAddr) -> bool {
+    match ip {
+        // The whole of 0.0.0.0/8 means "this host": no address to dial.
+        IpAddr::V4(ip) => {
+            ip.is_link_local() || ip.is_multicast() || ip.is_broadcast() || ip.octets()[0] == 0
+        }
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified(),
+    }
+}
+
+/// Whether dialling this address and port reaches our own socket.
+fn stands_for(own: SocketAddr, ip: IpAddr, port: u16) -> bool {
+    own.port() == port && (own.ip() == ip || (own.ip().is_unspecified() && ip.is_loopback()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    fn guard(allow: &[&str], ports: &[RangeInclusive<u16>], own: &[&str]) -> Guard {
+        Guard::new(
+            Config {
+                allow: allow
+                    .iter()
+                    .map(|net| net.parse().expect("a network"))
+                    .collect(),
+                ports: ports.to_vec(),
+            },
+            own.iter().map(|own| address(own)).collect(),
+        )
+    }
+
+    #[test]
+    fn default_allows_private_loopback_and_public_addresses() {
+        let guard = Guard::new(Config::default(), Vec::new());
+        for allowed in [
+            "127.0.0.2:80",
+            "10.1.2.3:65535",
+            "[::1]:1",
+            "28.0.1.1:8080",
+            "[2001:db8::1]:443",
+        ] {
+            assert_eq!(guard.check(address(allowed), false), Ok(()), "{allowed}");
+        }
+    }
+
+    #[test]
+    fn special_addresses_are_refused_even_when_trusted() {
+        let guard = Guard::new(Config::default(), Vec::new());
+        for special in [
+            "169.254.169.254:80",
+            "[fe80::1]:80",
+            "[febf::1]:80",
+            "0.0.0.0:80",
+            "0.1.2.3:80",
+            "[::]:80",
+            "224.0.0.1:80",
+            "[ff02::1]:80",
+            "255.255.255.255:80",
+            "[::ffff:169.254.169.254]:80",
+            "[::ffff:0.0.0.0]:80",
+        ] {
+            let special = address(special);
+            assert_eq!(guard.check(special, true), Err(Refused::Special(special)));
+        }
+        assert_eq!(guard.check(address("[fec0::1]:80"), false), Ok(()));
+    }
+
+    #[test]
+    fn own_address_is_refused_on_its_port_only() {
+        let guard = guard(&["0.0.0.0/0"], &[1..=65535], &["127.0.0.1:2019"]);
+        let own = address("127.0.0.1:2019");
+        assert_eq!(guard.check(own, true), Err(Refused::Own(own)));
+        let mapped = address("[::ffff:127.0.0.1]:2019");
+        assert_eq!(guard.check(mapped, true), Err(Refused::Own(mapped)));
+        assert_eq!(guard.check(address("127.0.0.1:2020"), false), Ok(()));
+        assert_eq!(guard.check(address("127.0.0.2:2019"), false), Ok(()));
+    }
+
+    #[test]
+    fn unspecified_own_address_stands_for_every_loopback() {
+        for own in ["0.0.0.0:8080", "[::]:8080", "[::ffff:0.0.0.0]:8080"] {
+            let guard = Guard::new(Config::default(), vec![address(own)]);
+            for dialled in [
+                "127.0.0.1:8080",
+                "127.9.9.9:8080",
+                "[::1]:8080",
+                "[::ffff:127.0.0.1]:8080",
+            ] {
+                let dialled = address(dialled);
+                assert_eq!(
+                    guard.check(dialled, true),
+                    Err(Refused::Own(dialled)),
+                    "{own}"
+                );
+            }
+            assert_eq!(guard.check(address("10.0.0.1:8080"), false), Ok(()));
+        }
+    }
+
+    #[test]
+    fn networks_and_ports_bind_the_untrusted() {
+        let guard = guard(&["10.0.0.0/8"], &[80..=80, 1024..=2000], &[]);
+        assert_eq!(guard.check(address("10.1.1.1:80"), false), Ok(()));
+        assert_eq!(
+            guard.check(address("[::ffff:10.1.1.1]:1024"), false),
+            Ok(())
+        );
+        let outside = address("11.0.0.1:80");
+        assert_eq!(guard.check(outside, false), Err(Refused::Network(outside)));
+        assert_eq!(guard.check(outside, true), Ok(()));
+        let port = address("10.1.1.1:2001");
+        assert_eq!(guard.check(port, false), Err(Refused::Port(port)));
+        assert_eq!(guard.check(port, true), Ok(()));
+    }
+
+    #[test]
+    fn nothing_allowed_refuses_everything_untrusted() {
+        let guard = guard(&[], &[1..=65535], &[]);
+        assert!(guard.check(address("127.0.0.1:80"), false).is_err());
     }
 }

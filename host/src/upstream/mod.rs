@@ -1,6 +1,15 @@
 //! Upstreams: named groups of equal endpoints.
 
+pub mod balance;
+pub mod body;
+pub mod connection;
+pub mod exchange;
 pub mod guard;
+pub mod resolve;
+pub mod response;
+pub mod scratch;
+#[cfg(test)]
+mod tests;
 
 /// A named group of equal endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,78 @@
+//! Calls of the fake host: the one whose [`Plugin`](crate::testing::Plugin) is running on this thread.
+
+use crate::kv::{Entry, Error};
+use crate::log::Level;
+use crate::setup::Field;
+use crate::testing::current;
+
+pub(crate) fn entry(bucket: u32, key: &str, port: Option<u16>) -> Option<u32> {
+    current(|call| call.entry(bucket, key, port))
+}
+
+pub(crate) fn entry_at(bucket: u32, key: u32, port: Option<u32>) -> Option<u32> {
+    current(|call| call.entry_at(bucket, key, port))
+}
+
+pub(crate) fn get(field: &Field) -> Option<String> {
+    current(|call| call.ask().field(field))
+}
+
+pub(crate) fn slot(index: u32) -> Option<String> {
+    current(|call| call.slot(index))
+}
+
+pub(crate) fn header_all(name: &str) -> Vec<Vec<u8>> {
+    current(|call| call.ask().header_all(name))
+}
+
+pub(crate) fn header_names() -> Vec<String> {
+    current(|call| call.ask().header_names())
+}
+
+pub(crate) fn kv_get(bucket: &str, key: &str) -> Result<Option<Entry>, Error> {
+    current(|call| call.store.get(bucket, key))
+}
+
+pub(crate) fn kv_put(bucket: &str, key: &str, value: &[u8]) -> Result<(), Error> {
+    current(|call| call.store.write(bucket, key, Some(value)))
+}
+
+pub(crate) fn kv_delete(bucket: &str, key: &str) -> Result<(), Error> {
+    current(|call| call.store.write(bucket, key, None))
+}
+
+pub(crate) fn kv_compare_and_set(
+    bucket: &str,
+    key: &str,
+    expected: Option<u64>,
+    value: Option<&[u8]>,
+) -> Result<(), Error> {
+    current(|call| {
+        let known = call.store.get(bucket, key)?.map(|entry| entry.revision);
+        match known == expected {
+            true => call.store.write(bucket, key, value),
+            false => Err(Error::Conflict(known)),
+        }
+    })
+}
+
+pub(crate) fn kv_keys(
+    bucket: &str,
+    prefix: &str,
+    after: Option<&str>,
+    limit: u32,
+) -> Result<Vec<String>, Error> {
+    current(|call| call.store.keys(bucket, prefix, after, limit))
+}
+
+pub(crate) fn config_get(name: &str) -> Option<String> {
+    current(|call| call.settings.get(name).cloned())
+}
+
+pub(crate) fn config_all() -> Vec<(String, String)> {
+    current(|call| call.settings.clone().into_iter().collect())
+}
+
+pub(crate) fn log(level: Level, message: &str) {
+    current(|call| call.log.push((level, message.to_owned())));
+}

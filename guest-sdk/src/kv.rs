@@ -1,0 +1,108 @@
+//! The store: buckets of key and value. All reads of one call see one revision.
+//!
+//! Writes need the `write` grant. Later reads of the same call see them; they are applied all or none when the call
+//! returns, and the request goes on once the store has acknowledged them. After a panic none is applied.
+//!
+//! ```no_run
+//! use throwbar::kv;
+//!
+//! # fn route() -> Result<(), kv::Error> {
+//! if let Some(entry) = kv::get("upstreams", "id1")? {
+//!     kv::compare_and_set("upstreams", "id1", Some(entry.revision), Some(b"127.0.0.3"))?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+use crate::door;
+use std::fmt;
+
+/// A value of a bucket, with the revision of the store that wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The bytes.
+    pub value: Vec<u8>,
+    /// The store's revision at that write; 0 for a write of this very call.
+    pub revision: u64,
+}
+
+/// Why the store refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// No bucket of that name is granted to this plugin.
+    NoSuchBucket,
+    /// The bucket is granted for reading only.
+    AccessDenied,
+    /// The value is not what the bucket holds; says what was expected.
+    InvalidValue(String),
+    /// A limit of the bucket or of the call; says which.
+    Quota(String),
+    /// Compare-and-set: the entry is at this revision, or absent.
+    Conflict(Option<u64>),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NoSuchBucket => f.write_str("no bucket of that name is granted"),
+            Error::AccessDenied => f.write_str("the bucket is granted for reading only"),
+            Error::InvalidValue(expected) => write!(f, "invalid value: {expected}"),
+            Error::Quota(limit) => write!(f, "over quota: {limit}"),
+            Error::Conflict(Some(revision)) => write!(f, "the entry is at revision {revision}"),
+            Error::Conflict(None) => f.write_str("the entry is absent"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Reads an entry.
+///
+/// # Errors
+/// [`Error::NoSuchBucket`].
+pub fn get(bucket: &str, key: &str) -> Result<Option<Entry>, Error> {
+    door::kv_get(bucket, key)
+}
+
+/// Writes an entry, whether or not it was there.
+///
+/// # Errors
+/// Any but [`Error::Conflict`].
+pub fn put(bucket: &str, key: &str, value: impl AsRef<[u8]>) -> Result<(), Error> {
+    door::kv_put(bucket, key, value.as_ref())
+}
+
+/// Deletes an entry; fine if it was not there.
+///
+/// # Errors
+/// Any but [`Error::InvalidValue`] and [`Error::Conflict`].
+pub fn delete(bucket: &str, key: &str) -> Result<(), Error> {
+    door::kv_delete(bucket, key)
+}
+
+/// Writes an entry only if it is at revision `expected` (none: absent), now and when the call's writes are applied. No
+/// value deletes.
+///
+/// # Errors
+/// Any.
+pub fn compare_and_set(
+    bucket: &str,
+    key: &str,
+    expected: Option<u64>,
+    value: Option<&[u8]>,
+) -> Result<(), Error> {
+    door::kv_compare_and_set(bucket, key, expected, value)
+}
+
+/// Keys that begin with `prefix` and come after `after`, in byte order; at most `limit`, at most 1,000.
+///
+/// # Errors
+/// [`Error::NoSuchBucket`].
+pub fn keys(
+    bucket: &str,
+    prefix: &str,
+    after: Option<&str>,
+    limit: u32,
+) -> Result<Vec<String>, Error> {
+    door::kv_keys(bucket, prefix, after, limit)
+}

@@ -1,0 +1,155 @@
+//! A fake host, for unit tests of a plugin with plain `cargo test`.
+//!
+//! ```
+//! use throwbar::prelude::*;
+//! use throwbar::testing::{Host, get};
+//!
+//! #[throwbar::router]
+//! fn route(req: &Request) -> Decision {
+//!     match req.lookup_port("upstreams", "x-id", "x-port") {
+//!         Some(entry) => Forward::to(entry).remove_header("x-id").into(),
+//!         None => Reply::new(404).into(),
+//!     }
+//! }
+//!
+//! # fn main() {
+//! let host = Host::new().bucket("upstreams", [("id1", "127.0.0.2")]);
+//! let plugin = host.start::<route>().unwrap();
+//!
+//! let request = get("/").header("x-id", "id1").header("x-port", "80");
+//! let forwarded = plugin.route(request).forwarded();
+//! assert_eq!(forwarded.to, Target::address("127.0.0.2:80"));
+//! assert_eq!(forwarded.header("x-id"), None);
+//!
+//! assert_eq!(plugin.route(get("/")).replied().status, 404);
+//! # }
+//! ```
+//!
+//! It keeps the promises a plugin builds on: subscribed fields, buckets with grants and revisions, reads of one's own
+//! writes, all writes or none. It has no limits of time or memory, and checks decisions no further than to read them.
+
+mod ask;
+mod call;
+mod outcome;
+mod store;
+
+pub use ask::{Ask, get, request};
+pub use outcome::{Forwarded, Outcome};
+
+use crate::log::Level;
+use crate::router::{Router, Running};
+pub(crate) use call::current;
+use call::{Call, run};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use store::Store;
+
+/// A fake host, which plugins share that were started from it.
+#[derive(Debug, Clone, Default)]
+pub struct Host {
+    state: Rc<RefCell<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    settings: BTreeMap<String, String>,
+    store: Store,
+    log: Vec<(Level, String)>,
+}
+
+/// A plugin that runs on a fake host.
+pub struct Plugin<R> {
+    running: Running<R>,
+    host: Host,
+}
+
+impl Host {
+    /// A host with no settings and no buckets.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives the plugin a setting.
+    pub fn config(self, name: &str, value: &str) -> Self {
+        let mut state = self.state.borrow_mut();
+        state.settings.insert(name.to_owned(), value.to_owned());
+        drop(state);
+        self
+    }
+
+    /// Grants a bucket of addresses for reading, with these entries.
+    pub fn bucket<'e>(
+        self,
+        name: &str,
+        entries: impl IntoIterator<Item = (&'e str, &'e str)>,
+    ) -> Self {
+        self.state.borrow_mut().store.add(name, false, entries);
+        self
+    }
+
+    /// Grants a bucket of addresses for reading and writing, with these entries.
+    pub fn writable_bucket<'e>(
+        self,
+        name: &str,
+        entries: impl IntoIterator<Item = (&'e str, &'e str)>,
+    ) -> Self {
+        self.state.borrow_mut().store.add(name, true, entries);
+        self
+    }
+
+    /// Starts a plugin: runs its `init`, and checks what it subscribes to as the real host does.
+    ///
+    /// # Errors
+    /// The message with which `init` refused, or why the host does.
+    pub fn start<R: Router>(&self) -> Result<Plugin<R>, String> {
+        let (started, call) = run(self.call(None), Running::<R>::start);
+        self.state.borrow_mut().log.extend(call.log);
+        let running = started.map_err(|panic| format!("init panicked: {panic}"))??;
+        for bucket in &running.subscription().buckets {
+            if !self.state.borrow().store.has(bucket) {
+                return Err(format!("bucket {bucket:?} is not granted"));
+            }
+        }
+        Ok(Plugin {
+            running,
+            host: self.clone(),
+        })
+    }
+
+    /// What a bucket holds under a key.
+    pub fn value(&self, bucket: &str, key: &str) -> Option<String> {
+        let entry = self.state.borrow().store.get(bucket, key).ok()??;
+        Some(String::from_utf8_lossy(&entry.value).into_owned())
+    }
+
+    /// The lines logged so far.
+    pub fn log(&self) -> Vec<(Level, String)> {
+        self.state.borrow().log.clone()
+    }
+
+    fn call(&self, ask: Option<Ask>) -> Call {
+        let state = self.state.borrow();
+        Call::new(ask, state.settings.clone(), state.store.clone())
+    }
+}
+
+impl<R: Router> Plugin<R> {
+    /// Has it decide one request. What it wrote is in the buckets then, unless it panicked.
+    pub fn route(&self, ask: Ask) -> Outcome {
+        let subscription = self.running.subscription();
+        let fields = ask.packed(&subscription.fields);
+        let mut call = self.host.call(Some(ask));
+        call.subscribe(subscription);
+        let (decision, call) = run(call, || self.running.route(fields));
+        self.host.state.borrow_mut().log.extend(call.log.clone());
+        match decision {
+            Ok(decision) => {
+                let outcome = Outcome::new(decision, &call, subscription);
+                self.host.state.borrow_mut().store = call.store.commit();
+                outcome
+            }
+            Err(panic) => Outcome::Panicked(panic),
+        }
+    }
+}

@@ -1,0 +1,572 @@
+//! The admin API's client: where it is, the token, one request on one connection, and errors that say what to do.
+
+use crate::admin::Address;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Incoming};
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Where a proxy started without a config listens for us.
+pub(crate) const ADMIN_DEFAULT: &str = "127.0.0.1:2019";
+/// The data directory of `serve` without a config.
+pub(crate) const DATA_DEFAULT: &str = "throwbar-data";
+/// The token's file in a data directory.
+const TOKEN_FILE: &str = "admin.token";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For answers that need no compiling and no bulk write.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// For uploads: the proxy itself gives up on a compile after two minutes.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
+/// A JSON answer; exports are streamed and have no bound.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// Which proxy a command speaks to.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Admin API")]
+pub(crate) struct Connect {
+    /// Where the admin API is: HOST:PORT or unix:PATH [default: $THROWBAR_ADMIN, else 127.0.0.1:2019]
+    #[arg(long, global = true, value_name = "ADDR", value_parser = parse_address)]
+    admin: Option<Address>,
+    /// The proxy's data directory, where its token is [default: ./throwbar-data, else ./data]
+    #[arg(long, global = true, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// A file with the token, in place of the data directory's; $THROWBAR_TOKEN holds the token itself
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "data")]
+    token_file: Option<PathBuf>,
+}
+
+impl Connect {
+    /// The client these options and the environment describe.
+    ///
+    /// # Errors
+    /// If an address or a token file that was named cannot be used.
+    pub(crate) fn client(self) -> anyhow::Result<Client> {
+        let address = match (self.admin, variable("THROWBAR_ADMIN")?) {
+            (Some(address), _) => address,
+            (None, Some(text)) => parse_address(&text)
+                .map_err(|e| anyhow::anyhow!("THROWBAR_ADMIN: {text:?}: {e}"))?,
+            (None, None) => parse_address(ADMIN_DEFAULT).expect("the default is an address"),
+        };
+        let token = match variable("THROWBAR_TOKEN")? {
+            Some(token) if self.token_file.is_none() && self.data.is_none() => Token {
+                value: Some(header_of(token.trim(), "THROWBAR_TOKEN")?),
+                places: vec!["the variable THROWBAR_TOKEN".to_owned()],
+            },
+            _ => find_token(self.token_file.as_deref(), self.data.as_deref())?,
+        };
+        Ok(Client { address, token })
+    }
+}
+
+fn variable(name: &str) -> anyhow::Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(value) if value.is_empty() => Ok(None),
+        Ok(value) => Ok(Some(value)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => anyhow::bail!("{name}: is not UTF-8"),
+    }
+}
+
+/// Reads `HOST:PORT`, `:PORT`, `unix:PATH` or `http://HOST:PORT`.
+pub(crate) fn parse_address(text: &str) -> Result<Address, String> {
+    const EXPECTED: &str = "expected IP:PORT such as 127.0.0.1:2019, or unix:PATH";
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path {
+            "" => Err(format!("the path is missing: {EXPECTED}")),
+            path => Ok(Address::Unix(path.into())),
+        };
+    }
+    let text = text.strip_prefix("http://").unwrap_or(text);
+    let text = text.strip_suffix('/').unwrap_or(text);
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Address::Tcp(address));
+    }
+    let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
+    let port = port.parse::<u16>().map_err(|_| EXPECTED)?;
+    match host {
+        "" | "localhost" => Ok(Address::Tcp((Ipv4Addr::LOCALHOST, port).into())),
+        _ => Err(EXPECTED.to_owned()),
+    }
+}
+
+/// An address as it is given to `--admin`.
+pub(crate) fn show_address(address: &Address) -> String {
+    match address {
+        Address::Tcp(address) => address.to_string(),
+        Address::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+/// A token, and where it was looked for.
+#[derive(Debug, Clone, Default)]
+struct Token {
+    value: Option<HeaderValue>,
+    places: Vec<String>,
+}
+
+/// Finds the token: the file named, that of the data directory named, or that of a data directory here.
+fn find_token(file: Option<&Path>, data: Option<&Path>) -> anyhow::Result<Token> {
+    let candidates: Vec<PathBuf> = match (file, data) {
+        (Some(file), _) => vec![file.to_owned()],
+        (None, Some(data)) => vec![data.join(TOKEN_FILE)],
+        (None, None) => [DATA_DEFAULT, "data"]
+            .iter()
+            .map(|dir| Path::new(".").join(dir).join(TOKEN_FILE))
+            .collect(),
+    };
+    let mut token = Token::default();
+    for path in candidates {
+        let place = path.display().to_string();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                token.value = Some(header_of(text.trim(), &place)?);
+                token.places = vec![place];
+                return Ok(token);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {
+                token.places.push(format!("{place} (not there)"));
+            }
+            // A proxy may need none, so a file we may not read ends the command only if it was asked for.
+            Err(error) if file.is_none() => token.places.push(format!("{place} ({error})")),
+            Err(error) => return Err(anyhow::anyhow!("token file {place}: {error}")),
+        }
+    }
+    Ok(token)
+}
+
+fn header_of(token: &str, place: &str) -> anyhow::Result<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+        .ok()
+        .filter(|_| !token.is_empty())
+        .ok_or_else(|| anyhow::anyhow!("{place}: is not a token: expected one line of text"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Why a request to the admin API gave no answer to go on with.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// Nobody answers there.
+    #[error(
+        "no proxy answers at {address}: {source}\n  start one:      throwbar serve\n  or point to it: --admin ADDR, or THROWBAR_ADMIN"
+    )]
+    Connect {
+        /// The address.
+        address: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The token is missing or wrong.
+    #[error("{address} refuses the token: {}", advice(.sent, .places))]
+    Unauthorized {
+        /// The address.
+        address: String,
+        /// Whether a token was sent.
+        sent: bool,
+        /// Where it was looked for, or found.
+        places: Vec<String>,
+    },
+    /// The proxy says no, and why.
+    #[error("{0}")]
+    Problem(Problem),
+    /// The conversation broke off.
+    #[error("{address}: {reason}")]
+    Broken {
+        /// The address.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+fn advice(sent: &bool, places: &[String]) -> String {
+    if *sent {
+        format!(
+            "it was read from {}; give that proxy's own with --data DIR, --token-file FILE or THROWBAR_TOKEN",
+            places.join(", ")
+        )
+    } else {
+        format!(
+            "none was found, looked at {}; give --data DIR (the proxy's data directory), --token-file FILE or THROWBAR_TOKEN",
+            places.join(", ")
+        )
+    }
+}
+
+/// An answer of `application/problem+json`.
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default)]
+pub(crate) struct Problem {
+    /// The status.
+    pub(crate) status: u16,
+    /// The kind of problem.
+    pub(crate) title: String,
+    /// What is wrong here.
+    pub(crate) detail: Option<String>,
+    /// The kind, for programs.
+    pub(crate) code: Option<String>,
+    /// Each problem, if there are several.
+    pub(crate) errors: Vec<serde_json::Value>,
+}
+
+impl Problem {
+    /// The problem an answer with an error status describes, whatever its body is.
+    fn of(status: StatusCode, body: &[u8]) -> Self {
+        let mut problem: Problem = serde_json::from_slice(body).unwrap_or_else(|_| Problem {
+            detail: std::str::from_utf8(body)
+                .ok()
+                .map(|text| text.trim().chars().take(500).collect::<String>())
+                .filter(|text| !text.is_empty()),
+            ..Problem::default()
+        });
+        problem.status = status.as_u16();
+        if problem.title.is_empty() {
+            problem.title = status.canonical_reason().unwrap_or("error").to_lowercase();
+        }
+        problem
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = self.detail.as_ref().unwrap_or(&self.title);
+        write!(f, "{} ({})", super::output::printable(text), self.status)?;
+        for error in &self.errors {
+            write!(f, "\n  {}", super::output::printable(&entry(error)))?;
+        }
+        Ok(())
+    }
+}
+
+/// One entry of `errors`: its place, then what is wrong.
+fn entry(error: &serde_json::Value) -> String {
+    let text = |name: &str| match error.get(name) {
+        Some(serde_json::Value::String(text)) => Some(text.clone()),
+        Some(serde_json::Value::Number(number)) => Some(number.to_string()),
+        _ => None,
+    };
+    if let Some(text) = error.as_str() {
+        return text.to_owned();
+    }
+    let what = ["message", "detail", "reason"].iter().find_map(|n| text(n));
+    let place = match (text("line"), text("column")) {
+        (Some(line), Some(column)) => Some(format!("line {line}, column {column}")),
+        (Some(line), None) => Some(format!("line {line}")),
+        _ => text("path").or_else(|| text("key").map(|key| format!("key {key:?}"))),
+    };
+    match (place, what) {
+        (Some(place), Some(what)) => format!("{place}: {what}"),
+        (None, Some(what)) => what,
+        _ => error.to_string(),
+    }
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Its `ETag` without quotes.
+    pub(crate) etag: Option<String>,
+    /// The body.
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// If it is not what we expect: another program, or another release of the proxy.
+    pub(crate) fn json<T: serde::de::DeserializeOwned>(&self) -> anyhow::Result<T> {
+        serde_json::from_slice(&self.body)
+            .map_err(|e| anyhow::anyhow!("the admin API's answer is not what was expected: {e}"))
+    }
+}
+
+/// A proxy's admin API.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    address: Address,
+    token: Token,
+}
+
+impl Client {
+    /// The admin API at an address, with the token in a file if there is one.
+    pub(crate) fn new(address: Address, token_file: Option<&Path>) -> anyhow::Result<Self> {
+        let token = match token_file {
+            Some(file) => find_token(Some(file), None)?,
+            None => Token::default(),
+        };
+        Ok(Self { address, token })
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> String {
+        show_address(&self.address)
+    }
+
+    /// Reads.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn get(&self, path: &str) -> Result<Answer, ClientError> {
+        self.send(Method::GET, path, &[], http_body_util::Empty::new(), None)
+            .await
+    }
+
+    /// Sends a small JSON body.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn post_json(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> Result<Answer, ClientError> {
+        let headers = [(header::CONTENT_TYPE, "application/json".to_owned())];
+        let body = http_body_util::Full::new(Bytes::from(body.to_string()));
+        self.send(Method::POST, path, &headers, body, Some(UPLOAD_TIMEOUT))
+            .await
+    }
+
+    /// Sends a body and shows its progress; `after` says what the proxy does with it then.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn upload(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: impl Into<Bytes>,
+        after: &'static str,
+    ) -> Result<Answer, ClientError> {
+        let body = body.into();
+        let total = body.len() as u64;
+        let upload = super::progress::Upload::new(body);
+        let sent = upload.sent();
+        let headers = [(header::CONTENT_TYPE, content_type.to_owned())];
+        let work = self.send(method, path, &headers, upload, Some(UPLOAD_TIMEOUT));
+        super::progress::watch(total, sent, after, work).await
+    }
+
+    /// Sends a request and reads the answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn send<B>(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, String)],
+        body: B,
+        timeout: Option<Duration>,
+    ) -> Result<Answer, ClientError>
+    where
+        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    {
+        let timeout = timeout.unwrap_or(ANSWER_TIMEOUT);
+        let walk = async {
+            let response = self.open(method, path, headers, body).await?;
+            let etag = response
+                .headers()
+                .get(header::ETAG)
+                .and_then(|value| value.to_str().ok())
+                .map(|value| value.trim_matches('"').to_owned());
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+                .collect()
+                .await
+                .map_err(|e| self.broken(e))?
+                .to_bytes();
+            Ok(Answer { etag, body })
+        };
+        match tokio::time::timeout(timeout, walk).await {
+            Ok(result) => result,
+            Err(_) => Err(self.broken(format!("no answer within {timeout:?}"))),
+        }
+    }
+
+    /// Reads an answer of any length as it comes: the caller takes its frames.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn stream(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+        let open = self.open(Method::GET, path, &[], http_body_util::Empty::new());
+        match tokio::time::timeout(ANSWER_TIMEOUT, open).await {
+            Ok(result) => result,
+            Err(_) => Err(self.broken(format!("no answer within {ANSWER_TIMEOUT:?}"))),
+        }
+    }
+
+    /// An error of the conversation.
+    pub(crate) fn broken(&self, reason: impl std::fmt::Display) -> ClientError {
+        ClientError::Broken {
+            address: self.address(),
+            reason: reason.to_string(),
+        }
+    }
+
+    async fn open<B>(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, String)],
+        body: B,
+    ) -> Result<Response<Incoming>, ClientError>
+    where
+        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, self.host())
+            .header(
+                header::USER_AGENT,
+                concat!("throwbar/", env!("CARGO_PKG_VERSION")),
+            );
+        if let Some(token) = &self.token.value {
+            request = request.header(header::AUTHORIZATION, token);
+        }
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(body).map_err(|e| self.broken(e))?;
+        let response = match &self.address {
+            Address::Tcp(address) => {
+                let socket = self
+                    .connect(tokio::net::TcpStream::connect(reachable(*address)))
+                    .await?;
+                // A request is one write: waiting for more of it only costs time.
+                let _ = socket.set_nodelay(true);
+                self.exchange(socket, request).await?
+            }
+            Address::Unix(path) => {
+                let socket = self.connect(tokio::net::UnixStream::connect(path)).await?;
+                self.exchange(socket, request).await?
+            }
+        };
+        self.checked(response).await
+    }
+
+    /// What a `Host` field of ours says: the admin API takes its own address and names of loopback only.
+    fn host(&self) -> String {
+        match &self.address {
+            Address::Tcp(address) => reachable(*address).to_string(),
+            Address::Unix(_) => "localhost".to_owned(),
+        }
+    }
+
+    async fn connect<S>(
+        &self,
+        connecting: impl Future<Output = std::io::Result<S>>,
+    ) -> Result<S, ClientError> {
+        let timed = tokio::time::timeout(CONNECT_TIMEOUT, connecting);
+        let result = timed
+            .await
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        result.map_err(|source| ClientError::Connect {
+            address: self.address(),
+            source,
+        })
+    }
+
+    async fn exchange<S, B>(
+        &self,
+        socket: S,
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket))
+            .await
+            .map_err(|e| self.broken(e))?;
+        // Ends with the exchange: when `sender` and the body are dropped, or with the runtime.
+        tokio::spawn(connection);
+        sender
+            .send_request(request)
+            .await
+            .map_err(|e| self.broken(e))
+    }
+
+    /// Turns an answer with an error status into the error it describes.
+    async fn checked(
+        &self,
+        response: Response<Incoming>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(ClientError::Unauthorized {
+                address: self.address(),
+                sent: self.token.value.is_some(),
+                places: self.token.places.clone(),
+            });
+        }
+        const PROBLEM_BYTES_MAX: usize = 1 << 20;
+        let body = Limited::new(response.into_body(), PROBLEM_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|e| self.broken(format!("status {status}, and then: {e}")))?
+            .to_bytes();
+        Err(ClientError::Problem(Problem::of(status, &body)))
+    }
+}
+
+/// An address to dial: one that listens on every interface is reached on loopback.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            address.set_ip(std::net::Ipv6Addr::LOCALHOST.into());
+        }
+        _ => {}
+    }
+    address
+}
+
+/// A piece of a path or query, with everything escaped that could mean something there.
+pub(crate) fn encode(text: &str) -> String {
+    use std::fmt::Write;
+    // A segment of dots alone is taken by some parsers for a step up, however it is meant.
+    let dots = matches!(text, "." | "..");
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'.' if dots => out.push_str("%2E"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte));
+            }
+            _ => write!(out, "%{byte:02X}").expect("writing to a string cannot fail"),
+        }
+    }
+    out
+}
+
+/// A path with a query of the parameters that have a value.
+pub(crate) fn with_query(path: String, parameters: &[(&str, Option<String>)]) -> String {
+    let mut out = path;
+    let mut mark = '?';
+    for (name, value) in parameters {
+        if let Some(value) = value {
+            out.push(mark);
+            out.push_str(name);
+            out.push('=');
+            out.push_str(&encode(value));
+            mark = '&';
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -1,0 +1,479 @@
+//! `throwbar plugin`: push, list, roll back and inspect plugins.
+
+use super::client::{Client, ClientError, Connect, encode, with_query};
+use super::output::{self, Align, Out, Table};
+use super::{Ended, Exit};
+use anyhow::Context;
+use clap::Subcommand;
+use http::Method;
+use http_body_util::Empty;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Arguments of `plugin`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  throwbar plugin ls
+  throwbar plugin push by-header router.wasm
+  throwbar plugin rollback by-header")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    connect: Connect,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a component the active version of a plugin; open streams stay with the version that accepted them
+    #[command(after_help = "\
+Examples:
+  throwbar plugin push by-header router.wasm
+  throwbar plugin push by-header router.wasm --dry-run    compile and try it, change nothing")]
+    Push {
+        /// The plugin's name in the config
+        name: String,
+        /// The component (.wasm)
+        file: PathBuf,
+        /// Check only; change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print what was done as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List plugins with their versions
+    #[command(after_help = "Example:\n  throwbar plugin ls --json")]
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the version that was active before the active one again
+    #[command(after_help = "Example:\n  throwbar plugin rollback by-header")]
+    Rollback {
+        /// The plugin's name
+        name: String,
+        /// Check only; change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print what was done as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one plugin of the proxy, or what a component file asks for (needs no proxy)
+    #[command(after_help = "\
+Examples:
+  throwbar plugin inspect by-header
+  throwbar plugin inspect target/wasm32-wasip2/release/router.wasm")]
+    Inspect {
+        /// A plugin's name, or a file
+        #[arg(value_name = "NAME-OR-FILE")]
+        subject: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What a deploy did.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Deployed {
+    pub(crate) plugin: String,
+    pub(crate) digest: String,
+    pub(crate) previous: Option<String>,
+    pub(crate) outcome: String,
+    pub(crate) bytes: u64,
+    pub(crate) imports: Vec<String>,
+    pub(crate) cached: bool,
+    pub(crate) compile_ms: f64,
+    pub(crate) init_ms: f64,
+    pub(crate) publish_us: f64,
+    pub(crate) streams_kept: u64,
+}
+
+/// A version, as far as it is shown.
+#[derive(Debug, Deserialize)]
+struct Version {
+    digest: String,
+    bytes: Option<u64>,
+    state: String,
+    since: Option<SystemTime>,
+    streams: u64,
+    calls: u64,
+    errors: u64,
+    decision_ns: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the proxy cannot be reached or refuses.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Push {
+            name,
+            file,
+            dry_run,
+            json,
+        } => {
+            let component = std::fs::read(&file).with_context(|| format!("{}", file.display()))?;
+            let client = args.connect.client()?;
+            let answer = push(&client, &name, component, dry_run)
+                .await
+                .map_err(|e| refused(e, &file))?;
+            report(&answer, dry_run, json)
+        }
+        Command::Rollback {
+            name,
+            dry_run,
+            json,
+        } => {
+            let client = args.connect.client()?;
+            let answer = rollback(&client, &name, dry_run).await?;
+            report(&answer, dry_run, json)
+        }
+        Command::Ls { json } => {
+            let answer: Value = args.connect.client()?.get("/v1/plugins").await?.json()?;
+            let mut out = Out::stdout();
+            if json {
+                out.json(&answer)?;
+            } else {
+                table_of(super::kv::listed(&answer, "plugins"))?.print(&mut out)?;
+            }
+            out.flush()
+        }
+        Command::Inspect { subject, json } => {
+            let file = Path::new(&subject);
+            if file.is_file() {
+                return inspect_file(file, json);
+            }
+            // A path cannot be a plugin's name, so there is nobody to ask about it.
+            anyhow::ensure!(
+                !subject.contains(['/', '\\']) && !subject.ends_with(".wasm"),
+                "{subject}: no such file"
+            );
+            inspect_plugin(&args.connect.client()?, &subject, json).await
+        }
+    }
+}
+
+/// Uploads a component as the new version of a plugin.
+///
+/// # Errors
+/// See [`ClientError`].
+pub(crate) async fn push(
+    client: &Client,
+    name: &str,
+    component: Vec<u8>,
+    dry_run: bool,
+) -> Result<Value, ClientError> {
+    let path = with_query(
+        format!("/v1/plugins/{}", encode(name)),
+        &[("dry_run", dry_run.then(|| "true".to_owned()))],
+    );
+    let answer = client
+        .upload(
+            Method::PUT,
+            &path,
+            "application/wasm",
+            component,
+            "compiling",
+        )
+        .await?;
+    answer.json().map_err(|e| client.broken(e))
+}
+
+/// Activates the version before.
+///
+/// # Errors
+/// See [`ClientError`].
+pub(crate) async fn rollback(
+    client: &Client,
+    name: &str,
+    dry_run: bool,
+) -> Result<Value, ClientError> {
+    let path = with_query(
+        format!("/v1/plugins/{}/rollback", encode(name)),
+        &[("dry_run", dry_run.then(|| "true".to_owned()))],
+    );
+    let timeout = Some(Duration::from_secs(180));
+    let answer = client
+        .send(Method::POST, &path, &[], Empty::new(), timeout)
+        .await?;
+    answer.json().map_err(|e| client.broken(e))
+}
+
+/// An error of a push with its exit code: a refusal of the component is not a failure to reach anybody.
+fn refused(error: ClientError, file: &Path) -> anyhow::Error {
+    match error {
+        ClientError::Problem(problem) if matches!(problem.status, 400 | 413 | 415 | 422) => {
+            Ended::new(
+                Exit::PluginRefused,
+                format!(
+                    "{}: refused: {problem}\n  nothing changed: the active version serves on",
+                    file.display()
+                ),
+            )
+        }
+        other => other.into(),
+    }
+}
+
+/// Says what a deploy did.
+fn report(answer: &Value, dry_run: bool, json: bool) -> anyhow::Result<()> {
+    let mut out = Out::stdout();
+    if json {
+        out.json(answer)?;
+        return out.flush();
+    }
+    let done =
+        Deployed::deserialize(answer).context("the admin API's answer is not what was expected")?;
+    for line in lines_of(&done, dry_run) {
+        out.line(line)?;
+    }
+    out.flush()
+}
+
+fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
+    let digest = output::short(&done.digest);
+    let (name, size) = (&done.plugin, output::size(done.bytes));
+    let times = format!(
+        "{} {}, init {}",
+        if done.cached {
+            "compiled before, loaded in"
+        } else {
+            "compiled in"
+        },
+        milliseconds(done.compile_ms),
+        milliseconds(done.init_ms),
+    );
+    let mut lines = match (done.outcome.as_str(), &done.previous) {
+        ("unchanged", _) => {
+            return vec![format!("{name}@{digest}   unchanged: it is active already")];
+        }
+        ("checked", _) => vec![format!("{name}@{digest}   {size}   it would be accepted")],
+        (_, Some(previous)) => vec![format!(
+            "{name}  {} -> {digest}   {size}",
+            output::short(previous)
+        )],
+        (_, None) => vec![format!("{name}  first version {digest}   {size}")],
+    };
+    if dry_run {
+        lines.push(format!("  {times}; nothing changed"));
+    } else {
+        lines.push(format!(
+            "  {times}, switched in {}",
+            output::span((done.publish_us.max(0.0) * 1e3) as u64)
+        ));
+        lines.push(format!(
+            "  0 streams closed, {} with the version before",
+            match done.streams_kept {
+                0 => "none stays".to_owned(),
+                1 => "1 stays".to_owned(),
+                n => format!("{} stay", output::count(n)),
+            }
+        ));
+    }
+    if !done.imports.is_empty() {
+        lines.push(format!("  asks for {}", done.imports.join(", ")));
+    }
+    lines
+}
+
+fn milliseconds(ms: f64) -> String {
+    output::span((ms.max(0.0) * 1e6) as u64)
+}
+
+fn table_of(plugins: &[Value]) -> anyhow::Result<Table> {
+    let mut table = Table::new(&[
+        ("PLUGIN", Align::Left),
+        ("VERSION", Align::Left),
+        ("STATE", Align::Left),
+        ("AGE", Align::Right),
+        ("SIZE", Align::Right),
+        ("STREAMS", Align::Right),
+        ("DECISIONS", Align::Right),
+        ("ERRORS", Align::Right),
+        ("MEAN", Align::Right),
+    ]);
+    for plugin in plugins {
+        let name = plugin["name"].as_str().unwrap_or_default();
+        let versions: Vec<Version> = super::kv::listed(&plugin["versions"], "")
+            .iter()
+            .map(Version::deserialize)
+            .collect::<Result<_, _>>()
+            .context("the admin API's answer is not what was expected")?;
+        if versions.is_empty() {
+            let mut row = vec![
+                name.to_owned(),
+                "-".into(),
+                "waits for its first push".into(),
+            ];
+            row.resize(9, String::new());
+            table.row(row);
+        }
+        for version in versions {
+            let age = version.since.and_then(|since| since.elapsed().ok());
+            let used = version.calls > 0;
+            table.row([
+                name.to_owned(),
+                output::short(&version.digest).to_owned(),
+                version.state,
+                age.map_or("-".into(), |age| output::age(age.as_secs())),
+                version.bytes.map_or("-".into(), output::size),
+                output::count(version.streams),
+                output::count(version.calls),
+                output::count(version.errors),
+                if used {
+                    output::span(version.decision_ns)
+                } else {
+                    "-".into()
+                },
+            ]);
+        }
+    }
+    Ok(table)
+}
+
+async fn inspect_plugin(client: &Client, name: &str, json: bool) -> anyhow::Result<()> {
+    let path = format!("/v1/plugins/{}", encode(name));
+    let answer: Value = client.get(&path).await?.json()?;
+    let mut out = Out::stdout();
+    if json {
+        out.json(&answer)?;
+        return out.flush();
+    }
+    table_of(std::slice::from_ref(&answer))?.print(&mut out)?;
+    if let Some(grants) = answer["grants"].as_object().filter(|g| !g.is_empty()) {
+        let grants: Vec<String> = grants
+            .iter()
+            .map(|(bucket, access)| format!("{bucket} ({})", access.as_str().unwrap_or("-")))
+            .collect();
+        out.line(format_args!(
+            "\nbuckets it may use: {}",
+            output::printable(&grants.join(", "))
+        ))?;
+    }
+    out.flush()
+}
+
+/// What a component file is and asks for.
+fn inspect_file(file: &Path, json: bool) -> anyhow::Result<()> {
+    let bytes = std::fs::read(file).with_context(|| format!("{}", file.display()))?;
+    let report = crate::plugin::inspect::inspect(&bytes)
+        .map_err(|error| Ended::new(Exit::PluginRefused, format!("{}: {error}", file.display())))?;
+    let mut out = Out::stdout();
+    if json {
+        out.json(&json!({
+            "file": file,
+            "bytes": bytes.len(),
+            "digest": report.digest,
+            "imports": { "yours": report.imports, "std": report.imports_of_std },
+            "exports": report.exports,
+        }))?;
+        return out.flush();
+    }
+    out.line(format_args!(
+        "{}   {}   version {}",
+        file.display(),
+        output::size(bytes.len() as u64),
+        output::short(&report.digest)
+    ))?;
+    for (title, names) in [
+        ("exports", &report.exports),
+        ("asked for by you", &report.imports),
+        (
+            "asked for by std (nothing is granted)",
+            &report.imports_of_std,
+        ),
+    ] {
+        out.line(format_args!("\n{title}:"))?;
+        if names.is_empty() {
+            out.line("  none")?;
+        }
+        for name in names {
+            out.line(format_args!("  {}", output::printable(name)))?;
+        }
+    }
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{client::Problem, exit_of};
+
+    fn problem(status: u16) -> ClientError {
+        ClientError::Problem(Problem {
+            status,
+            title: "not a component".to_owned(),
+            ..Problem::default()
+        })
+    }
+
+    #[test]
+    fn a_refused_component_is_told_apart_from_other_failures() {
+        let file = Path::new("x.wasm");
+        for status in [400, 413, 415, 422] {
+            let error = refused(problem(status), file);
+            assert_eq!(exit_of(&error), Exit::PluginRefused, "{status}");
+            assert!(error.to_string().contains("x.wasm"), "{error}");
+        }
+        for status in [404, 409, 500] {
+            assert_eq!(exit_of(&refused(problem(status), file)), Exit::Failed);
+        }
+    }
+
+    #[test]
+    fn a_swap_shows_both_versions_and_what_stays() {
+        let done = Deployed {
+            plugin: "edge".to_owned(),
+            digest: "4be7a0".repeat(10),
+            previous: Some("9f2c11".repeat(10)),
+            outcome: "swapped".to_owned(),
+            bytes: 61_565,
+            compile_ms: 38.0,
+            init_ms: 0.4,
+            publish_us: 0.9,
+            streams_kept: 1,
+            ..Deployed::default()
+        };
+        assert_eq!(
+            lines_of(&done, false),
+            [
+                "edge  9f2c119f2c11 -> 4be7a04be7a0   61.6 KB",
+                "  compiled in 38 ms, init 400 µs, switched in 900 ns",
+                "  0 streams closed, 1 stays with the version before",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_same_version_again_is_a_visible_no_op() {
+        let done = Deployed {
+            outcome: "unchanged".to_owned(),
+            digest: "ab".repeat(32),
+            ..Deployed::default()
+        };
+        let lines = lines_of(&done, false);
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].contains("unchanged"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_plugin_without_a_version_has_a_row_of_its_own() {
+        let plugins = [json!({ "name": "edge", "versions": [] })];
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let mut out = Out::to(file.reopen().expect("open"));
+        let table = table_of(&plugins).expect("a table");
+        table.print(&mut out).expect("print");
+        out.flush().expect("flush");
+        let text = std::fs::read_to_string(file.path()).expect("read");
+        assert!(text.contains("waits for its first push"), "{text}");
+    }
+}

@@ -1,0 +1,139 @@
+//! Progress of what takes over a second, on a terminal only: an upload with its bytes, or a wait.
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::convert::Infallible;
+use std::future::Future;
+use std::io::IsTerminal;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// What takes less is not worth a bar.
+const PATIENCE: Duration = Duration::from_secs(1);
+const REDRAW: Duration = Duration::from_millis(100);
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// A request body sent in chunks that counts what was sent.
+pub(crate) struct Upload {
+    rest: Bytes,
+    sent: Arc<AtomicU64>,
+}
+
+impl Upload {
+    /// A body of these bytes.
+    pub(crate) fn new(bytes: impl Into<Bytes>) -> Self {
+        Self {
+            rest: bytes.into(),
+            sent: Arc::default(),
+        }
+    }
+
+    /// How many bytes were handed to the connection so far.
+    pub(crate) fn sent(&self) -> Arc<AtomicU64> {
+        self.sent.clone()
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = self.rest.len().min(CHUNK_BYTES);
+        let chunk = self.rest.split_to(length);
+        self.sent.fetch_add(length as u64, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
+}
+
+/// Waits for `work`, showing how far the upload is and then `after`, once it has taken over a second.
+pub(crate) async fn watch<F: Future>(
+    total: u64,
+    sent: Arc<AtomicU64>,
+    after: &'static str,
+    work: F,
+) -> F::Output {
+    let mut work = std::pin::pin!(work);
+    if !std::io::stderr().is_terminal() {
+        return work.await;
+    }
+    if let Ok(output) = tokio::time::timeout(PATIENCE, &mut work).await {
+        return output;
+    }
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.set_style(style(
+        "{spinner} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}",
+    ));
+    let mut redraw = tokio::time::interval(REDRAW);
+    let mut uploading = true;
+    let output = loop {
+        tokio::select! {
+            output = &mut work => break output,
+            _ = redraw.tick() => {
+                let position = sent.load(Ordering::Relaxed);
+                if uploading && position >= total {
+                    uploading = false;
+                    bar.set_style(style("{spinner} {msg}  {elapsed}"));
+                    bar.set_message(after);
+                }
+                bar.set_position(position);
+                bar.tick();
+            }
+        }
+    };
+    bar.finish_and_clear();
+    output
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is a constant that parses")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn an_upload_sends_every_byte_in_chunks_and_counts_them() {
+        let data: Vec<u8> = (0..CHUNK_BYTES * 2 + 17).map(|i| i as u8).collect();
+        let mut upload = Upload::new(data.clone());
+        let sent = upload.sent();
+        assert_eq!(upload.size_hint().exact(), Some(data.len() as u64));
+        let first = upload.frame().await.expect("a frame").expect("infallible");
+        assert_eq!(first.data_ref().map(Bytes::len), Some(CHUNK_BYTES));
+        assert_eq!(sent.load(Ordering::Relaxed), CHUNK_BYTES as u64);
+        let rest = upload.collect().await.expect("infallible").to_bytes();
+        assert_eq!(&data[CHUNK_BYTES..], &rest[..]);
+        assert_eq!(sent.load(Ordering::Relaxed), data.len() as u64);
+    }
+
+    #[test]
+    fn the_templates_parse() {
+        style("{spinner} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}");
+        style("{spinner} {msg}  {elapsed}");
+    }
+
+    #[tokio::test]
+    async fn work_that_ends_at_once_gives_its_output() {
+        assert_eq!(watch(0, Arc::default(), "", async { 7 }).await, 7);
+    }
+}

@@ -1,0 +1,168 @@
+//! `throwbar streams`: list and close open streams, through the admin API.
+
+use super::client::{Connect, encode, with_query};
+use super::output::{self, Align, Out, Table};
+use clap::Subcommand;
+use http::Method;
+use http_body_util::Empty;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Arguments of `streams`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  throwbar streams ls
+  throwbar streams ls --key id1
+  throwbar streams close 513")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    connect: Connect,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List open streams, oldest first
+    #[command(after_help = "\
+Examples:
+  throwbar streams ls --plugin by-header --version 9f2c11    who is still on the old version?
+  throwbar streams ls --json")]
+    Ls {
+        /// Only those this plugin routed
+        #[arg(long)]
+        plugin: Option<String>,
+        /// Only those accepted by the version whose digest begins so
+        #[arg(long)]
+        version: Option<String>,
+        /// Only those with this key
+        #[arg(long)]
+        key: Option<String>,
+        /// Only those of this route
+        #[arg(long)]
+        route: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 1_000)]
+        limit: u64,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Close one stream, towards both ends
+    #[command(
+        after_help = "Example:\n  throwbar streams close 513 --code 1012 --reason \"moving house\""
+    )]
+    Close {
+        /// Its id, as `streams ls` shows it
+        id: u64,
+        /// The WebSocket close code
+        #[arg(long, default_value_t = 1001, value_parser = clap::value_parser!(u16).range(1000..=4999))]
+        code: u16,
+        /// The reason told to both ends
+        #[arg(long)]
+        reason: Option<String>,
+    },
+}
+
+/// A stream, as far as it is shown.
+#[derive(Debug, Deserialize)]
+struct Stream {
+    id: u64,
+    route: Option<String>,
+    plugin: Option<String>,
+    version: Option<String>,
+    key: Option<String>,
+    client: String,
+    endpoint: String,
+    age_s: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the proxy cannot be reached or refuses.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let client = args.connect.client()?;
+    let mut out = Out::stdout();
+    match args.command {
+        Command::Ls {
+            plugin,
+            version,
+            key,
+            route,
+            limit,
+            json,
+        } => {
+            let path = with_query(
+                "/v1/streams".to_owned(),
+                &[
+                    ("plugin", plugin),
+                    ("version", version),
+                    ("key", key),
+                    ("route", route),
+                    ("limit", Some(limit.to_string())),
+                ],
+            );
+            let answer: Value = client.get(&path).await?.json()?;
+            if json {
+                out.json(&answer)?;
+            } else {
+                print(&answer, limit, &mut out)?;
+            }
+        }
+        Command::Close { id, code, reason } => {
+            let path = with_query(
+                format!("/v1/streams/{}", encode(&id.to_string())),
+                &[("code", Some(code.to_string())), ("reason", reason)],
+            );
+            client
+                .send(Method::DELETE, &path, &[], Empty::new(), None)
+                .await?;
+            out.line(format_args!("stream {id}: closed with code {code}"))?;
+        }
+    }
+    out.flush()
+}
+
+fn print(answer: &Value, limit: u64, out: &mut Out) -> anyhow::Result<()> {
+    let streams: Vec<Stream> = super::kv::listed(answer, "streams")
+        .iter()
+        .map(Stream::deserialize)
+        .collect::<Result<_, _>>()
+        .map_err(|e| anyhow::anyhow!("the admin API's answer is not what was expected: {e}"))?;
+    let mut table = Table::new(&[
+        ("ID", Align::Right),
+        ("AGE", Align::Right),
+        ("KEY", Align::Left),
+        ("ENDPOINT", Align::Left),
+        ("ACCEPTED BY", Align::Left),
+        ("CLIENT", Align::Left),
+        ("UP", Align::Right),
+        ("DOWN", Align::Right),
+    ]);
+    for stream in &streams {
+        let accepted_by = match (&stream.plugin, &stream.version) {
+            (Some(plugin), Some(version)) => format!("{plugin}@{}", output::short(version)),
+            _ => format!("route {}", stream.route.as_deref().unwrap_or("-")),
+        };
+        table.row([
+            stream.id.to_string(),
+            output::age(stream.age_s),
+            stream.key.clone().unwrap_or_else(|| "-".into()),
+            stream.endpoint.clone(),
+            accepted_by,
+            stream.client.clone(),
+            output::size(stream.bytes_up),
+            output::size(stream.bytes_down),
+        ]);
+    }
+    table.print(out)?;
+    if streams.len() as u64 == limit {
+        out.flush()?;
+        eprintln!("… the limit of {limit} is reached, --limit raises it");
+    }
+    Ok(())
+}

@@ -1,1 +1,0 @@
-//! TOML into a [`Config`](super::Config), every problem at once.

@@ -1,0 +1,460 @@
+//! Reads the spanned tree of a TOML text: each value once, each problem recorded, none final.
+
+use super::text::{Sources, substitute};
+use super::{shorten, units};
+use crate::config::diagnostic::{Finding, Problem, did_you_mean, join, one_of};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Most problems that are recorded.
+const PROBLEMS_MAX: usize = 200;
+
+/// What a decode gathers on its way.
+pub(super) struct Walk<'s> {
+    pub(super) text: &'s str,
+    pub(super) sources: &'s Sources<'s>,
+    pub(super) problems: Vec<Problem>,
+    /// Where each path of the text is.
+    pub(super) places: BTreeMap<String, Range<usize>>,
+    /// Strings that something was put into, and how they are written.
+    pub(super) substituted: Vec<(String, String)>,
+}
+
+impl Walk<'_> {
+    pub(super) fn report(&mut self, span: Range<usize>, finding: Finding) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(Problem::at(self.text, span, finding));
+        }
+    }
+
+    /// Shows strings as they are written: what was put in may be secret.
+    pub(super) fn mask(&self, text: &mut String) {
+        for (value, shown) in &self.substituted {
+            let shown = format!("{:?}", shorten(shown));
+            for value in [format!("{value:?}"), format!("{:?}", shorten(value))] {
+                if text.contains(&value) {
+                    *text = text.replace(&value, &shown);
+                }
+            }
+        }
+    }
+}
+
+/// A table, with the keys asked for so far.
+pub(super) struct Table<'t> {
+    pub(super) path: String,
+    pub(super) span: Range<usize>,
+    fields: Vec<Field<'t>>,
+    asked: Vec<&'static str>,
+}
+
+/// A value with its key.
+#[derive(Clone)]
+pub(super) struct Field<'t> {
+    pub(super) path: String,
+    pub(super) key: &'t str,
+    pub(super) key_span: Range<usize>,
+    value: &'t DeValue<'t>,
+    pub(super) span: Range<usize>,
+}
+
+/// A string of the config.
+pub(super) struct Text {
+    /// With substitutions put in.
+    pub(super) value: String,
+    /// As written: what messages may show.
+    pub(super) shown: String,
+    pub(super) path: String,
+    pub(super) span: Range<usize>,
+}
+
+impl Text {
+    /// Reports that it is not what was expected.
+    pub(super) fn refuse(&self, walk: &mut Walk<'_>, what: &str, expected: impl Into<String>) {
+        let expected = expected.into();
+        let shown = shorten(&self.shown);
+        // What was expected may quote the value: keep a substituted one out of it.
+        let expected = if self.shown == self.value {
+            expected
+        } else {
+            "the substituted value is not one".to_owned()
+        };
+        walk.report(
+            self.span.clone(),
+            Finding::new(
+                &self.path,
+                format!("{shown:?} is not {what}: {expected}"),
+                format!("not {what}"),
+            ),
+        );
+    }
+
+    /// What `parse` makes of it, or a problem.
+    pub(super) fn read<T>(
+        &self,
+        walk: &mut Walk<'_>,
+        what: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        match parse(&self.value) {
+            Ok(value) => Some(value),
+            Err(expected) => {
+                self.refuse(walk, what, expected);
+                None
+            }
+        }
+    }
+
+    /// One of some words, or a problem that calls it `what`.
+    pub(super) fn choice<T: Copy>(
+        &self,
+        what: &str,
+        words: &[(&str, T)],
+        walk: &mut Walk<'_>,
+    ) -> Option<T> {
+        let found = words.iter().find(|(word, _)| *word == self.value);
+        if found.is_none() {
+            let names = || words.iter().map(|(word, _)| *word);
+            walk.report(
+                self.span.clone(),
+                Finding::new(
+                    &self.path,
+                    format!(
+                        "unknown {what} {:?}: expected {}",
+                        shorten(&self.shown),
+                        one_of(names())
+                    ),
+                    format!("expected {}", one_of(names())),
+                )
+                .help(did_you_mean(&self.shown, names())),
+            );
+        }
+        found.map(|(_, value)| *value)
+    }
+}
+
+impl<'t> Table<'t> {
+    pub(super) fn new(
+        path: String,
+        span: Range<usize>,
+        table: &'t DeTable<'t>,
+        walk: &mut Walk<'_>,
+    ) -> Self {
+        let mut fields: Vec<Field<'t>> = table
+            .iter()
+            .map(|(key, value)| {
+                Field::new(join(&path, key.get_ref()), key.get_ref(), key.span(), value)
+            })
+            .collect();
+        // The tree is sorted by key; problems and JSON bodies are wanted in the order of the text.
+        fields.sort_by_key(|field| field.key_span.start);
+        for field in &fields {
+            walk.places.insert(field.path.clone(), field.span.clone());
+        }
+        walk.places.insert(path.clone(), span.clone());
+        Self {
+            path,
+            span,
+            fields,
+            asked: Vec::new(),
+        }
+    }
+
+    /// The value of a key this table may have.
+    pub(super) fn take(&mut self, key: &'static str) -> Option<Field<'t>> {
+        self.asked.push(key);
+        self.fields.iter().find(|field| field.key == key).cloned()
+    }
+
+    /// Every value, for tables whose keys are names.
+    pub(super) fn fields(self) -> Vec<Field<'t>> {
+        self.fields
+    }
+
+    /// Reports keys that were never asked for.
+    pub(super) fn finish(self, walk: &mut Walk<'_>) {
+        for field in &self.fields {
+            if self.asked.contains(&field.key) {
+                continue;
+            }
+            let place = if self.path.is_empty() {
+                String::new()
+            } else {
+                format!(" in {}", self.path)
+            };
+            let help = did_you_mean(field.key, self.asked.iter().copied())
+                .unwrap_or_else(|| format!("expected {}", one_of(self.asked.iter().copied())));
+            walk.report(
+                field.key_span.clone(),
+                Finding::new(
+                    &field.path,
+                    format!("unknown key `{}`{place}", shorten(field.key)),
+                    "unknown key",
+                )
+                .help(help),
+            );
+        }
+    }
+
+    /// Reports that a key is missing.
+    pub(super) fn missing(&self, key: &str, example: &str, walk: &mut Walk<'_>) {
+        walk.report(
+            self.span.clone(),
+            Finding::new(
+                &self.path,
+                format!("key `{key}` is missing in {}", self.path),
+                format!("`{key}` is missing"),
+            )
+            .help(format!("write `{example}`")),
+        );
+    }
+
+    pub(super) fn table(&mut self, key: &'static str, walk: &mut Walk<'_>) -> Option<Table<'t>> {
+        self.take(key)?.table(walk)
+    }
+
+    pub(super) fn text(&mut self, key: &'static str, walk: &mut Walk<'_>) -> Option<Text> {
+        self.take(key)?.text(walk)
+    }
+
+    /// A path, relative to the directory of the config.
+    pub(super) fn path_buf(&mut self, key: &'static str, slot: &mut PathBuf, walk: &mut Walk<'_>) {
+        if let Some(text) = self.text(key, walk)
+            && let Some(path) = text.read(walk, "a path", |text| path_buf(text, walk.sources))
+        {
+            *slot = path;
+        }
+    }
+
+    pub(super) fn integer<T: TryFrom<i128>>(
+        &mut self,
+        key: &'static str,
+        slot: &mut T,
+        walk: &mut Walk<'_>,
+    ) {
+        if let Some(number) = self.take(key).and_then(|field| field.integer(walk)) {
+            *slot = number;
+        }
+    }
+
+    pub(super) fn boolean(&mut self, key: &'static str, slot: &mut bool, walk: &mut Walk<'_>) {
+        let Some(field) = self.take(key) else { return };
+        match field.value {
+            DeValue::Boolean(value) => *slot = *value,
+            _ => field.wrong_type("true or false", walk),
+        }
+    }
+
+    pub(super) fn duration(&mut self, key: &'static str, slot: &mut Duration, walk: &mut Walk<'_>) {
+        let Some(field) = self.take(key) else { return };
+        if let DeValue::Integer(number) = field.value {
+            walk.report(
+                field.span.clone(),
+                Finding::new(
+                    &field.path,
+                    format!("`{key}` has no unit"),
+                    "expected a duration",
+                )
+                .help(format!("write \"{number}s\" or \"{number}ms\"")),
+            );
+        } else if let Some(text) = field.text(walk)
+            && let Some(duration) = text.read(walk, "a duration", units::duration)
+        {
+            *slot = duration;
+        }
+    }
+
+    /// A size in bytes: text with a unit, or a plain integer.
+    pub(super) fn size<T: TryFrom<i128>>(
+        &mut self,
+        key: &'static str,
+        slot: &mut T,
+        walk: &mut Walk<'_>,
+    ) {
+        let Some(field) = self.take(key) else { return };
+        let size = match field.value {
+            DeValue::Integer(_) => field.integer(walk),
+            _ => field.text(walk).and_then(|text| {
+                text.read(walk, "a size", |text| {
+                    T::try_from(i128::from(units::size(text)?))
+                        .map_err(|_| "it is too large".to_owned())
+                })
+            }),
+        };
+        if let Some(size) = size {
+            *slot = size;
+        }
+    }
+
+    /// One of some words.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        words: &[(&str, T)],
+        walk: &mut Walk<'_>,
+    ) -> Option<T> {
+        self.text(key, walk)?.choice(key, words, walk)
+    }
+}
+
+/// A path of the config, relative to its directory.
+pub(super) fn path_buf(text: &str, sources: &Sources<'_>) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains('\0') {
+        return Err("expected the path of a file or directory".to_owned());
+    }
+    Ok(sources.directory.join(text))
+}
+
+impl<'t> Field<'t> {
+    fn new(
+        path: String,
+        key: &'t str,
+        key_span: Range<usize>,
+        value: &'t Spanned<DeValue<'t>>,
+    ) -> Self {
+        Self {
+            path,
+            key,
+            key_span,
+            span: value.span(),
+            value: value.get_ref(),
+        }
+    }
+
+    /// Its TOML value.
+    pub(super) fn value(&self) -> &'t DeValue<'t> {
+        self.value
+    }
+
+    pub(super) fn wrong_type(&self, expected: &str, walk: &mut Walk<'_>) {
+        let found = kind(self.value);
+        walk.report(
+            self.span.clone(),
+            Finding::new(
+                &self.path,
+                format!("`{}` is {found}, expected {expected}", shorten(self.key)),
+                format!("expected {expected}"),
+            ),
+        );
+    }
+
+    pub(super) fn text(&self, walk: &mut Walk<'_>) -> Option<Text> {
+        let DeValue::String(shown) = self.value else {
+            self.wrong_type("a string", walk);
+            return None;
+        };
+        match substitute(shown, walk.sources) {
+            Ok(value) => {
+                let shown = shown.to_string();
+                if shown != value {
+                    walk.substituted.push((value.clone(), shown.clone()));
+                }
+                Some(Text {
+                    value,
+                    shown,
+                    path: self.path.clone(),
+                    span: self.span.clone(),
+                })
+            }
+            Err(message) => {
+                walk.report(
+                    self.span.clone(),
+                    Finding::new(&self.path, message, "in this value"),
+                );
+                None
+            }
+        }
+    }
+
+    pub(super) fn integer<T: TryFrom<i128>>(&self, walk: &mut Walk<'_>) -> Option<T> {
+        let DeValue::Integer(number) = self.value else {
+            self.wrong_type("an integer", walk);
+            return None;
+        };
+        let converted = i128::from_str_radix(number.as_str(), number.radix())
+            .ok()
+            .and_then(|number| T::try_from(number).ok());
+        if converted.is_none() {
+            walk.report(
+                self.span.clone(),
+                Finding::new(
+                    &self.path,
+                    format!(
+                        "`{}` is {}, which is out of range",
+                        shorten(self.key),
+                        shorten(&number.to_string())
+                    ),
+                    "out of range",
+                ),
+            );
+        }
+        converted
+    }
+
+    pub(super) fn table(&self, walk: &mut Walk<'_>) -> Option<Table<'t>> {
+        match self.value {
+            DeValue::Table(table) => Some(Table::new(
+                self.path.clone(),
+                self.span.clone(),
+                table,
+                walk,
+            )),
+            _ => {
+                self.wrong_type("a table", walk);
+                None
+            }
+        }
+    }
+
+    /// The items of an array.
+    pub(super) fn items(&self, walk: &mut Walk<'_>) -> Option<Vec<Field<'t>>> {
+        match self.value {
+            DeValue::Array(items) => {
+                let items: Vec<Field<'t>> = items
+                    .iter()
+                    .enumerate()
+                    .map(|(index, item)| {
+                        Field::new(
+                            format!("{}[{index}]", self.path),
+                            self.key,
+                            item.span(),
+                            item,
+                        )
+                    })
+                    .collect();
+                for item in &items {
+                    walk.places.insert(item.path.clone(), item.span.clone());
+                }
+                Some(items)
+            }
+            _ => {
+                self.wrong_type("an array", walk);
+                None
+            }
+        }
+    }
+
+    /// The items of an array, or the value itself as the only one.
+    pub(super) fn one_or_many(&self, walk: &mut Walk<'_>) -> Vec<Field<'t>> {
+        match self.value {
+            DeValue::Array(_) => self.items(walk).unwrap_or_default(),
+            _ => vec![self.clone()],
+        }
+    }
+}
+
+fn kind(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(_) => "a string".to_owned(),
+        DeValue::Integer(number) => format!("the integer {}", shorten(&number.to_string())),
+        DeValue::Float(number) => format!("the number {}", shorten(&number.to_string())),
+        DeValue::Boolean(value) => value.to_string(),
+        DeValue::Datetime(_) => "a date".to_owned(),
+        DeValue::Array(_) => "an array".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
+}

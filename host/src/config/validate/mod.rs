@@ -1,0 +1,478 @@
+//! Checks across sections.
+//!
+//! They need no text, so a config that was built in code is checked like one that was read.
+
+use super::Config;
+use super::diagnostic::{Finding, did_you_mean, join, one_of, shorten};
+use crate::admin::{Address, Auth};
+use crate::plugin::{PluginConfig, Source};
+use crate::proxy::{Handler, OnFailure};
+use crate::store::{Target, ValueKind};
+use crate::upstream::guard::{self, Guard, Refused};
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+mod names;
+
+use names::{is_name, known, names};
+
+/// Most listeners of a config.
+const LISTENERS_MAX: usize = 256;
+/// Most routes of a config.
+const ROUTES_MAX: usize = 10_000;
+/// Most buckets of a config.
+const BUCKETS_MAX: usize = 1_000;
+/// Most upstreams of a config.
+const UPSTREAMS_MAX: usize = 10_000;
+/// Most plugins of a config.
+const PLUGINS_MAX: usize = 1_000;
+/// Most endpoints of an upstream.
+const ENDPOINTS_MAX: usize = 1_000;
+
+/// Everything that is wrong with a config whose values are each right in their type.
+pub fn check(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let found = &mut findings;
+    let counts = [
+        ("listener", config.listeners.len(), LISTENERS_MAX),
+        ("route", config.routes.len(), ROUTES_MAX),
+        ("buckets", config.buckets.len(), BUCKETS_MAX),
+        ("upstreams", config.upstreams.len(), UPSTREAMS_MAX),
+        ("plugins", config.plugins.len(), PLUGINS_MAX),
+    ];
+    for (path, count, max) in counts {
+        if count > max {
+            let message = format!("`{path}` has {count} entries, expected at most {max}");
+            found.push(Finding::new(path, message, "too many"));
+        }
+    }
+    if !found.is_empty() {
+        // Some checks below compare each with each.
+        return findings;
+    }
+    // The worker's number is the low byte of a stream's id.
+    between("workers", &config.workers, 1..=256, found);
+    names(config, found);
+    listeners(config, found);
+    admin(config, found);
+    for bucket in &config.buckets {
+        let path = join("buckets", &bucket.name);
+        between(
+            join(&path, "keys_max"),
+            &bucket.keys_max,
+            1..=u64::from(u32::MAX),
+            found,
+        );
+        between(
+            join(&path, "bytes_max"),
+            &bucket.bytes_max,
+            1..=1 << 50,
+            found,
+        );
+    }
+    upstreams(config, found);
+    for plugin in &config.plugins {
+        plugin_checks(config, plugin, found);
+    }
+    routes(config, found);
+    limits(config, found);
+    caddy(config, found);
+    findings
+}
+
+fn between<T: PartialOrd + Display>(
+    path: impl Into<String>,
+    value: &T,
+    range: RangeInclusive<T>,
+    found: &mut Vec<Finding>,
+) {
+    if !range.contains(value) {
+        let path = path.into();
+        let key = path.rsplit('.').next().unwrap_or_default().to_owned();
+        let expected = format!("expected {} to {}", range.start(), range.end());
+        found.push(Finding::new(
+            path,
+            format!("`{key}` is {value}: {expected}"),
+            expected,
+        ));
+    }
+}
+
+/// A timeout within bounds; none may be 0.
+fn timeout(path: String, value: Duration, max: Duration, found: &mut Vec<Finding>) {
+    let key = path.rsplit('.').next().unwrap_or_default().to_owned();
+    if value.is_zero() {
+        let message = format!("`{key}` is 0: nothing would ever be in time");
+        found.push(Finding::new(path, message, "expected more than 0"));
+    } else if value > max {
+        let expected = format!("expected at most {max:?}");
+        found.push(Finding::new(
+            path,
+            format!("`{key}` is {value:?}: {expected}"),
+            expected,
+        ));
+    }
+}
+
+fn listeners(config: &Config, found: &mut Vec<Finding>) {
+    if config.listeners.is_empty() {
+        let help = "write `[[listener]]` with `listen = \"127.0.0.1:8080\"`".to_owned();
+        found.push(
+            Finding::new(
+                "listener",
+                "no listener: no client could connect",
+                "no `[[listener]]`",
+            )
+            .help(help),
+        );
+    }
+    for (index, listener) in config.listeners.iter().enumerate() {
+        let path = format!("listener[{index}]");
+        if !listener.http1 && !listener.h2c {
+            let finding = Finding::new(
+                join(&path, "protocols"),
+                "the listener speaks no protocol",
+                "empty",
+            );
+            found.push(finding.help("write `protocols = [\"h1\", \"h2c\"]`".to_owned()));
+        }
+        let path = join(&path, "listen");
+        let address = listener.address;
+        let earlier = config.listeners[..index]
+            .iter()
+            .position(|other| other.address == address);
+        if let Some(earlier) = earlier.filter(|_| address.port() != 0) {
+            let message = format!(
+                "{address} is the address of listener {:?} already",
+                config.listeners[earlier].name
+            );
+            let other = format!("listener[{earlier}].listen");
+            found.push(Finding::new(&path, message, "listened on twice").other(other));
+        }
+        if let Address::Tcp(admin) = config.admin.listen
+            && overlap(admin, address)
+        {
+            let message = format!("{address} takes the address of the admin API, {admin}");
+            found.push(
+                Finding::new(path, message, "the admin API listens here").other("admin.listen"),
+            );
+        }
+    }
+}
+
+/// Whether two sockets cannot both be bound.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+fn admin(config: &Config, found: &mut Vec<Finding>) {
+    let admin = &config.admin;
+    if let (Auth::None, Address::Tcp(address)) = (admin.auth, &admin.listen)
+        && !address.ip().to_canonical().is_loopback()
+    {
+        let message = format!(
+            "`auth` is \"none\" and the admin API listens on {address}, which others can reach"
+        );
+        let finding = Finding::new("admin.auth", message, "only on loopback or a Unix socket");
+        found.push(
+            finding
+                .other("admin.listen")
+                .help("write `auth = \"token\"`, or listen on 127.0.0.1".to_owned()),
+        );
+    }
+    between(
+        "admin.component_bytes_max",
+        &admin.component_bytes_max,
+        1..=1 << 30,
+        found,
+    );
+    between(
+        "admin.body_bytes_max",
+        &admin.body_bytes_max,
+        1..=16 << 30,
+        found,
+    );
+}
+
+/// The guard as it binds addresses of the config itself.
+fn trusted(config: &Config) -> Guard {
+    let admin = match config.admin.listen {
+        Address::Tcp(address) => Some(address),
+        Address::Unix(_) => None,
+    };
+    let own = config
+        .listeners
+        .iter()
+        .map(|listener| listener.address)
+        .chain(admin);
+    let own = own.filter(|address| address.port() != 0).collect();
+    Guard::new(guard::Config::default(), own)
+}
+
+fn refused(guard: &Guard, (target, port): (&Target, u16)) -> Option<Refused> {
+    match target {
+        Target::Ip(ip, _) => guard.check(SocketAddr::new(*ip, port), true).err(),
+        // A name is checked when it is dialled, by what it resolves to then.
+        Target::Name(..) => None,
+    }
+}
+
+fn upstreams(config: &Config, found: &mut Vec<Finding>) {
+    let guard = trusted(config);
+    for upstream in &config.upstreams {
+        let endpoints = join(&join("upstreams", &upstream.name), "endpoints");
+        if upstream.endpoints.is_empty() {
+            let message = format!("upstream {:?} has no endpoints", upstream.name);
+            let finding = Finding::new(&endpoints, message, "empty");
+            found.push(finding.help("write `endpoints = [\"127.0.0.1:9000\"]`".to_owned()));
+        }
+        if upstream.endpoints.len() > ENDPOINTS_MAX {
+            let message = format!(
+                "upstream {:?} has {} endpoints, expected at most {ENDPOINTS_MAX}",
+                upstream.name,
+                upstream.endpoints.len()
+            );
+            found.push(Finding::new(&endpoints, message, "too many"));
+            continue;
+        }
+        for (index, (target, port)) in upstream.endpoints.iter().enumerate() {
+            let path = format!("{endpoints}[{index}]");
+            if let Some(why) = refused(&guard, (target, *port)) {
+                found.push(Finding::new(
+                    &path,
+                    format!("never dialled: {why}"),
+                    "never dialled",
+                ));
+            }
+            let mut earlier = upstream.endpoints[..index].iter();
+            let first =
+                earlier.position(|(first, first_port)| first == target && first_port == port);
+            if let Some(first) = first {
+                let message = format!("upstream {:?} has this endpoint twice", upstream.name);
+                found.push(
+                    Finding::new(path, message, "named again")
+                        .other(format!("{endpoints}[{first}]")),
+                );
+            }
+        }
+    }
+}
+
+fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding>) {
+    let path = join("plugins", &plugin.name);
+    if let Source::Builtin(name) = &plugin.source
+        && !crate::plugin::builtin::NAMES.contains(&name.as_str())
+    {
+        let builtins = crate::plugin::builtin::NAMES.map(|name| format!("builtin:{name}"));
+        let known = || builtins.iter().map(String::as_str);
+        let source = format!("builtin:{name}");
+        let message = format!(
+            "{:?} is not built in: expected {}",
+            shorten(&source),
+            one_of(known())
+        );
+        let finding = Finding::new(join(&path, "source"), message, "not built in");
+        found.push(finding.help(did_you_mean(&source, known())));
+    }
+    for bucket in plugin.grants.keys() {
+        let path = join(&join(&path, "buckets"), bucket);
+        known(
+            path,
+            "bucket",
+            bucket,
+            config.buckets.iter().map(|bucket| bucket.name.as_str()),
+            found,
+        );
+    }
+    let path = join(&path, "limits");
+    let limits = &plugin.limits;
+    timeout(
+        join(&path, "deadline"),
+        limits.deadline,
+        Duration::from_secs(10),
+        found,
+    );
+    timeout(
+        join(&path, "init_deadline"),
+        limits.init_deadline,
+        Duration::from_secs(60),
+        found,
+    );
+    between(
+        join(&path, "memory"),
+        &limits.memory_bytes_max,
+        64 << 10..=4 << 30,
+        found,
+    );
+    between(
+        join(&path, "returned"),
+        &limits.returned_bytes_max,
+        1..=1 << 30,
+        found,
+    );
+    between(
+        join(&path, "writes"),
+        &limits.writes_max,
+        0..=1_000_000,
+        found,
+    );
+    between(join(&path, "calls"), &limits.calls_max, 1..=u64::MAX, found);
+}
+
+fn routes(config: &Config, found: &mut Vec<Finding>) {
+    let guard = trusted(config);
+    let upstreams = || {
+        config
+            .upstreams
+            .iter()
+            .map(|upstream| upstream.name.as_str())
+    };
+    for (index, route) in config.routes.iter().enumerate() {
+        let path = format!("route[{index}]");
+        match &route.handler {
+            Handler::Plugin { plugin, on_failure } => {
+                let plugins = config.plugins.iter().map(|plugin| plugin.name.as_str());
+                known(join(&path, "plugin"), "plugin", plugin, plugins, found);
+                if let OnFailure::Upstream(upstream) = on_failure {
+                    known(
+                        format!("{path}.on_failure.upstream"),
+                        "upstream",
+                        upstream,
+                        upstreams(),
+                        found,
+                    );
+                }
+            }
+            Handler::To(target, port) => {
+                if let Some(why) = refused(&guard, (target, *port)) {
+                    found.push(Finding::new(
+                        join(&path, "to"),
+                        format!("never dialled: {why}"),
+                        "never dialled",
+                    ));
+                }
+            }
+            Handler::Upstream(upstream) => known(
+                join(&path, "upstream"),
+                "upstream",
+                upstream,
+                upstreams(),
+                found,
+            ),
+            Handler::Reply(_) => {}
+        }
+        // A plugin may pass a request on to the next route; no other handler does.
+        let earlier = config.routes[..index].iter().position(|earlier| {
+            !matches!(earlier.handler, Handler::Plugin { .. })
+                && (earlier.matcher.is_empty() || earlier.matcher == route.matcher)
+        });
+        if let Some(earlier) = earlier {
+            let name = &config.routes[earlier].name;
+            let finding = Finding::new(
+                &path,
+                format!(
+                    "no request reaches route {:?}: route {name:?} before it takes them all",
+                    route.name
+                ),
+                "never reached",
+            );
+            found.push(finding.other(format!("route[{earlier}]")).help(
+                "the first route that matches decides: put the narrower one first".to_owned(),
+            ));
+        }
+    }
+}
+
+fn limits(config: &Config, found: &mut Vec<Finding>) {
+    let limits = &config.limits;
+    let day = Duration::from_secs(24 * 3600);
+    for (key, value) in [
+        ("first_byte_timeout", limits.first_byte_timeout),
+        ("head_timeout", limits.head_timeout),
+        ("idle_timeout", limits.idle_timeout),
+        ("body_timeout", limits.body_timeout),
+        ("write_timeout", limits.write_timeout),
+        ("connect_timeout", limits.connect_timeout),
+        ("response_timeout", limits.response_timeout),
+        ("response_body_timeout", limits.response_body_timeout),
+        ("pool_idle_timeout", limits.pool_idle_timeout),
+    ] {
+        timeout(join("limits", key), value, day, found);
+    }
+    // 8 KiB is the least that HTTP/1 is read with.
+    between(
+        "limits.head_bytes_max",
+        &limits.head_bytes_max,
+        8 << 10..=1 << 20,
+        found,
+    );
+    between("limits.headers_max", &limits.headers_max, 1..=10_000, found);
+    between(
+        "limits.uri_bytes_max",
+        &limits.uri_bytes_max,
+        1..=65_534,
+        found,
+    );
+    between(
+        "limits.connections_max",
+        &limits.connections_max,
+        1..=10_000_000,
+        found,
+    );
+    between(
+        "limits.connections_per_client_max",
+        &limits.connections_per_client_max,
+        1..=10_000_000,
+        found,
+    );
+    between(
+        "limits.h2_streams_max",
+        &limits.h2_streams_max,
+        1..=100_000,
+        found,
+    );
+    between(
+        "limits.pool_per_endpoint_max",
+        &limits.pool_per_endpoint_max,
+        0..=1_000_000,
+        found,
+    );
+    between(
+        "streams.streams_max",
+        &config.streams.streams_max,
+        0..=10_000_000,
+        found,
+    );
+}
+
+fn caddy(config: &Config, found: &mut Vec<Finding>) {
+    for (id, name) in &config.caddy_ids {
+        let path = join("compat.caddy", id);
+        if !is_name(id) {
+            let message = format!(
+                "{:?} cannot be part of the URL `/id/{{id}}/mappings`",
+                shorten(id)
+            );
+            found.push(Finding::new(&path, message, "not a name"));
+        }
+        match config.buckets.iter().find(|bucket| bucket.name == *name) {
+            Some(bucket) if bucket.values != ValueKind::Endpoint => {
+                let message =
+                    format!("the values of bucket {name:?} are bytes, expected endpoints");
+                found.push(Finding::new(path, message, "not a bucket of endpoints"));
+            }
+            Some(_) => {}
+            None => known(
+                path,
+                "bucket",
+                name,
+                config.buckets.iter().map(|bucket| bucket.name.as_str()),
+                found,
+            ),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Compiling components, off every thread that serves, with a cache on disk.
+//!
+//! One thread at the lowest priority compiles one component at a time. What it makes is kept under
+//! `compiled/<digest>-<engine>.cwasm`; such a file is machine code that is trusted as it is, so it is read only from a
+//! directory of our own that nobody else can write.
+
+use super::imports::{self, HostState};
+use super::report::DeployError;
+use super::{engine, validate};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use std::hash::{Hash, Hasher};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use wasmtime::Engine;
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
+
+/// Compile time bound of a request's wait for the compile thread.
+pub const COMPILE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Components that may wait for the compile thread.
+const QUEUE: usize = 8;
+/// The interface that a plugin exports.
+pub(super) const ROUTING: &str = "throwbar:plugin/routing@0.1.0";
+
+/// A component compiled and linked, ready to be instantiated.
+pub(crate) struct Code {
+    pub(super) pre: InstancePre<HostState>,
+    /// `init` and `route`.
+    pub(super) exports: [ComponentExportIndex; 2],
+    /// SHA-256 of the component, in hex.
+    pub(super) digest: Arc<str>,
+    /// Bytes of the component.
+    pub(super) bytes: u64,
+    /// Imports worth telling of.
+    pub(super) imports: Vec<String>,
+}
+
+/// The engine, its compile thread and the cache.
+pub(crate) struct Compiler {
+    shared: Arc<Shared>,
+    jobs: Mutex<Option<SyncSender<Job>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    engine: Engine,
+    linker: Linker<HostState>,
+    /// `compiled/` of the data directory.
+    dir: PathBuf,
+    /// What the engine's settings and version are, in hex.
+    compatibility: String,
+}
+
+struct Job {
+    digest: Arc<str>,
+    component: Bytes,
+    reply: oneshot::Sender<Result<Loaded, DeployError>>,
+}
+
+/// Code, and whether it came from the cache.
+pub(super) struct Loaded {
+    pub(super) code: Arc<Code>,
+    pub(super) cached: bool,
+}
+
+impl Compiler {
+    /// Makes the engine and starts the compile thread.
+    ///
+    /// # Errors
+    /// If the engine does not fit this machine, or the cache directory is not ours alone.
+    pub(super) fn start(data: &Path, workers: usize) -> anyhow::Result<Self> {
+        let engine = engine::new(workers)?;
+        let linker = imports::linker(&engine).map_err(|error| anyhow::anyhow!("{error:#}"))?;
+        let compatibility = compatibility(&engine);
+        let dir = data.join("compiled");
+        make_private(&dir)?;
+        let shared = Arc::new(Shared {
+            engine,
+            linker,
+            dir,
+            compatibility,
+        });
+        let (jobs, queue) = sync_channel(QUEUE);
+        let for_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("compile".into())
+            .spawn(move || compile_all(&for_thread, &queue))?;
+        Ok(Self {
+            shared,
+            jobs: Mutex::new(Some(jobs)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// The engine.
+    pub(super) fn engine(&self) -> &Engine {
+        &self.shared.engine
+    }
+
+    /// Validates, compiles or takes from the cache, and links. If the future is dropped, the work is done all the same and
+    /// kept in the cache.
+    ///
+    /// # Errors
+    /// What is wrong with the component, or that the thread is too busy.
+    pub(super) async fn load(
+        &self,
+        digest: Arc<str>,
+        component: Bytes,
+    ) -> Result<Loaded, DeployError> {
+        let (reply, loaded) = oneshot::channel();
+        let job = Job {
+            digest,
+            component,
+            reply,
+        };
+        let sent = match &*lock(&self.jobs) {
+            Some(jobs) => jobs.try_send(job),
+            None => Err(TrySendError::Disconnected(job)),
+        };
+        match sent {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                return Err(DeployError::Io(format!(
+                    "compile: {QUEUE} components are waiting already"
+                )));
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(DeployError::Io("compile: shutting down".into()));
+            }
+        }
+        match tokio::time::timeout(COMPILE_TIMEOUT, loaded).await {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(_)) => Err(DeployError::Io(
+                "compile: the compiler panicked or is shutting down".into(),
+            )),
+            Err(_) => Err(DeployError::Io(format!(
+                "compile: not done within {COMPILE_TIMEOUT:?}"
+            ))),
+        }
+    }
+
+    /// Removes compiled code of versions that are kept no more, and of other engines.
+    pub(super) fn prune(&self, keep: impl Fn(&str) -> bool) {
+        let Ok(files) = std::fs::read_dir(&self.shared.dir) else {
+            return;
+        };
+        for file in files.flatten() {
+            let name = file.file_name();
+            let Some((digest, rest)) = name.to_str().and_then(|name| name.split_once('-')) else {
+                continue;
+            };
+            if !keep(digest) || rest != format!("{}.cwasm", self.shared.compatibility) {
+                // A file that stays costs space only.
+                let _ = std::fs::remove_file(file.path());
+            }
+        }
+    }
+
+    /// Stops the compile thread after what it is at.
+    pub(super) fn stop(&self) {
+        drop(lock(&self.jobs).take());
+        if let Some(thread) = lock(&self.thread).take() {
+            // A panic there was told to whoever waited.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Compiler {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn compile_all(shared: &Shared, queue: &Receiver<Job>) {
+    // Only this thread, on Linux. Without it, compiling costs the data plane milliseconds at p99.99.
+    if let Err(error) = rustix::process::setpriority_process(None, 19) {
+        tracing::debug!(%error, "compile thread keeps its priority");
+    }
+    while let Ok(job) = queue.recv() {
+        let Job {
+            digest,
+            component,
+            reply,
+        } = job;
+        if reply.is_closed() {
+            continue;
+        }
+        let load = || shared.load(&digest, &component);
+        let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
+        let loaded = loaded.unwrap_or_else(|_| {
+            Err(DeployError::Io(
+                "compile: the compiler panicked on this component".into(),
+            ))
+        });
+        // Nobody waits any more: it is in the cache.
+        let _ = reply.send(loaded);
+    }
+}
+
+impl Shared {
+    fn load(&self, digest: &Arc<str>, bytes: &[u8]) -> Result<Loaded, DeployError> {
+        let imports = validate::check(bytes)?;
+        let path = self
+            .dir
+            .join(format!("{digest}-{}.cwasm", self.compatibility));
+        let (component, cached) = match self.cached(&path) {
+            Some(component) => (component, true),
+            None => {
+                let component = Component::from_binary(&self.engine, bytes)
+                    .map_err(|error| DeployError::NotAComponent(format!("{error:#}")))?;
+                if let Err(error) = self.keep(&component, &path) {
+                    tracing::warn!(path = %path.display(), error = %format!("{error:#}"), "compiled code is not kept");
+                }
+                (component, false)
+            }
+        };
+        let export = |name| {
+            let routing = component.get_export_index(None, ROUTING);
+            let function = component.get_export_index(routing.as_ref(), name);
+            function
+                .ok_or_else(|| DeployError::World(format!("does not export {name} of {ROUTING}")))
+        };
+        let exports = [export("init")?, export("route")?];
+        let pre = self
+            .linker
+            .instantiate_pre(&component)
+            .map_err(|error| DeployError::World(format!("{error:#}")))?;
+        Ok(Loaded {
+            code: Arc::new(Code {
+                pre,
+                exports,
+                digest: Arc::clone(digest),
+                bytes: bytes.len() as u64,
+                imports,
+            }),
+            cached,
+        })
+    }
+
+    /// Compiled code from the cache; none if there is none or it is not to be trusted.
+    fn cached(&self, path: &Path) -> Option<Component> {
+        let own = rustix::process::geteuid().as_raw();
+        let metadata = std::fs::symlink_metadata(path).ok()?;
+        if !metadata.is_file() || metadata.uid() != own || metadata.mode() & 0o022 != 0 {
+            tracing::warn!(path = %path.display(), "compiled code belongs to someone else: compiling again");
+            return None;
+        }
+        // SAFETY: the file was written whole by `keep` and renamed into place, into a directory that only this user can
+        // write to (checked at start), and is owned by this user (checked above); it is never changed in place.
+        match unsafe { Component::deserialize_file(&self.engine, path) } {
+            Ok(component) => Some(component),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "compiled code is unusable: compiling again");
+                None
+            }
+        }
+    }
+
+    fn keep(&self, component: &Component, path: &Path) -> anyhow::Result<()> {
+        let compiled = component
+            .serialize()
+            .map_err(|error| anyhow::anyhow!("{error:#}"))?;
+        let mut file = tempfile::Builder::new()
+            .suffix(".tmp")
+            .tempfile_in(&self.dir)?;
+        std::io::Write::write_all(&mut file, &compiled)?;
+        file.as_file().sync_data()?;
+        file.persist(path)?;
+        Ok(())
+    }
+}
+
+/// Creates a directory that only this user can use, or checks that it is one; removes what a crash left half written.
+fn make_private(dir: &Path) -> anyhow::Result<()> {
+    use anyhow::{Context, ensure};
+    let shown = dir.display();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("create {shown}"))?;
+    let metadata = std::fs::symlink_metadata(dir).with_context(|| format!("read {shown}"))?;
+    ensure!(metadata.is_dir(), "{shown}: expected a directory");
+    ensure!(
+        metadata.uid() == rustix::process::geteuid().as_raw(),
+        "{shown}: belongs to user {}, expected the user that runs this process",
+        metadata.uid()
+    );
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("set mode 0700 of {shown}"))?;
+    super::artifact::remove_temporary(dir).with_context(|| format!("clean {shown}"))
+}
+
+/// The engine's settings and version as hex: the same for the same build of this program on the same kind of machine.
+fn compatibility(engine: &Engine) -> String {
+    struct Sha(Sha256);
+    impl Hasher for Sha {
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+        fn finish(&self) -> u64 {
+            unreachable!("the digest is taken whole")
+        }
+    }
+    let mut hasher = Sha(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    super::artifact::hex(&hasher.0.finalize()[..8])
+}

@@ -1,0 +1,102 @@
+//! The engine: what guests may use of WebAssembly, and the pool that bounds how many there are.
+
+use anyhow::bail;
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+/// Generations one worker may hold instances of at the same time: active, last good and warming ones of all plugins.
+const GENERATIONS_PER_WORKER: usize = 32;
+/// Instances beyond those of workers, for trials.
+const TRIALS: usize = 16;
+/// Address space of one instance's memory, and so the most that `memory_bytes_max` can be.
+pub(super) const MEMORY_RESERVATION: usize = 64 << 20;
+/// Kernel mappings of one pool slot in use.
+const MAPPINGS_PER_SLOT: usize = 6;
+/// Kernel mappings left to everything else.
+const MAPPINGS_RESERVED: usize = 5_000;
+/// The kernel's default of `vm.max_map_count`, for systems that do not say.
+const MAX_MAP_COUNT_DEFAULT: usize = 65_530;
+
+/// Makes the engine for so many workers.
+///
+/// When the machine has not the address space for the whole pool, a smaller one is tried, down to what the workers need for
+/// one plugin.
+///
+/// # Errors
+/// If not even that fits; names the limit.
+pub(super) fn new(workers: usize) -> anyhow::Result<Engine> {
+    let workers = workers.max(1);
+    let wanted = workers * GENERATIONS_PER_WORKER + TRIALS;
+    // Active, last good and warming.
+    let least = workers * 3 + TRIALS;
+    let mappings_max = max_map_count();
+    let fitting = mappings_max.saturating_sub(MAPPINGS_RESERVED) / MAPPINGS_PER_SLOT;
+    if fitting < least {
+        bail!(
+            "vm.max_map_count is {mappings_max}, expected at least {} for {workers} workers: raise it with sysctl or run fewer workers",
+            least * MAPPINGS_PER_SLOT + MAPPINGS_RESERVED
+        );
+    }
+    let mut slots = wanted.min(fitting);
+    loop {
+        match Engine::new(&config(slots)) {
+            Ok(engine) => {
+                if slots < wanted {
+                    tracing::warn!(
+                        slots,
+                        wanted,
+                        "the machine has room for fewer plugin instances than wanted"
+                    );
+                }
+                return Ok(engine);
+            }
+            Err(error) if slots <= least => {
+                let mebibytes = slots * (MEMORY_RESERVATION >> 20);
+                bail!(
+                    "plugin engine: {slots} instances, {mebibytes} MiB of address space in all, do not fit: {error:#}"
+                );
+            }
+            Err(_) => slots = (slots / 2).max(least),
+        }
+    }
+}
+
+fn config(slots: usize) -> Config {
+    let slots = u32::try_from(slots).unwrap_or(u32::MAX / 64);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(slots)
+        .total_memories(slots)
+        .total_core_instances(slots.saturating_mul(32))
+        .total_tables(slots.saturating_mul(4))
+        // Calls are synchronous: no fibers.
+        .total_stacks(1)
+        .max_memory_size(MEMORY_RESERVATION)
+        .table_elements(20_000)
+        .max_core_instances_per_component(32)
+        .max_tables_per_component(8)
+        .max_memories_per_component(1)
+        // Kept bytes are cleared at each drop, whether the guest touched them or not.
+        .linear_memory_keep_resident(16 << 10)
+        .table_keep_resident(8 << 10)
+        .max_unused_warm_slots(16);
+    let mut config = Config::new();
+    config
+        // Triples the price of an empty call.
+        .concurrency_support(false)
+        .epoch_interruption(true)
+        .memory_init_cow(true)
+        .memory_reservation(MEMORY_RESERVATION as u64)
+        .memory_guard_size(4 << 20)
+        .max_wasm_stack(256 << 10)
+        .async_stack_size(512 << 10)
+        // Less surface: nothing a router needs.
+        .wasm_memory64(false)
+        .wasm_relaxed_simd(false)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
+fn max_map_count() -> usize {
+    let read = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    let parsed = read.ok().and_then(|text| text.trim().parse().ok());
+    parsed.unwrap_or(MAX_MAP_COUNT_DEFAULT)
+}

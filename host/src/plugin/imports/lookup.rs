@@ -1,0 +1,137 @@
+//! `lookup`: the fast door to the map. The value never enters the guest, the guest gets a handle.
+
+use super::{HostState, Resolved, request};
+use crate::store::{BucketId, Target, Value};
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Linker, WasmStr};
+
+/// Linked by hand: bindings would copy each key into a `String` of its own.
+pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
+    let mut lookup = linker.instance("throwbar:plugin/lookup@0.1.0")?;
+    lookup.func_wrap(
+        "entry",
+        |mut cx: StoreContextMut<'_, HostState>,
+         (bucket, key, port): (u32, WasmStr, Option<u16>)| {
+            let found = {
+                let key = key.to_str(&cx)?;
+                let state = cx.data();
+                state.resolve(state.lookup_bucket(bucket)?, &key, port)
+            };
+            hand_out(cx.data_mut(), found)
+        },
+    )?;
+    lookup.func_wrap(
+        "entry-at",
+        |mut cx: StoreContextMut<'_, HostState>, (bucket, key, port): (u32, u32, Option<u32>)| {
+            let found = cx.data().resolve_at(bucket, key, port)?;
+            hand_out(cx.data_mut(), found)
+        },
+    )?;
+    Ok(())
+}
+
+fn hand_out(state: &mut HostState, found: Option<Resolved>) -> wasmtime::Result<(Option<u32>,)> {
+    Ok((match found {
+        Some(entry) => Some(state.hand_out(entry)?),
+        None => None,
+    },))
+}
+
+impl HostState {
+    fn lookup_bucket(&self, index: u32) -> wasmtime::Result<BucketId> {
+        let buckets = &self.plan.buckets;
+        buckets.get(index as usize).copied().ok_or_else(|| {
+            wasmtime::format_err!(
+                "lookup: bucket {index} of a subscription with {} buckets",
+                buckets.len()
+            )
+        })
+    }
+
+    fn resolve_at(
+        &self,
+        bucket: u32,
+        key: u32,
+        port: Option<u32>,
+    ) -> wasmtime::Result<Option<Resolved>> {
+        let bucket = self.lookup_bucket(bucket)?;
+        let key = self.slot(key)?;
+        let port = match port {
+            Some(slot) => match self.slot(slot)?.as_deref().and_then(parse_port) {
+                Some(port) => Some(port),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        Ok(key.and_then(|key| self.resolve(bucket, &key, port)))
+    }
+
+    /// The text of a slot; an error if the subscription has no such slot.
+    pub(super) fn slot(&self, index: u32) -> wasmtime::Result<Option<std::borrow::Cow<'_, str>>> {
+        let slots = &self.plan.slots;
+        let Some(field) = slots.get(index as usize) else {
+            wasmtime::bail!("slot {index} of a subscription with {} slots", slots.len());
+        };
+        Ok(self
+            .head
+            .as_ref()
+            .and_then(|head| request::text(head, field)))
+    }
+
+    fn resolve(&self, bucket: BucketId, key: &str, port: Option<u16>) -> Option<Resolved> {
+        let value = match self.overlay.get(bucket, key) {
+            Some(own) => own?,
+            None => &self.snapshot.bucket(bucket)?.get(key)?.value,
+        };
+        let Value::Target(target) = value else {
+            return None;
+        };
+        let (target, own_port) = split_port(target);
+        Some(Resolved {
+            target,
+            port: port.or(own_port)?,
+            key: key.into(),
+        })
+    }
+}
+
+/// A target without its port, and the port.
+pub(in crate::plugin) fn split_port(target: &Target) -> (Target, Option<u16>) {
+    match target {
+        Target::Ip(ip, port) => (Target::Ip(*ip, None), *port),
+        Target::Name(name, port) => (Target::Name(name.clone(), None), *port),
+    }
+}
+
+/// A port in decimal digits, 1 to 65535: no sign, no space, no leading zero.
+pub(in crate::plugin) fn parse_port(text: &str) -> Option<u16> {
+    let digits = text.as_bytes();
+    if digits.is_empty() || digits.len() > 5 || digits[0] == b'0' {
+        return None;
+    }
+    let mut port = 0u32;
+    for digit in digits {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        port = port * 10 + u32::from(digit - b'0');
+    }
+    u16::try_from(port).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_one_to_five_digits_up_to_65535() {
+        for (text, port) in [("1", 1), ("80", 80), ("8080", 8080), ("65535", 65535)] {
+            assert_eq!(parse_port(text), Some(port), "{text}");
+        }
+        for text in [
+            "", "0", "080", "65536", "99999", "+80", " 80", "8 0", "-1", "1e3", "100000",
+        ] {
+            assert_eq!(parse_port(text), None, "{text:?}");
+        }
+    }
+}

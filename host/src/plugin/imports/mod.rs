@@ -1,0 +1,187 @@
+//! Host functions: one file per interface, what they act on ([`HostState`]), and the linker that offers them.
+//!
+//! Everything here runs inside a call of the guest. Nothing blocks, nothing panics on what a guest passes, and no
+//! import grants more than the plugin's config does.
+
+use super::generation::Sandbox;
+use super::subscription::Plan;
+use super::{PluginLimits, RequestHead};
+use crate::store::{Snapshot, Target};
+use std::sync::Arc;
+use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::{Engine, StoreLimits, StoreLimitsBuilder};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+pub(crate) mod config;
+pub(crate) mod keyvalue;
+pub(crate) mod kv;
+pub(crate) mod logging;
+pub(crate) mod lookup;
+pub(crate) mod request;
+pub(crate) mod wasi;
+
+/// Types and traits made from `guest-sdk/wit`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub(crate) mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../guest-sdk/wit",
+        world: "throwbar:plugin/host",
+        imports: { default: trappable },
+        with: {
+            "wasi:keyvalue/store@0.2.0-draft.bucket": super::keyvalue::OpenBucket,
+            "wasi:keyvalue/store@0.2.0-draft2.bucket": super::keyvalue::OpenBucket,
+        },
+    });
+}
+
+pub(crate) use bindings::throwbar::plugin::types as wit;
+
+/// Most handles that `lookup` gives out in one call.
+const ENTRIES_MAX: usize = 64;
+/// Most resources of one instance, open buckets and streams together.
+const RESOURCES_MAX: usize = 256;
+
+/// An entry that `lookup` found: what a handle stands for.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    /// The host, without a port of its own.
+    pub(crate) target: Target,
+    /// The port to dial.
+    pub(crate) port: u16,
+    /// The key it was kept under.
+    pub(crate) key: Box<str>,
+}
+
+/// What the imports of one instance act on.
+pub(crate) struct HostState {
+    pub(super) sandbox: Arc<Sandbox>,
+    /// Empty until `init` returned.
+    pub(super) plan: Arc<Plan>,
+    /// The request being decided; none during `init`.
+    pub(super) head: Option<RequestHead>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) entries: Vec<Resolved>,
+    pub(super) overlay: kv::Overlay,
+    pub(super) limits: StoreLimits,
+    pub(super) worker: usize,
+    table: ResourceTable,
+    wasi: WasiCtx,
+}
+
+impl HostState {
+    /// The state of a new instance, reading the newest snapshot until its first call.
+    pub(super) fn new(sandbox: Arc<Sandbox>, worker: usize) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
+        Self {
+            plan: Arc::new(Plan::default()),
+            head: None,
+            snapshot: sandbox.store.snapshot(),
+            entries: Vec::new(),
+            overlay: kv::Overlay::default(),
+            limits: store_limits(&sandbox.config.limits),
+            worker,
+            table,
+            wasi: wasi::context(&sandbox, worker),
+            sandbox,
+        }
+    }
+
+    /// Takes the request and the snapshot of a call.
+    pub(super) fn begin(&mut self, head: RequestHead, snapshot: &Arc<Snapshot>) {
+        self.entries.clear();
+        if !Arc::ptr_eq(&self.snapshot, snapshot) {
+            self.snapshot = Arc::clone(snapshot);
+        }
+        self.head = Some(head);
+    }
+
+    /// Gives a handle for an entry.
+    fn hand_out(&mut self, entry: Resolved) -> wasmtime::Result<u32> {
+        if self.entries.len() >= ENTRIES_MAX {
+            wasmtime::bail!("more than {ENTRIES_MAX} entries looked up in one call");
+        }
+        self.entries.push(entry);
+        // At most ENTRIES_MAX, so it fits.
+        Ok(self.entries.len() as u32)
+    }
+
+    /// What a handle of this call stands for.
+    pub(super) fn take_entry(&mut self, handle: u32) -> Option<Resolved> {
+        let index = (handle as usize).checked_sub(1)?;
+        (index < self.entries.len()).then(|| self.entries.swap_remove(index))
+    }
+}
+
+impl WasiView for HostState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+/// Bounds of one sandbox: the component's own memory, and room for the adapters that toolchains add.
+fn store_limits(limits: &PluginLimits) -> StoreLimits {
+    StoreLimitsBuilder::new()
+        .memory_size(limits.memory_bytes_max)
+        .table_elements(20_000)
+        .instances(64)
+        .tables(16)
+        .memories(2)
+        .build()
+}
+
+/// Everything a plugin may import.
+///
+/// # Errors
+/// If an interface is linked twice: a mistake of this file.
+pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
+    type Own = HasSelf<HostState>;
+    let mut linker = Linker::new(engine);
+    let l = &mut linker;
+    lookup::add_to_linker(l)?;
+    bindings::throwbar::plugin::types::add_to_linker::<_, Own>(l, |state| state)?;
+    bindings::throwbar::plugin::request::add_to_linker::<_, Own>(l, |state| state)?;
+    bindings::throwbar::plugin::kv::add_to_linker::<_, Own>(l, |state| state)?;
+    bindings::wasi::config::store::add_to_linker::<_, Own>(l, |state| state)?;
+    bindings::wasi::logging::logging::add_to_linker::<_, Own>(l, |state| state)?;
+    keyvalue::add_to_linker(l)?;
+    wasi::add_to_linker(l)?;
+    Ok(linker)
+}
+
+/// The interfaces that [`linker`] offers, without their versions' patch level.
+pub(crate) const OFFERED: &[&str] = &[
+    "throwbar:plugin/types@0.1",
+    "throwbar:plugin/lookup@0.1",
+    "throwbar:plugin/request@0.1",
+    "throwbar:plugin/kv@0.1",
+    "wasi:config/store@0.2.0-rc.1",
+    "wasi:logging/logging@0.1.0-draft",
+    "wasi:keyvalue/store@0.2.0-draft",
+    "wasi:keyvalue/batch@0.2.0-draft",
+    "wasi:keyvalue/store@0.2.0-draft2",
+    "wasi:keyvalue/batch@0.2.0-draft2",
+    "wasi:cli/environment@0.2",
+    "wasi:cli/exit@0.2",
+    "wasi:cli/stderr@0.2",
+    "wasi:cli/stdin@0.2",
+    "wasi:cli/stdout@0.2",
+    "wasi:cli/terminal-input@0.2",
+    "wasi:cli/terminal-output@0.2",
+    "wasi:cli/terminal-stderr@0.2",
+    "wasi:cli/terminal-stdin@0.2",
+    "wasi:cli/terminal-stdout@0.2",
+    "wasi:clocks/monotonic-clock@0.2",
+    "wasi:clocks/wall-clock@0.2",
+    "wasi:filesystem/preopens@0.2",
+    "wasi:filesystem/types@0.2",
+    "wasi:io/error@0.2",
+    "wasi:io/poll@0.2",
+    "wasi:io/streams@0.2",
+    "wasi:random/insecure-seed@0.2",
+    "wasi:random/insecure@0.2",
+    "wasi:random/random@0.2",
+];

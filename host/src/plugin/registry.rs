@@ -1,0 +1,284 @@
+//! Which plugins there are: taking a config's plugins into slots, all or nothing, and telling about them.
+
+use super::artifact::{self, Record};
+use super::compile::Loaded;
+use super::deploy::{Plugins, Shared, Warmed, blocking, io_error};
+use super::report::{DeployError, PluginInfo};
+use super::slot::BY_CONFIG;
+use super::{Generation, PluginConfig, PluginSlot, Source, builtin};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One plugin of a new config, prepared and not yet published.
+struct Change {
+    slot: Arc<PluginSlot>,
+    config: Arc<PluginConfig>,
+    active: Option<Arc<Generation>>,
+    previous: Option<Arc<Generation>>,
+    /// Of a slot that is new, or whose version changed: what is recorded, and whether on disk.
+    record: Option<(Record, bool)>,
+}
+
+impl Plugins {
+    /// Makes the plugins those of a config. For each new one: activates the version recorded in the data directory, else
+    /// that of its source. For one whose config changed: a new generation of the same version. For one no longer named:
+    /// its slot goes, its streams stay. All or nothing.
+    ///
+    /// A recorded version that does not load any more is replaced by the one before it, or by the source, with an error
+    /// in the log; a plugin without either then waits for a push.
+    ///
+    /// # Errors
+    /// The first plugin that cannot be loaded, with its name.
+    pub async fn apply(&self, plugins: &[PluginConfig]) -> Result<(), (String, DeployError)> {
+        let _no_deploys = self.changes.write().await;
+        let shared = &self.shared;
+        let now = shared.slots.load_full();
+        let mut next = BTreeMap::new();
+        let mut changes: Vec<(Change, Option<Warmed>)> = Vec::new();
+        for config in plugins {
+            let failed = |error| (config.name.clone(), error);
+            let slot = match now.get(&config.name) {
+                Some(slot) if *slot.config() == *config => Arc::clone(slot),
+                known => {
+                    let change = match known {
+                        Some(slot) => shared.reconfigure(slot, config).await,
+                        None => shared.introduce(config).await,
+                    };
+                    let change = change.map_err(failed)?;
+                    let warmed = match &change.active {
+                        Some(active) => Some(shared.warm(active).await.map_err(failed)?),
+                        None => None,
+                    };
+                    let slot = Arc::clone(&change.slot);
+                    changes.push((change, warmed));
+                    slot
+                }
+            };
+            next.insert(config.name.clone(), slot);
+        }
+        // Nothing can fail from here on.
+        for (change, warmed) in changes {
+            shared.publish(change);
+            if let Some(warmed) = warmed {
+                warmed.keep();
+            }
+        }
+        for (name, slot) in now.iter().filter(|(name, _)| !next.contains_key(*name)) {
+            tracing::info!(plugin = %name, "plugin is no longer in the config");
+            if let (Some(crew), Some(active)) = (shared.crew(), slot.active.load_full()) {
+                crew.retire(active.id());
+            }
+        }
+        shared.slots.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// The slot that routes hold.
+    pub fn slot(&self, name: &str) -> Option<Arc<PluginSlot>> {
+        self.shared.slots.load().get(name).cloned()
+    }
+
+    /// Every plugin, by name.
+    pub fn list(&self) -> Vec<PluginInfo> {
+        self.shared
+            .slots
+            .load()
+            .values()
+            .map(|slot| slot.info())
+            .collect()
+    }
+
+    /// One plugin.
+    pub fn get(&self, name: &str) -> Option<PluginInfo> {
+        Some(self.slot(name)?.info())
+    }
+}
+
+impl Shared {
+    /// A plugin that is new to this process.
+    async fn introduce(self: &Arc<Self>, config: &PluginConfig) -> Result<Change, DeployError> {
+        if !artifact::is_name(&config.name) {
+            return Err(DeployError::Io(format!(
+                "plugin name {:?}: expected 1 to 64 of a-z, 0-9 and \"-\"",
+                config.name
+            )));
+        }
+        let mut change = Change {
+            slot: Arc::new(PluginSlot::new(config)),
+            config: Arc::new(config.clone()),
+            active: None,
+            previous: None,
+            record: None,
+        };
+        let (reader, name) = (Arc::clone(self), config.name.clone());
+        let recorded = blocking(move || reader.artifacts.record(&name).map_err(io_error)).await;
+        match recorded {
+            Ok(None) => {}
+            Ok(Some(record)) => self.activate_recorded(&mut change, record).await,
+            Err(error) => {
+                tracing::error!(plugin = config.name, %error, "the recorded version is unknown: taking the config's source");
+            }
+        }
+        if change.active.is_none() {
+            self.activate_source(&mut change).await?;
+        }
+        Ok(change)
+    }
+
+    /// The recorded version, or the one before it.
+    async fn activate_recorded(self: &Arc<Self>, change: &mut Change, mut record: Record) {
+        match self
+            .prepare_kept(&change.config, &record.active.digest)
+            .await
+        {
+            Ok(active) => change.active = Some(active),
+            Err(error) => self.tell_unloadable(&change.config.name, &record.active.digest, &error),
+        }
+        let Some(previous) = record.previous.clone() else {
+            if change.active.is_some() {
+                change.record = Some((record, true));
+            }
+            return;
+        };
+        match (
+            self.prepare_kept(&change.config, &previous).await,
+            &change.active,
+        ) {
+            (Ok(generation), Some(_)) => change.previous = Some(generation),
+            (Ok(generation), None) => {
+                // In memory only: what was acknowledged stays recorded, and is tried again at the next start.
+                record.active.digest = previous;
+                record.previous = None;
+                change.active = Some(generation);
+            }
+            (Err(error), _) => self.tell_unloadable(&change.config.name, &previous, &error),
+        }
+        if change.active.is_some() {
+            change.record = Some((record, true));
+        }
+    }
+
+    fn tell_unloadable(&self, plugin: &str, digest: &str, error: &DeployError) {
+        let version = digest.get(..12).unwrap_or(digest);
+        tracing::error!(plugin, version, %error, "a recorded version does not load");
+    }
+
+    async fn prepare_kept(
+        self: &Arc<Self>,
+        config: &Arc<PluginConfig>,
+        digest: &str,
+    ) -> Result<Arc<Generation>, DeployError> {
+        let loaded = self.load_kept(&config.name, digest).await?;
+        self.prepare(Arc::clone(config), loaded.code).await
+    }
+
+    /// The version that the config names, if it does.
+    async fn activate_source(self: &Arc<Self>, change: &mut Change) -> Result<(), DeployError> {
+        let Some(loaded) = self.load_source(&change.config).await? else {
+            return Ok(());
+        };
+        let active = self
+            .prepare(Arc::clone(&change.config), loaded.code)
+            .await?;
+        let record = PluginSlot::new(&change.config).next_record(&active, BY_CONFIG);
+        change.active = Some(active);
+        change.record = Some((record, false));
+        Ok(())
+    }
+
+    async fn load_source(
+        self: &Arc<Self>,
+        config: &PluginConfig,
+    ) -> Result<Option<Loaded>, DeployError> {
+        let component = match &config.source {
+            Source::Pushed => return Ok(None),
+            Source::Builtin(name) => {
+                Bytes::from_static(builtin::component(name).ok_or_else(|| {
+                    let names = builtin::NAMES;
+                    DeployError::Io(format!(
+                        "no built-in plugin {name:?}, expected one of {names:?}"
+                    ))
+                })?)
+            }
+            Source::File(path) => {
+                let (path, bytes_max) = (path.clone(), self.component_bytes_max);
+                blocking(move || read_component(&path, bytes_max)).await?
+            }
+        };
+        let (keeper, plugin, content) = (Arc::clone(self), config.name.clone(), component.clone());
+        // Kept, so that the first push can be rolled back to it.
+        let digest = blocking(move || {
+            let digest = artifact::digest(&content);
+            keeper
+                .artifacts
+                .keep(&plugin, &digest, &content)
+                .map_err(io_error)?;
+            Ok(digest)
+        })
+        .await?;
+        self.compiler.load(digest.into(), component).await.map(Some)
+    }
+
+    /// A known plugin under a new config: the same version, unless it came from a source that changed.
+    async fn reconfigure(
+        self: &Arc<Self>,
+        slot: &Arc<PluginSlot>,
+        config: &PluginConfig,
+    ) -> Result<Change, DeployError> {
+        let mut change = Change {
+            slot: Arc::clone(slot),
+            config: Arc::new(config.clone()),
+            active: None,
+            previous: None,
+            record: None,
+        };
+        let active = slot.active.load_full();
+        match active.filter(|_| slot.is_pushed() || slot.config().source == config.source) {
+            Some(active) => {
+                let code = Arc::clone(&active.sandbox.code);
+                change.active = Some(self.prepare(Arc::clone(&change.config), code).await?);
+            }
+            None => self.activate_source(&mut change).await?,
+        }
+        // With its old config it would keep grants that this one takes away.
+        if let Some(previous) = slot.previous.load_full() {
+            let code = Arc::clone(&previous.sandbox.code);
+            match self.prepare(Arc::clone(&change.config), code).await {
+                Ok(previous) => change.previous = Some(previous),
+                Err(error) => self.tell_unloadable(&config.name, &previous.label().digest, &error),
+            }
+        }
+        Ok(change)
+    }
+
+    fn publish(&self, change: Change) {
+        let slot = &change.slot;
+        slot.set_config(Arc::clone(&change.config));
+        if let Some((record, pushed)) = change.record {
+            slot.set_record(record, pushed);
+        }
+        if let Some(active) = change.active {
+            let activated = slot.publish(active, false);
+            self.retire(&activated);
+        }
+        slot.previous.store(change.previous);
+        if let Err(error) = slot.prune(&self.artifacts) {
+            tracing::warn!(plugin = %slot.name(), %error, "old versions are not removed");
+        }
+    }
+}
+
+/// Reads a component of at most so many bytes.
+fn read_component(path: &std::path::Path, bytes_max: usize) -> Result<Bytes, DeployError> {
+    use std::io::Read;
+    let naming = |error: std::io::Error| DeployError::Io(format!("{}: {error}", path.display()));
+    let file = std::fs::File::open(path).map_err(naming)?;
+    let mut bytes = Vec::new();
+    let limit = bytes_max as u64 + 1;
+    file.take(limit).read_to_end(&mut bytes).map_err(naming)?;
+    if bytes.len() > bytes_max {
+        return Err(DeployError::TooLarge(bytes_max));
+    }
+    Ok(bytes.into())
+}

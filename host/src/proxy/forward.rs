@@ -1,0 +1,297 @@
+//! Forwarding: attempts that pick, connect, send and wait; a retry goes round here and nowhere else.
+
+use super::Proxy;
+use super::body::{RequestBody, RequestBodyError};
+use super::encode::{self, BodyFraming};
+use super::error::ProxyError;
+use super::record::Record;
+use super::request::ConnectionFields;
+use super::site::SiteView;
+use crate::deadline::Ticks;
+use crate::plugin::{Forward, RouteTarget};
+use crate::store::Target;
+use crate::upstream::balance::Picked;
+use crate::upstream::connection::Connection;
+use crate::upstream::exchange::{self, ExchangeError, Outgoing, Response};
+use http::{Method, header};
+use http_body::Body;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Endpoints tried for one request.
+const ENDPOINTS_MAX: usize = 3;
+
+/// A response's head, with the connection that its body or stream comes from.
+pub struct Forwarded {
+    /// The response.
+    pub response: Response,
+    /// The connection.
+    pub connection: Connection,
+    /// The endpoint picked from an upstream.
+    pub picked: Option<Picked>,
+}
+
+/// A request to be forwarded.
+pub struct Attempt<'a> {
+    /// The decision.
+    pub forward: &'a Forward,
+    /// Whether the guard's networks and ports do not apply.
+    pub trusted: bool,
+    /// What the client said about its connection.
+    pub fields: &'a ConnectionFields,
+    /// The client, as `X-Forwarded-For` names it.
+    pub client: &'a str,
+}
+
+impl Proxy {
+    /// Sends the request on and returns the head of the response.
+    ///
+    /// Nothing is sent twice, but for one case: a connection from the pool that ends before a byte of the response may
+    /// have been closed before the request reached the endpoint; a request that is idempotent and has no body is then
+    /// sent once more, on a new connection (RFC 9110, 9.2.2).
+    ///
+    /// # Errors
+    /// See [`ProxyError`].
+    pub async fn forward(
+        &self,
+        view: &SiteView,
+        attempt: Attempt<'_>,
+        body: Option<RequestBody>,
+        record: &mut Record,
+    ) -> Result<Forwarded, ProxyError> {
+        let head = record.head.as_ref().expect("given back by plugins");
+        let framing = match &body {
+            // A method that may have a body says that it has none.
+            None if head.headers.contains_key(header::CONTENT_LENGTH) => BodyFraming::Length(0),
+            None => BodyFraming::None,
+            Some(body) => body
+                .size_hint()
+                .exact()
+                .map_or(BodyFraming::Chunked, BodyFraming::Length),
+        };
+        let mut encoded = self.encoded.take();
+        let forwarded = view.site.limits.forwarded(attempt.client);
+        encode::encode(
+            &mut encoded,
+            head,
+            attempt.fields,
+            attempt.forward,
+            framing,
+            forwarded,
+        );
+        let (method, websocket) = (head.method.clone(), head.websocket);
+        let outcome = self
+            .attempts(
+                view,
+                &attempt,
+                (&encoded, &method, websocket),
+                framing,
+                body,
+                record,
+            )
+            .await;
+        self.encoded.replace(encoded);
+        outcome
+    }
+
+    async fn attempts(
+        &self,
+        view: &SiteView,
+        attempt: &Attempt<'_>,
+        (head, method, websocket): (&[u8], &Method, bool),
+        framing: BodyFraming,
+        body: Option<RequestBody>,
+        record: &mut Record,
+    ) -> Result<Forwarded, ProxyError> {
+        let chunked = framing == BodyFraming::Chunked;
+        let mut body = pin!(body);
+        let varying = attempt.forward.varying.as_deref();
+        let mut limits = view.site.ticks.exchange;
+        if let Some(timeout) = varying.and_then(|v| v.response_timeout) {
+            limits.response = limits.response.min(Ticks::at_least(timeout));
+        }
+        let (mut connection, picked) = self.connect(view, attempt, websocket, record).await?;
+        loop {
+            let outgoing = Outgoing {
+                head,
+                method,
+                websocket,
+            };
+            let sent_body = body.as_mut().as_pin_mut().map(|body| (body, chunked));
+            let error = match exchange::exchange(&mut connection, outgoing, sent_body, limits).await
+            {
+                Ok(response) => {
+                    record.bytes_in = body.as_ref().as_pin_ref().map_or(0, |body| body.received());
+                    return Ok(Forwarded {
+                        response,
+                        connection,
+                        picked,
+                    });
+                }
+                Err(error) => error,
+            };
+            let again = matches!(error, ExchangeError::Closed(_))
+                && connection.reused
+                && body.is_none()
+                && [
+                    Method::GET,
+                    Method::HEAD,
+                    Method::OPTIONS,
+                    Method::PUT,
+                    Method::DELETE,
+                ]
+                .contains(method);
+            if !again {
+                record.bytes_in = body.as_ref().as_pin_ref().map_or(0, |body| body.received());
+                return Err(failed(connection.address, error));
+            }
+            self.counters().upstream_retries.fetch_add(1, Relaxed);
+            connection = self
+                .pool
+                .dial(
+                    connection.address,
+                    connect_timeout(view, attempt),
+                    self.counters(),
+                )
+                .await?;
+        }
+    }
+
+    /// A connection to the target: from the pool, or dialled; of an upstream, to the first endpoint that can be reached.
+    async fn connect(
+        &self,
+        view: &SiteView,
+        attempt: &Attempt<'_>,
+        websocket: bool,
+        record: &mut Record,
+    ) -> Result<(Connection, Option<Picked>), ProxyError> {
+        let (name, key) = match &attempt.forward.to {
+            RouteTarget::Address(target, port) => {
+                let connection = self
+                    .reach(
+                        view,
+                        attempt,
+                        (target, *port),
+                        attempt.trusted,
+                        websocket,
+                        record,
+                    )
+                    .await?;
+                return Ok((connection, None));
+            }
+            RouteTarget::Upstream(name, key) => (name, key),
+        };
+        let balancer = view
+            .balancer(name)
+            .ok_or_else(|| ProxyError::NoUpstream(name.to_string()))?;
+        let key = key.as_deref().unwrap_or(attempt.client).as_bytes();
+        let mut tried = Vec::new();
+        loop {
+            let now = self.deadlines.now();
+            let picked = balancer
+                .pick(key, &tried, now)
+                .expect("at least one endpoint, and no more tried than there are");
+            let (target, port) = picked.endpoint();
+            match self
+                .reach(view, attempt, (target, *port), true, websocket, record)
+                .await
+            {
+                Ok(connection) => return Ok((connection, Some(picked))),
+                Err(error) => {
+                    picked.failed(now);
+                    tried.push(picked.index());
+                    if tried.len() >= ENDPOINTS_MAX.min(balancer.len()) {
+                        return Err(error);
+                    }
+                    tracing::debug!(
+                        error = error.chain(),
+                        upstream = &**name,
+                        "trying another endpoint"
+                    );
+                }
+            }
+        }
+    }
+
+    /// A connection to one host and port.
+    async fn reach(
+        &self,
+        view: &SiteView,
+        attempt: &Attempt<'_>,
+        (target, port): (&Target, u16),
+        trusted: bool,
+        websocket: bool,
+        record: &mut Record,
+    ) -> Result<Connection, ProxyError> {
+        let addresses = match target {
+            Target::Ip(ip, _) => {
+                let address = SocketAddr::new(*ip, port);
+                return self
+                    .reach_address(view, attempt, address, trusted, websocket, record)
+                    .await;
+            }
+            Target::Name(name, _) => self
+                .resolver
+                .resolve(name, port)
+                .await
+                .map_err(|error| ProxyError::Resolve(name.to_string(), error))?,
+        };
+        let mut last = None;
+        for address in addresses.into_iter().take(ENDPOINTS_MAX) {
+            match self
+                .reach_address(view, attempt, address, trusted, websocket, record)
+                .await
+            {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.expect("the resolver gives at least one address"))
+    }
+
+    async fn reach_address(
+        &self,
+        view: &SiteView,
+        attempt: &Attempt<'_>,
+        address: SocketAddr,
+        trusted: bool,
+        websocket: bool,
+        record: &mut Record,
+    ) -> Result<Connection, ProxyError> {
+        view.site
+            .guard
+            .check(address, trusted)
+            .map_err(ProxyError::Guard)?;
+        record.endpoint = Some(address);
+        // A stream's connection never was anybody else's, and never will be.
+        if !websocket && let Some(connection) = self.pool.take(address, self.counters()) {
+            return Ok(connection);
+        }
+        Ok(self
+            .pool
+            .dial(address, connect_timeout(view, attempt), self.counters())
+            .await?)
+    }
+}
+
+fn connect_timeout(view: &SiteView, attempt: &Attempt<'_>) -> Duration {
+    let limit = view.site.limits.connect_timeout;
+    let asked = attempt
+        .forward
+        .varying
+        .as_deref()
+        .and_then(|varying| varying.connect_timeout);
+    asked.map_or(limit, |asked| asked.min(limit))
+}
+
+fn failed(address: SocketAddr, error: ExchangeError) -> ProxyError {
+    let ExchangeError::Client(cause) = error else {
+        return ProxyError::Exchange(address, error);
+    };
+    match cause.downcast_ref::<RequestBodyError>() {
+        Some(RequestBodyError::TooLarge(_)) => ProxyError::BodyTooLarge,
+        _ => ProxyError::RequestBody(cause),
+    }
+}

@@ -1,0 +1,324 @@
+//! Routing: the routes in order, a plugin called under its deadline, what happens when it cannot answer.
+
+use super::error::ProxyError;
+use super::record::Record;
+use super::site::{Action, SiteView};
+use super::{OnFailure, Proxy};
+use crate::plugin::generation::{CallStats, DECISION_BUCKETS};
+use crate::plugin::{
+    Decision, Forward, Generation, Instance, PluginSlot, Reply, RouteError, RouteTarget, Routed,
+};
+use bytes::Bytes;
+use http::{HeaderName, StatusCode};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is sent on. `trusted` targets come from the config.
+    Forward {
+        /// Where.
+        forward: Forward,
+        /// Whether the guard's networks and ports do not apply.
+        trusted: bool,
+    },
+    /// It is answered.
+    Reply(Reply),
+}
+
+impl Proxy {
+    /// Decides. Waits only where a plugin wrote to the store, for the acknowledgement.
+    ///
+    /// # Errors
+    /// [`ProxyError::NoRoute`], or why a plugin gave no decision if the route answers that with a status (which is then
+    /// in the record).
+    pub async fn route(&self, view: &SiteView, record: &mut Record) -> Result<Verdict, Failure> {
+        for (index, route) in view.site.routes.iter().enumerate() {
+            let head = record
+                .head
+                .as_ref()
+                .expect("lent to plugins only, which give it back");
+            if !route.matcher.matches(head) {
+                continue;
+            }
+            record.route = Some(index);
+            match &route.action {
+                Action::Forward(target) => return Ok(trusted(target.clone())),
+                Action::Reply(reply) => return Ok(Verdict::Reply(fill_in(reply, record))),
+                Action::Plugin(slot, on_failure) => match self.ask(slot, record).await {
+                    Ok(Decision::Pass) => {}
+                    Ok(Decision::Forward(forward)) => {
+                        return Ok(Verdict::Forward {
+                            forward,
+                            trusted: false,
+                        });
+                    }
+                    Ok(Decision::Reply(reply)) => return Ok(Verdict::Reply(reply)),
+                    Err(error) => {
+                        route.counters[self.worker]
+                            .plugin_failures
+                            .fetch_add(1, Relaxed);
+                        return self.fall_back(slot, on_failure, error, record).await;
+                    }
+                },
+            }
+        }
+        Err(Failure {
+            error: ProxyError::NoRoute,
+            status: None,
+        })
+    }
+
+    /// Asks the active version.
+    async fn ask(
+        &self,
+        slot: &Arc<PluginSlot>,
+        record: &mut Record,
+    ) -> Result<Decision, ProxyError> {
+        let active = slot.active();
+        let Some(generation) = &*active else {
+            return Err(ProxyError::NoVersion(slot.name().to_string()));
+        };
+        let (routed, label) = (self.call(generation, record), generation.label().clone());
+        let stats = routed
+            .as_ref()
+            .ok()
+            .filter(|routed| routed.writes.is_some())
+            .map(|_| generation.clone());
+        record.label = Some(label.clone());
+        let routed = routed.map_err(|error| ProxyError::Plugin {
+            plugin: slot.name().to_string(),
+            version: label.version().to_string(),
+            error,
+        })?;
+        drop(active);
+        if let Some(writes) = routed.writes {
+            self.store.commit(writes).await.map_err(|error| {
+                if let Some(generation) = stats {
+                    generation
+                        .stats(self.worker)
+                        .refused_writes
+                        .fetch_add(1, Relaxed);
+                }
+                let (plugin, version) = (slot.name().to_string(), label.version().to_string());
+                ProxyError::Commit {
+                    plugin,
+                    version,
+                    error,
+                }
+            })?;
+        }
+        Ok(routed.decision)
+    }
+
+    /// One call of this worker's instance of a generation. This is where a request meets a plugin.
+    fn call(
+        &self,
+        generation: &Arc<Generation>,
+        record: &mut Record,
+    ) -> Result<Routed, RouteError> {
+        let started = Instant::now();
+        let head = record.head.take().expect("lent to one plugin at a time");
+        let mut instances = self.instances.borrow_mut();
+        let outcome = match instances.lease(generation) {
+            Err(error) => {
+                record.head = Some(head);
+                Err(error)
+            }
+            Ok(instance) => {
+                let (head, outcome) = instance.route(head, self.reader.borrow_mut().load());
+                record.head = Some(head);
+                if instance.is_poisoned() {
+                    instances.discard(generation.id());
+                }
+                outcome
+            }
+        };
+        let nanos = started.elapsed().as_nanos() as u64;
+        record.decision_ns += nanos;
+        count(generation.stats(self.worker), outcome.as_ref().err(), nanos);
+        outcome
+    }
+
+    /// What the route says of a plugin that gave no decision.
+    async fn fall_back(
+        &self,
+        slot: &Arc<PluginSlot>,
+        on_failure: &OnFailure,
+        error: ProxyError,
+        record: &mut Record,
+    ) -> Result<Verdict, Failure> {
+        tracing::warn!(
+            error = error.chain(),
+            request = record.request_id(),
+            "plugin failed"
+        );
+        match on_failure {
+            // A bad address or field is the plugin's answer, not its absence: the gateway got nothing it can use.
+            OnFailure::Reply(status) => {
+                let bad = matches!(
+                    &error,
+                    ProxyError::Plugin {
+                        error: RouteError::Decision(_),
+                        ..
+                    }
+                );
+                Err(Failure {
+                    error,
+                    status: Some(if bad {
+                        StatusCode::BAD_GATEWAY
+                    } else {
+                        *status
+                    }),
+                })
+            }
+            OnFailure::Upstream(name) => {
+                record.error = Some(error.chain());
+                Ok(trusted(RouteTarget::Upstream(name.as_str().into(), None)))
+            }
+            OnFailure::LastGood => {
+                let previous = slot.previous();
+                let Some(generation) = &*previous else {
+                    return Err(Failure {
+                        error,
+                        status: None,
+                    });
+                };
+                record.error = Some(error.chain());
+                record.label = Some(generation.label().clone());
+                match self.call(generation, record) {
+                    Ok(Routed {
+                        decision: Decision::Forward(forward),
+                        writes: None,
+                    }) => Ok(Verdict::Forward {
+                        forward,
+                        trusted: false,
+                    }),
+                    Ok(Routed {
+                        decision: Decision::Reply(reply),
+                        writes: None,
+                    }) => Ok(Verdict::Reply(reply)),
+                    _ => Err(Failure {
+                        error,
+                        status: None,
+                    }),
+                }
+            }
+        }
+    }
+}
+
+fn count(stats: &CallStats, error: Option<&RouteError>, nanos: u64) {
+    let kind = match error {
+        None => &stats.ok,
+        Some(RouteError::Trap(_) | RouteError::Instantiate(_)) => &stats.traps,
+        Some(RouteError::Deadline(_)) => &stats.deadlines,
+        Some(RouteError::Decision(_)) => &stats.bad_decisions,
+    };
+    kind.fetch_add(1, Relaxed);
+    stats.nanos.fetch_add(nanos, Relaxed);
+    let bucket = DECISION_BUCKETS
+        .iter()
+        .position(|&bound| nanos <= bound)
+        .unwrap_or(DECISION_BUCKETS.len());
+    stats.histogram[bucket].fetch_add(1, Relaxed);
+}
+
+/// Why there is no verdict, and the status that the route gives it, if it says one.
+#[derive(Debug)]
+pub struct Failure {
+    /// Why.
+    pub error: ProxyError,
+    /// Instead of the error's own.
+    pub status: Option<StatusCode>,
+}
+
+fn trusted(to: RouteTarget) -> Verdict {
+    Verdict::Forward {
+        forward: Forward {
+            to,
+            key: None,
+            constant: None,
+            varying: None,
+        },
+        trusted: true,
+    }
+}
+
+/// Replaces `${header.NAME}` in the body of a config's reply.
+fn fill_in(reply: &Reply, record: &Record) -> Reply {
+    let Ok(template) = std::str::from_utf8(&reply.body) else {
+        return reply.clone();
+    };
+    if !template.contains("${header.") {
+        return reply.clone();
+    }
+    let json = reply.headers.iter().any(|(name, value)| {
+        *name == http::header::CONTENT_TYPE
+            && value.to_str().is_ok_and(|value| value.contains("json"))
+    });
+    let headers = &record.head.as_ref().expect("given back by plugins").headers;
+    let mut body = String::with_capacity(template.len() + 64);
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once("${header.") {
+        body.push_str(before);
+        let Some((name, after)) = after.split_once('}') else {
+            body.push_str("${header.");
+            rest = after;
+            continue;
+        };
+        let value = HeaderName::from_bytes(name.as_bytes())
+            .ok()
+            .and_then(|name| headers.get(name));
+        let value = value
+            .map(|value| String::from_utf8_lossy(value.as_bytes()))
+            .unwrap_or_default();
+        if json {
+            let quoted = serde_json::to_string(&value).expect("a string");
+            body.push_str(&quoted[1..quoted.len() - 1]);
+        } else {
+            body.push_str(&value);
+        }
+        rest = after;
+    }
+    body.push_str(rest);
+    Reply {
+        body: Bytes::from(body),
+        ..reply.clone()
+    }
+}
+
+/// One worker's warm instances: at most one for each generation, a handful in all.
+#[derive(Default)]
+pub struct Instances {
+    warm: Vec<Instance>,
+}
+
+impl Instances {
+    /// The instance of a generation; made now if there is none, as after a trap.
+    ///
+    /// # Errors
+    /// If it cannot be instantiated.
+    pub fn lease(&mut self, generation: &Arc<Generation>) -> Result<&mut Instance, RouteError> {
+        let index = match self
+            .warm
+            .iter()
+            .position(|instance| instance.generation().id() == generation.id())
+        {
+            Some(index) => index,
+            None => {
+                self.warm.push(Instance::new(generation)?);
+                self.warm.len() - 1
+            }
+        };
+        Ok(&mut self.warm[index])
+    }
+
+    /// Drops the instance of a generation.
+    pub fn discard(&mut self, generation: crate::plugin::GenerationId) {
+        self.warm
+            .retain(|instance| instance.generation().id() != generation);
+    }
+}

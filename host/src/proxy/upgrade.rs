@@ -1,0 +1,133 @@
+//! Upgrades: after a valid 101 both raw sockets leave HTTP and become a stream.
+
+use super::Proxy;
+use super::error::ProxyError;
+use super::forward::Forwarded;
+use super::record::Record;
+use super::site::SiteView;
+use crate::listener::ClientConnection;
+use crate::listener::socket::DownstreamSocket;
+use crate::plugin::decision::Varying;
+use crate::stream::NewStream;
+use base64::Engine;
+use http::header::{self, HeaderMap, HeaderValue};
+use hyper::upgrade::OnUpgrade;
+use sha1::{Digest, Sha1};
+use std::rc::Rc;
+
+/// What RFC 6455, 1.3 appends to the key.
+const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// Whether `accept` answers `key` (RFC 6455, 4.2.2).
+pub fn accepts(key: &HeaderValue, accept: Option<&HeaderValue>) -> bool {
+    let digest = Sha1::new()
+        .chain_update(key.as_bytes())
+        .chain_update(ACCEPT_GUID)
+        .finalize();
+    let expected = base64::engine::general_purpose::STANDARD.encode(digest);
+    accept.is_some_and(|accept| accept.as_bytes() == expected.as_bytes())
+}
+
+/// The fields that tell a client of the switch.
+pub fn switching(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// A stream that waits for the client's socket to leave HTTP.
+pub struct Pending {
+    /// The endpoint's side.
+    pub forwarded: Forwarded,
+    /// The client's side.
+    pub client: OnUpgrade,
+    /// What the plugin said of the stream.
+    pub varying: Option<Box<Varying>>,
+}
+
+impl Proxy {
+    /// Joins both sockets once the 101 has been written to the client.
+    ///
+    /// # Errors
+    /// If there is no room for another stream.
+    pub fn join(
+        self: &Rc<Self>,
+        view: &Rc<SiteView>,
+        connection: &Rc<ClientConnection>,
+        pending: Pending,
+        record: &Record,
+    ) -> Result<(), ProxyError> {
+        if self.streams.len() >= view.site.streams.streams_max {
+            return Err(ProxyError::TooManyStreams);
+        }
+        let route = record
+            .route
+            .map(|route| view.site.routes[route].name.clone())
+            .unwrap_or_default();
+        let (label, key) = (record.label.clone(), record.key.clone());
+        let Pending {
+            forwarded,
+            client,
+            varying,
+        } = pending;
+        let configured = view.site.streams.clone();
+        let (proxy, connection) = (self.clone(), connection.clone());
+        tokio::task::spawn_local(async move {
+            let Forwarded {
+                response,
+                connection: upstream,
+                picked,
+            } = forwarded;
+            // The client went away before it was told.
+            let Ok(upgraded) = client.await else { return };
+            let Ok(parts) = upgraded.downcast::<DownstreamSocket>() else {
+                unreachable!("every client's socket is a DownstreamSocket");
+            };
+            let endpoint = upstream.address;
+            let (Ok(downstream), Ok(upstream)) = (
+                parts.io.into_tcp().into_std(),
+                upstream.into_tcp().into_std(),
+            ) else {
+                return;
+            };
+            let varying = varying.unwrap_or_default();
+            let opened = proxy.streams.open(NewStream {
+                downstream,
+                downstream_read_ahead: parts.read_buf,
+                upstream,
+                upstream_read_ahead: response.received,
+                route,
+                label,
+                key,
+                client: connection.client,
+                endpoint,
+                idle_timeout: varying.stream_idle_timeout.or(configured.idle_timeout),
+                age_max: varying.stream_age_max.or(configured.age_max),
+            });
+            // Counted by the upstream's policy while it is being opened only: a stream may last for hours.
+            drop(picked);
+            if let Err(error) = opened {
+                tracing::warn!(%error, "stream refused");
+            }
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_is_that_of_the_rfc() {
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        assert!(accepts(
+            &key,
+            Some(&HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="))
+        ));
+        assert!(!accepts(
+            &key,
+            Some(&HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOp="))
+        ));
+        assert!(!accepts(&key, None));
+    }
+}

@@ -1,0 +1,120 @@
+//! The `by-header` plugin: one header field names an entry of a bucket, another one its port.
+
+pub mod by_header;
+
+pub use by_header::ByHeader;
+
+throwbar::export!(ByHeader);
+
+#[cfg(test)]
+mod tests {
+    use super::ByHeader;
+    use throwbar::Target;
+    use throwbar::testing::{Host, get};
+
+    fn host() -> Host {
+        Host::new().bucket(
+            "upstreams",
+            [
+                ("id1", "127.0.0.2"),
+                ("id2", "127.0.0.3:81"),
+                ("six", "::1"),
+            ],
+        )
+    }
+
+    #[test]
+    fn id_and_port_make_the_address_and_both_fields_go() {
+        let plugin = host().start::<ByHeader>().unwrap();
+        let request = get("/a?b").header("X-ID", "id1").header("X-Port", "8080");
+        let forwarded = plugin.route(request.header("accept", "*/*")).forwarded();
+        assert_eq!(forwarded.to, Target::address("127.0.0.2:8080"));
+        assert_eq!(forwarded.headers, [("accept".into(), "*/*".into())]);
+        assert_eq!(forwarded.path, "/a?b");
+        assert_eq!(forwarded.key.as_deref(), Some("id1"));
+
+        let request = get("/").header("x-id", "six").header("x-port", "80");
+        let forwarded = plugin.route(request).forwarded();
+        assert_eq!(forwarded.to, Target::address("[::1]:80"));
+    }
+
+    #[test]
+    fn the_port_field_wins_over_the_port_of_the_entry() {
+        let plugin = host().start::<ByHeader>().unwrap();
+        let request = get("/").header("x-id", "id2").header("x-port", "9");
+        let forwarded = plugin.route(request).forwarded();
+        assert_eq!(forwarded.to, Target::address("127.0.0.3:9"));
+    }
+
+    #[test]
+    fn anything_else_is_a_404_that_names_the_id() {
+        let plugin = host().start::<ByHeader>().unwrap();
+        let body = |ask| {
+            let reply = plugin.route(ask).replied();
+            assert_eq!(reply.status, 404);
+            let json = ("content-type".to_owned(), "application/json".to_owned());
+            assert_eq!(reply.headers, [json]);
+            String::from_utf8(reply.body).unwrap()
+        };
+        let unknown = r#"{"error": "Invalid request", "id": "id9"}"#;
+        assert_eq!(
+            body(get("/").header("x-id", "id9").header("x-port", "80")),
+            unknown
+        );
+        assert_eq!(
+            body(get("/").header("x-port", "80")),
+            r#"{"error": "Invalid request", "id": ""}"#
+        );
+        assert_eq!(
+            body(get("/").header("x-id", r#"a"b\"#).header("x-port", "80")),
+            r#"{"error": "Invalid request", "id": "a\"b\\"}"#
+        );
+        for port in ["", "0", "65536", "+1", "8o", "80 "] {
+            let request = get("/").header("x-id", "id1").header("x-port", port);
+            assert_eq!(
+                body(request),
+                r#"{"error": "Invalid request", "id": "id1"}"#,
+                "port {port:?}"
+            );
+        }
+        assert_eq!(
+            body(get("/").header("x-id", "id1")),
+            r#"{"error": "Invalid request", "id": "id1"}"#
+        );
+    }
+
+    #[test]
+    fn without_a_port_field_the_port_is_that_of_the_entry() {
+        let host = host().config("port-header", "");
+        let plugin = host.start::<ByHeader>().unwrap();
+        let forwarded = plugin.route(get("/").header("x-id", "id2")).forwarded();
+        assert_eq!(forwarded.to, Target::address("127.0.0.3:81"));
+        let portless = plugin.route(get("/").header("x-id", "id1"));
+        assert_eq!(portless.replied().status, 404);
+    }
+
+    #[test]
+    fn settings_name_the_fields_and_the_bucket() {
+        let host = Host::new()
+            .bucket("agents", [("a", "127.0.0.4")])
+            .config("bucket", "agents")
+            .config("header", "X-Agent")
+            .config("port-header", "X-Agent-Port");
+        let plugin = host.start::<ByHeader>().unwrap();
+        let request = get("/")
+            .header("x-agent", "a")
+            .header("x-agent-port", "1")
+            .header("x-id", "stays");
+        let forwarded = plugin.route(request).forwarded();
+        assert_eq!(forwarded.to, Target::address("127.0.0.4:1"));
+        assert_eq!(forwarded.headers, [("x-id".into(), "stays".into())]);
+    }
+
+    #[test]
+    fn a_config_that_cannot_work_is_refused() {
+        let empty = host().config("header", "").start::<ByHeader>();
+        assert!(empty.err().unwrap().contains("\"header\""));
+        let ungranted = host().config("bucket", "other").start::<ByHeader>();
+        assert_eq!(ungranted.err().unwrap(), "bucket \"other\" is not granted");
+    }
+}
