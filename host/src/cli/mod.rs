@@ -12,8 +12,10 @@ mod client;
 mod demo;
 pub mod echo;
 mod kv;
+mod map;
 mod output;
 mod plugin;
+mod problem;
 mod progress;
 mod serve;
 mod streams;
@@ -45,7 +47,7 @@ struct Ended {
 
 impl Ended {
     /// The error, for `?`.
-    fn new(exit: Exit, message: impl Into<String>) -> anyhow::Error {
+    fn error(exit: Exit, message: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Self {
             exit,
             message: message.into(),
@@ -174,7 +176,7 @@ mod tests {
 
     #[test]
     fn an_error_keeps_its_exit_code_under_added_context() {
-        let error = Ended::new(Exit::PluginRefused, "not a component").context("plugin \"x\"");
+        let error = Ended::error(Exit::PluginRefused, "not a component").context("plugin \"x\"");
         assert_eq!(exit_of(&error), Exit::PluginRefused);
         assert_eq!(exit_of(&anyhow::anyhow!("other")), Exit::Failed);
     }

@@ -212,7 +212,7 @@ pub(crate) async fn rollback(
 fn refused(error: ClientError, file: &Path) -> anyhow::Error {
     match error {
         ClientError::Problem(problem) if matches!(problem.status, 400 | 413 | 415 | 422) => {
-            Ended::new(
+            Ended::error(
                 Exit::PluginRefused,
                 format!(
                     "{}: refused: {problem}\n  nothing changed: the active version serves on",
@@ -365,8 +365,9 @@ async fn inspect_plugin(client: &Client, name: &str, json: bool) -> anyhow::Resu
 /// What a component file is and asks for.
 fn inspect_file(file: &Path, json: bool) -> anyhow::Result<()> {
     let bytes = std::fs::read(file).with_context(|| format!("{}", file.display()))?;
-    let report = crate::plugin::inspect::inspect(&bytes)
-        .map_err(|error| Ended::new(Exit::PluginRefused, format!("{}: {error}", file.display())))?;
+    let report = crate::plugin::inspect::inspect(&bytes).map_err(|error| {
+        Ended::error(Exit::PluginRefused, format!("{}: {error}", file.display()))
+    })?;
     let mut out = Out::stdout();
     if json {
         out.json(&json!({
@@ -406,7 +407,7 @@ fn inspect_file(file: &Path, json: bool) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{client::Problem, exit_of};
+    use crate::cli::{exit_of, problem::Problem};
 
     fn problem(status: u16) -> ClientError {
         ClientError::Problem(Problem {

@@ -112,6 +112,7 @@ fn start_of(
         ..admin::Config::default()
     };
     config.log.access = Sink::Off;
+    config.streams.shutdown_grace = STOP_GRACE;
     let plugin = &mut config.plugins[0];
     // What the second version needs: it keeps the map for agents that know the secret.
     plugin.grants.insert(BUCKET.to_owned(), Access::Write);
@@ -183,7 +184,7 @@ impl Demo {
         );
         Ok(Self {
             proxy,
-            admin: Client::new(address, app.token_path().as_deref())?,
+            admin: Client::new(address, app.token_path())?,
             options,
             upstreams: upstreams.addresses,
         })
