@@ -156,13 +156,13 @@ fn header_of(token: &str, place: &str) -> anyhow::Result<HeaderValue> {
 pub(crate) enum ClientError {
     /// Nobody answers there.
     #[error(
-        "no proxy answers at {address}: {source}\n  start one:      throwbar serve\n  or point to it: --admin ADDR, or THROWBAR_ADMIN"
+        "no proxy answers at {address}: {reason}\n  start one:      throwbar serve\n  or point to it: --admin ADDR, or THROWBAR_ADMIN"
     )]
     Connect {
         /// The address.
         address: String,
-        /// What the system says.
-        source: std::io::Error,
+        /// What the system says; no source, for the advice comes after it.
+        reason: std::io::Error,
     },
     /// The token is missing or wrong.
     #[error("{address} refuses the token: {}", advice(.sent, .places))]
@@ -402,9 +402,9 @@ impl Client {
         let result = timed
             .await
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        result.map_err(|source| ClientError::Connect {
+        result.map_err(|reason| ClientError::Connect {
             address: self.address(),
-            source,
+            reason,
         })
     }
 
