@@ -115,7 +115,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(args),
         Command::Demo(args) => demo::run(args),
-        Command::Echo(args) => echo::run(args),
+        Command::Echo(args) => block_on(echo::run(args)),
         Command::Plugin(args) => block_on(plugin::run(args)),
         Command::Kv(args) => block_on(kv::run(args)),
         Command::Streams(args) => block_on(streams::run(args)),

@@ -102,6 +102,7 @@ impl Proxy {
                 endpoint,
                 idle_timeout: varying.stream_idle_timeout.or(configured.idle_timeout),
                 age_max: varying.stream_age_max.or(configured.age_max),
+                on_close: None,
             });
             // Counted by the upstream's policy while it is being opened only: a stream may last for hours.
             drop(picked);
