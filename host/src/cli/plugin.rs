@@ -270,14 +270,14 @@ fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
             "  {times}, switched in {}",
             output::span((done.publish_us.max(0.0) * 1e3) as u64)
         ));
-        lines.push(format!(
-            "  0 streams closed, {} with the version before",
-            match done.streams_kept {
-                0 => "none stays".to_owned(),
-                1 => "1 stays".to_owned(),
-                n => format!("{} stay", output::count(n)),
-            }
-        ));
+        lines.push(match done.streams_kept {
+            0 => "  no stream was open".to_owned(),
+            1 => "  1 open stream stays with the version that accepted it".to_owned(),
+            n => format!(
+                "  {} open streams stay with the versions that accepted them",
+                output::count(n)
+            ),
+        });
     }
     if !done.imports.is_empty() {
         lines.push(format!("  asks for {}", done.imports.join(", ")));
@@ -449,7 +449,7 @@ mod tests {
             [
                 "edge  9f2c119f2c11 -> 4be7a04be7a0   61.6 KB",
                 "  compiled in 38 ms, init 400 µs, switched in 900 ns",
-                "  0 streams closed, 1 stays with the version before",
+                "  1 open stream stays with the version that accepted it",
             ]
         );
     }

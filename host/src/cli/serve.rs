@@ -389,6 +389,11 @@ impl About {
                 }
             ));
         }
+        lines.push(format!(
+            "  commands  throwbar kv ls --admin {} --data {}",
+            show_address(app.admin_address()),
+            self.data.display()
+        ));
         lines.push(style.dim("  Ctrl-C finishes what is running and ends; again ends at once"));
         // Nobody reads standard error: no reason not to serve.
         let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));

@@ -278,7 +278,7 @@ async fn set_one(
     let answer = client
         .send(Method::PUT, &path, &[condition], body, None)
         .await
-        .map_err(|error| refused(error, bucket))?;
+        .map_err(refused)?;
     let mut out = Out::stdout();
     let revision = answer.etag.unwrap_or_default();
     if json {
@@ -305,18 +305,15 @@ async fn batch(
         format!("/v1/kv/{}/batch", segment("bucket", bucket)?),
         &[("dry_run", flag(dry_run))],
     );
-    let answer = client
-        .post_json(&path, body)
-        .await
-        .map_err(|error| refused(error, bucket))?;
+    let answer = client.post_json(&path, body).await.map_err(refused)?;
     report(bucket, &answer.json()?, dry_run, json)
 }
 
 /// An error of a write with its exit code: a value the bucket cannot hold is not a failure to reach anybody.
-fn refused(error: ClientError, subject: &str) -> anyhow::Error {
+fn refused(error: ClientError) -> anyhow::Error {
     match error {
         ClientError::Problem(problem) if problem.status == 422 => {
-            Ended::error(Exit::ConfigInvalid, format!("{subject}: {problem}"))
+            Ended::error(Exit::ConfigInvalid, problem.to_string())
         }
         other => other.into(),
     }
@@ -354,10 +351,7 @@ fn summary(bucket: &str, done: &Committed, dry_run: bool) -> String {
     if dry_run {
         format!("{bucket}: would be {what}; nothing changed")
     } else {
-        format!(
-            "{bucket}: {what}   revision {}   0 streams closed",
-            done.revision
-        )
+        format!("{bucket}: {what}   revision {}", done.revision)
     }
 }
 
@@ -498,7 +492,7 @@ mod tests {
         };
         assert_eq!(
             summary("b", &done, false),
-            "b: 1,000 added, 2 as before   revision 12   0 streams closed"
+            "b: 1,000 added, 2 as before   revision 12"
         );
         let none = Committed::default();
         assert!(summary("b", &none, true).contains("nothing changed"));
@@ -513,7 +507,7 @@ mod tests {
                 ..Default::default()
             })
         };
-        let exit = |status| crate::cli::exit_of(&refused(problem(status), "map.txt"));
+        let exit = |status| crate::cli::exit_of(&refused(problem(status)));
         assert_eq!(exit(422), Exit::ConfigInvalid);
         assert_eq!(exit(412), Exit::Failed);
         assert_eq!(exit(404), Exit::Failed);

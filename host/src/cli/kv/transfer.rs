@@ -35,7 +35,7 @@ pub(super) async fn import(
     let answer = client
         .upload(Method::POST, &path, content_type, body, "writing")
         .await
-        .map_err(|error| refused(error, &name))?;
+        .map_err(|error| refused(error).context(name))?;
     report(bucket, &answer.json()?, dry_run, json)
 }
 
