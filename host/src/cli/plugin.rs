@@ -257,6 +257,10 @@ fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
             return vec![format!("{name}@{digest}   unchanged: it is active already")];
         }
         ("checked", _) => vec![format!("{name}@{digest}   {size}   it would be accepted")],
+        // The version that came with the config: pushed, it stays when the config names another.
+        (_, Some(previous)) if *previous == done.digest => vec![format!(
+            "{name}@{digest}   {size}   the same version, kept from now on whatever the config names"
+        )],
         (_, Some(previous)) => vec![format!(
             "{name}  {} -> {digest}   {size}",
             output::short(previous)
