@@ -325,7 +325,7 @@ impl Worker {
                 let warmed = proxy
                     .instances
                     .borrow_mut()
-                    .lease(&generation)
+                    .lease(&generation, proxy.worker)
                     .map(|_: &mut Instance| ());
                 let _ = answer.send(warmed.map_err(|error| error.to_string()));
             }
@@ -366,9 +366,8 @@ impl Worker {
 
 /// Moves the bytes of all streams.
 async fn relay(proxy: Rc<Proxy>) {
-    if let Err(error) = proxy.streams.clone().run().await {
-        tracing::error!(%error, worker = proxy.worker, "streams of this worker stand still");
-    }
+    let Err(error) = proxy.streams.clone().run().await;
+    tracing::error!(%error, worker = proxy.worker, "streams of this worker stand still");
 }
 
 /// Waits until connections and streams have ended; closes the streams left after `grace`.
@@ -408,7 +407,13 @@ fn log_stream(log: &AccessLog, event: &StreamEvent<'_>) {
         StreamEvent::Opened(stream) => {
             log.line("stream-open", Instant::now(), |line| facts(line, stream));
         }
-        StreamEvent::Closed { stream, duration, bytes_up, bytes_down, reason } => {
+        StreamEvent::Closed {
+            stream,
+            duration,
+            bytes_up,
+            bytes_down,
+            reason,
+        } => {
             log.line("stream-close", Instant::now(), |line| {
                 facts(line, stream);
                 line.number("duration_ms", duration.as_millis() as u64);

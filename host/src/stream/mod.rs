@@ -169,6 +169,21 @@ pub enum CloseReason {
     Drain,
 }
 
+impl CloseReason {
+    /// Its name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ClientClosed => "client-closed",
+            Self::UpstreamClosed => "upstream-closed",
+            Self::Error => "error",
+            Self::IdleTimeout => "idle-timeout",
+            Self::AgeMax => "age-max",
+            Self::Admin => "admin",
+            Self::Drain => "drain",
+        }
+    }
+}
+
 /// What is known of a stream.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamFacts<'a> {

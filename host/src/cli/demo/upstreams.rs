@@ -71,8 +71,8 @@ async fn serve(listeners: [TcpListener; 2]) -> io::Result<()> {
     let a = tokio::net::TcpListener::from_std(a)?;
     let b = tokio::net::TcpListener::from_std(b)?;
     tokio::select! {
-        never = crate::echo::serve(a, NAMES[0].to_owned()) => match never {},
-        never = crate::echo::serve(b, NAMES[1].to_owned()) => match never {},
+        never = crate::echo::serve(a, NAMES[0].to_owned()) => never.map(|never| match never {}),
+        never = crate::echo::serve(b, NAMES[1].to_owned()) => never.map(|never| match never {}),
     }
 }
 
