@@ -308,7 +308,7 @@ impl Worker {
         proxy.deadlines.sweep();
         proxy.streams.sweep(Instant::now());
         proxy.log.flush();
-        if proxy.deadlines.now() % 10 == 0 {
+        if proxy.deadlines.now().is_multiple_of(10) {
             proxy
                 .pool
                 .sweep(proxy.view().site.ticks.pool, proxy.counters());

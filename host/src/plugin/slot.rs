@@ -129,10 +129,6 @@ impl PluginSlot {
         if *active.label().digest != *digest || active.sandbox.config != state.config {
             return None;
         }
-        // A version of the config's source is not recorded; pushing the same one pins it, which is a change.
-        if !state.pushed {
-            return None;
-        }
         Some(Deployed {
             plugin: self.name.to_string(),
             digest: digest.to_owned(),
