@@ -267,6 +267,7 @@ fn proxy(worker: usize, shared: Shared) -> io::Result<Rc<Proxy>> {
         view: RefCell::new(view),
         encoded: Cell::default(),
         requests: Cell::new(0),
+        id_prefix: format!("{:x}-{worker:x}-", std::process::id()).into(),
         site,
         counters,
         store,

@@ -226,6 +226,16 @@ impl Fields<'_> {
         self.0.push(b'"');
     }
 
+    /// A text that needs no escaping, and a number right after it.
+    pub fn numbered(&mut self, name: &str, value: &str, number: u64) {
+        self.name(name);
+        self.0.push(b'"');
+        self.0.extend_from_slice(value.as_bytes());
+        self.0
+            .extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        self.0.push(b'"');
+    }
+
     /// An address with its port.
     pub fn address(&mut self, name: &str, value: SocketAddr) {
         self.name(name);

@@ -69,6 +69,8 @@ pub struct Proxy {
     pub encoded: Cell<Vec<u8>>,
     /// Requests so far.
     pub requests: Cell<u64>,
+    /// What makes their numbers unique among workers and processes.
+    pub id_prefix: Box<str>,
 }
 
 impl Proxy {
@@ -80,11 +82,6 @@ impl Proxy {
     /// The number of the next request on this worker.
     pub fn next_request_id(&self) -> u64 {
         self.requests.replace(self.requests.get() + 1)
-    }
-
-    /// What makes a worker's request numbers unique among processes.
-    pub fn id_prefix(&self) -> String {
-        format!("{:x}-{:x}", std::process::id(), self.worker)
     }
 
     /// The newest site.

@@ -68,7 +68,7 @@ impl Record {
 
     /// The request's id, as clients and logs are told.
     pub fn request_id(&self) -> String {
-        format!("{}-{:x}", self.proxy.id_prefix(), self.id)
+        format!("{}{}", self.proxy.id_prefix, self.id)
     }
 }
 
@@ -80,7 +80,7 @@ impl Drop for Record {
         }
         let ended = Instant::now();
         self.proxy.log.line("request", ended, |line| {
-            line.plain("id", &self.request_id());
+            line.numbered("id", &self.proxy.id_prefix, self.id);
             line.text("listener", &self.connection.listener);
             line.plain("client", &self.connection.client_text);
             if let Some(head) = &self.head {
