@@ -108,9 +108,10 @@ macro_rules! export {
                     $crate::log::panics();
                     let running = $crate::router::Running::start()?;
                     let subscription = running.subscription().clone();
-                    RUNNING
-                        .with(|cell| cell.set(running))
-                        .map_err(|_| "init was called twice")?;
+                    let first = RUNNING.with(|cell| cell.set(running).is_ok());
+                    if !first {
+                        return Err("init was called twice".into());
+                    }
                     Ok(subscription)
                 }
 

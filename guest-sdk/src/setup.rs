@@ -122,6 +122,7 @@ fn set(list: &mut Vec<(String, String)>, name: &str, value: String) {
     list.push((name, value));
 }
 
+#[allow(clippy::derivable_impls, reason = "the type is generated")]
 impl Default for Edits {
     fn default() -> Self {
         Self {
@@ -133,6 +134,7 @@ impl Default for Edits {
     }
 }
 
+#[allow(clippy::derivable_impls, reason = "the type is generated")]
 impl Default for Subscription {
     fn default() -> Self {
         Self {

@@ -4,7 +4,7 @@ use throwbar::prelude::*;
 
 mod draw;
 
-/// Splits requests between upstreams by a sticky hash of a key, as [`draw`] says.
+/// Splits requests between upstreams by a sticky hash of a key, as the module `draw` says.
 ///
 /// | setting | default | |
 /// |---|---|---|
