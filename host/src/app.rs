@@ -1,10 +1,10 @@
-//! Composition root: builds leaves first, starts, stops in reverse; applies new configs.
+//! Composition root: builds leaves first, starts, stops in reverse.
 
 use crate::admin;
 use crate::config::Config;
-use crate::config::diagnostic::Problem;
-use crate::listener;
-use crate::metrics::{Counters, RouteCounters, WorkerCounters};
+pub use crate::control::{Applied, ApplyError, Control, Running};
+use crate::control::{Parts, addresses, bind, own};
+use crate::metrics::{Counters, WorkerCounters};
 use crate::plugin::{Crew, Plugins, PluginsOptions};
 use crate::proxy::access_log;
 use crate::proxy::site::Site;
@@ -12,17 +12,14 @@ use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
 use crate::worker::{Shared, Threads, Workers};
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
-use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 /// What to start.
 pub struct Start {
@@ -45,66 +42,6 @@ pub struct Seed {
     pub key: String,
     /// The value.
     pub value: String,
-}
-
-/// What the admin API may ask of the running process; clones share it.
-#[derive(Clone)]
-pub struct Control {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    running: ArcSwap<Running>,
-    site: Arc<ArcSwap<Site>>,
-    store: Store,
-    plugins: Arc<Plugins>,
-    workers: Workers,
-    file: Option<PathBuf>,
-    admin: Option<SocketAddr>,
-    /// One config is applied at a time.
-    applying: Mutex<()>,
-    draining: AtomicBool,
-    started: Instant,
-}
-
-/// The config that runs.
-pub struct Running {
-    /// Its text as given, if it came from a file or the admin API.
-    pub text: Option<Arc<str>>,
-    /// SHA-256 of the text (or of the flags), in hex: the ETag.
-    pub digest: Arc<str>,
-    /// The checked config.
-    pub config: Config,
-    /// Routes by name with their counters per worker, in order.
-    pub routes: Vec<(Arc<str>, Arc<[RouteCounters]>)>,
-    /// Addresses bound, by listener name.
-    pub bound: Vec<(String, SocketAddr)>,
-}
-
-/// What applying a config did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Applied {
-    /// It is active for the next request.
-    Changed,
-    /// It is the running one.
-    Unchanged,
-    /// A dry run: it could be applied.
-    Checked,
-}
-
-/// Why a config was not applied; the running one is unchanged.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// Problems of the text, each with its place.
-    #[error("{} problem(s) in the config", .0.len())]
-    Invalid(Vec<Problem>),
-    /// It would change what only a restart can: workers, data directory, admin address, access log.
-    #[error("{0}: needs a restart")]
-    NeedsRestart(String),
-    /// It is right in itself but cannot be put to work: a port in use, a plugin that does not load.
-    #[error("{0}")]
-    Failed(String),
 }
 
 /// The running process: stopped by [`App::stop`] or a signal.
@@ -195,21 +132,15 @@ pub fn start(start: Start) -> anyhow::Result<App> {
                 .map_err(|e| anyhow!("plugin {:?}: {e}", plugin.name))?;
         }
     }
-    let inner = Inner {
-        running: ArcSwap::from_pointee(running),
+    let control = Control::new(Parts {
+        running,
         site,
         store: store.clone(),
         plugins: plugins.clone(),
         workers: workers.clone(),
         file,
         admin: own_admin,
-        applying: Mutex::new(()),
-        draining: AtomicBool::new(false),
-        started: Instant::now(),
-    };
-    let control = Control {
-        inner: Arc::new(inner),
-    };
+    });
     let (stop_admin, stopping) = watch::channel(false);
     let token_path = token
         .as_ref()
@@ -308,226 +239,6 @@ async fn sow(store: &Store, seed: Vec<Seed>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A socket for each worker.
-fn bind(config: &listener::Config, workers: usize) -> anyhow::Result<Vec<TcpListener>> {
-    let bind_all = || -> std::io::Result<Vec<TcpListener>> {
-        listener::check_free(config.address)?;
-        let first = listener::bind(config.address)?;
-        let address = first.local_addr()?;
-        let mut sockets = vec![first];
-        for _ in 1..workers {
-            sockets.push(listener::bind(address)?);
-        }
-        Ok(sockets)
-    };
-    bind_all().with_context(|| {
-        format!(
-            "listener {:?}: cannot listen on {}",
-            config.name, config.address
-        )
-    })
-}
-
-fn addresses(listeners: &[(listener::Config, Vec<TcpListener>)]) -> Vec<(String, SocketAddr)> {
-    let address =
-        |sockets: &[TcpListener]| sockets.first().and_then(|socket| socket.local_addr().ok());
-    listeners
-        .iter()
-        .filter_map(|(config, sockets)| Some((config.name.clone(), address(sockets)?)))
-        .collect()
-}
-
-/// Where we listen ourselves: never to be dialled.
-fn own(bound: &[(String, SocketAddr)], admin: Option<SocketAddr>) -> Vec<SocketAddr> {
-    bound
-        .iter()
-        .map(|(_, address)| *address)
-        .chain(admin)
-        .collect()
-}
-
-impl Running {
-    fn new(
-        config: Config,
-        text: Option<String>,
-        bound: Vec<(String, SocketAddr)>,
-        site: &Site,
-    ) -> Self {
-        let digest = match &text {
-            Some(text) => sha256(text.as_bytes()),
-            None => sha256(format!("{config:?}").as_bytes()),
-        };
-        let routes = site
-            .routes
-            .iter()
-            .map(|route| (route.name.clone(), route.counters.clone()))
-            .collect();
-        Self {
-            text: text.map(Into::into),
-            digest: digest.into(),
-            config,
-            routes,
-            bound,
-        }
-    }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::new(), |mut hex, byte| {
-            write!(hex, "{byte:02x}").expect("writing to memory");
-            hex
-        })
-}
-
-impl Control {
-    /// The config that runs.
-    pub fn running(&self) -> Arc<Running> {
-        self.inner.running.load_full()
-    }
-
-    /// Applies a config given as TOML text, all or nothing, closing nothing.
-    ///
-    /// # Errors
-    /// See [`ApplyError`].
-    pub async fn apply(&self, text: &str, dry_run: bool) -> Result<Applied, ApplyError> {
-        let inner = &self.inner;
-        let _one = inner.applying.lock().await;
-        let running = self.running();
-        if running.text.as_deref() == Some(text) {
-            return Ok(Applied::Unchanged);
-        }
-        let config = Config::parse(text, inner.file.as_deref()).map_err(ApplyError::Invalid)?;
-        if let Some(what) = needs_restart(&running.config, &config) {
-            return Err(ApplyError::NeedsRestart(what.into()));
-        }
-        let failed = |error: anyhow::Error| ApplyError::Failed(format!("{error:#}"));
-        let kept = |listener: &&listener::Config| running.config.listeners.contains(listener);
-        let mut opened = Vec::new();
-        for listener in config.listeners.iter().filter(|listener| !kept(listener)) {
-            opened.push((
-                listener.clone(),
-                bind(listener, config.workers).map_err(failed)?,
-            ));
-        }
-        if dry_run {
-            return Ok(Applied::Checked);
-        }
-        inner
-            .store
-            .reconfigure(&config.buckets)
-            .await
-            .map_err(|e| failed(e.into()))?;
-        let loaded = inner.plugins.apply(&config.plugins).await;
-        loaded.map_err(|(name, error)| {
-            failed(anyhow::Error::new(error).context(format!("plugin {name:?}")))
-        })?;
-        let is_kept = |name: &str| {
-            config
-                .listeners
-                .iter()
-                .filter(kept)
-                .any(|listener| listener.name == name)
-        };
-        let mut bound: Vec<_> = running
-            .bound
-            .iter()
-            .filter(|(name, _)| is_kept(name))
-            .cloned()
-            .collect();
-        bound.extend(addresses(&opened));
-        let slot = |name: &str| inner.plugins.slot(name);
-        let site = Site::new(
-            &config,
-            own(&bound, inner.admin),
-            slot,
-            Some(&inner.site.load()),
-        )
-        .map_err(ApplyError::Failed)?;
-        let closed: Vec<String> = running
-            .bound
-            .iter()
-            .filter(|(name, _)| !is_kept(name))
-            .map(|(name, _)| name.clone())
-            .collect();
-        let next = Running::new(config, Some(text.into()), bound, &site);
-        inner.site.store(Arc::new(site));
-        inner.running.store(Arc::new(next));
-        for name in closed {
-            inner.workers.unlisten(&name).await;
-        }
-        for (listener, sockets) in opened {
-            inner.workers.listen(&listener, sockets).await;
-        }
-        Ok(Applied::Changed)
-    }
-
-    /// Reads the config's file again and applies it.
-    async fn reload(&self) {
-        let Some(file) = &self.inner.file else {
-            return tracing::warn!("SIGHUP: started without a config file, nothing to reload");
-        };
-        let text = match std::fs::read_to_string(file) {
-            Ok(text) => text,
-            Err(error) => {
-                return tracing::error!(%error, file = %file.display(), "SIGHUP: cannot read the config");
-            }
-        };
-        match self.apply(&text, false).await {
-            Ok(applied) => tracing::info!(?applied, file = %file.display(), "SIGHUP: config read"),
-            Err(ApplyError::Invalid(problems)) => {
-                let name = file.display().to_string();
-                let shown = crate::config::diagnostic::render(&problems, &text, &name, false);
-                tracing::error!("SIGHUP: config refused, the running one stays\n{shown}");
-            }
-            Err(error) => {
-                tracing::error!(error = %error, "SIGHUP: config refused, the running one stays")
-            }
-        }
-    }
-
-    /// Whether listeners are bound, plugins loaded, and no drain has begun; otherwise why not.
-    ///
-    /// # Errors
-    /// The reason, for people.
-    pub fn ready(&self) -> Result<(), String> {
-        if self.inner.draining.load(Relaxed) {
-            return Err("draining".into());
-        }
-        let waiting: Vec<String> = self
-            .inner
-            .plugins
-            .list()
-            .into_iter()
-            .filter(|p| p.active.is_none())
-            .map(|p| p.name)
-            .collect();
-        if waiting.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("plugins without a version: {}", waiting.join(", ")))
-        }
-    }
-
-    /// Seconds since start.
-    pub fn uptime_s(&self) -> u64 {
-        self.inner.started.elapsed().as_secs()
-    }
-}
-
-/// What of a config only a restart can change.
-fn needs_restart(running: &Config, next: &Config) -> Option<&'static str> {
-    [
-        (running.workers != next.workers, "workers"),
-        (running.data != next.data, "data"),
-        (running.admin != next.admin, "admin"),
-        (running.log != next.log, "log"),
-    ]
-    .into_iter()
-    .find_map(|(changed, what)| changed.then_some(what))
-}
-
 impl App {
     /// What the admin API may ask.
     pub fn control(&self) -> &Control {
@@ -596,16 +307,10 @@ impl App {
             stop_control,
             ..
         } = self;
-        let inner = &control.inner;
-        inner.draining.store(true, Relaxed);
-        handle.block_on(async {
-            inner.workers.drain(grace).await;
-            inner.workers.stop().await;
-        });
+        handle.block_on(control.drain(grace));
         threads.join();
         stop_admin.send_replace(true);
-        inner.plugins.close();
-        inner.store.close();
+        control.close();
         stop_control.send_replace(true);
         join(control_thread, "control");
         // Its lines have all been handed over: the workers are gone.

@@ -13,6 +13,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod deadline;
 pub mod drain;
 pub mod echo;
