@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_a_bucket_cannot_hold_is_refused_by_its_index() {
-        let error = |body| pairs(body).unwrap_err();
+        let error = |body: &str| pairs(body).unwrap_err();
         let good = r#"{"input": "a", "outputs": ["x"]}"#;
         assert!(
             error(&format!(

@@ -93,7 +93,8 @@ impl Deploying {
     /// None while another has it.
     fn take<'a>(&'a self, name: &'a str) -> Option<Turn<'a>> {
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names.insert(name.to_owned()).then_some(Turn {
+        // Lazily: dropping a turn gives it back, that of another as well.
+        names.insert(name.to_owned()).then(|| Turn {
             deploying: self,
             name,
         })

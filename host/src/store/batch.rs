@@ -1,5 +1,7 @@
 //! What can be written, and how a write is refused.
 
+use super::bucket::KEY_BYTES_MAX;
+use super::value::shown;
 use super::{BucketId, Revision};
 
 /// What a write requires of the entry as it is.
@@ -60,7 +62,7 @@ pub struct Committed {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
     /// A value or key that the bucket cannot hold.
-    #[error("bucket {bucket:?}, key {key:?}: {reason}")]
+    #[error("bucket {bucket:?}, key {}: {reason}", shown(key))]
     Invalid {
         /// The bucket's name.
         bucket: String,
@@ -70,7 +72,7 @@ pub enum CommitError {
         reason: String,
     },
     /// An [`Expect`] did not hold.
-    #[error("bucket {bucket:?}, key {key:?}: entry is {}", found.map_or("absent".into(), |r| format!("at revision {r}")))]
+    #[error("bucket {bucket:?}, key {}: entry is {}", shown(key), found.map_or("absent".into(), |r| format!("at revision {r}")))]
     Conflict {
         /// The bucket's name.
         bucket: String,
@@ -93,4 +95,27 @@ pub enum CommitError {
     /// The backend cannot take writes: closed, disk full, I/O error.
     #[error("store unavailable: {0}")]
     Unavailable(String),
+}
+
+/// Checks what every key must be: 1 to [`KEY_BYTES_MAX`] bytes of text without control characters.
+///
+/// # Errors
+/// What was expected.
+pub fn check_key(key: &str) -> Result<(), String> {
+    if key.is_empty() {
+        return Err("key is empty, expected at least 1 byte".into());
+    }
+    if key.len() > KEY_BYTES_MAX {
+        return Err(format!(
+            "key of {} bytes is too long, expected at most {KEY_BYTES_MAX}",
+            key.len()
+        ));
+    }
+    if key.chars().any(char::is_control) {
+        return Err(format!(
+            "key {} has a control character, expected text without",
+            shown(key)
+        ));
+    }
+    Ok(())
 }

@@ -4,19 +4,35 @@
 //! snapshot and keeps it, so it sees one revision, batches included. Writes go to one writer thread that checks them
 //! against the newest state, makes them durable in groups, publishes the next snapshot and only then acknowledges.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
+use arc_swap::ArcSwap;
+use tokio::sync::{Semaphore, oneshot};
+
+mod apply;
 pub mod backend;
 pub mod batch;
 pub mod bucket;
 pub mod snapshot;
+mod table;
+#[cfg(test)]
+mod tests;
 pub mod value;
+mod writer;
 
-pub use batch::{CommitError, Committed, Expect, Write, WriteBatch};
+pub use batch::{CommitError, Committed, Expect, Write, WriteBatch, check_key};
 pub use bucket::{BackendKind, BucketConfig, BucketId, ValueKind};
 pub use snapshot::{Bucket, Entry, Page, Snapshot};
 pub use value::{Target, Value, ValueError};
+
+use backend::Backends;
+use writer::{Command, Pending, Writer};
+
+/// Most batches that wait for the writer; whoever commits more waits for a place.
+const QUEUE_BATCHES_MAX: usize = 1024;
 
 /// The store's counter: each applied batch that changed something is one revision.
 #[derive(
@@ -41,39 +57,134 @@ impl std::fmt::Display for Revision {
     }
 }
 
-/// A handle to the store; clones share it.
+/// A handle to the store; clones share it. The last one to go closes it.
 #[derive(Clone)]
 pub struct Store {
-    _private: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    newest: Arc<ArcSwap<Snapshot>>,
+    /// Bounded by `places`: each batch in it holds one.
+    commands: Sender<Command>,
+    places: Arc<Semaphore>,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {}
+pub enum OpenError {
+    /// The data file or its directory cannot be created, read or written.
+    #[error("data file {}: {reason}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// Another process has it open.
+    #[error("data file {}: in use by another process, expected to be its only user: stop the other or give this one \
+             another data directory", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is damaged, or no data file of this program.
+    #[error("data file {}: corrupt or not a data file of this program: {reason}; it was left as it is: restore a copy \
+             of it, or move it away to start empty", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A bucket has a value that is not of the kind the config gives it.
+    #[error("bucket {bucket:?}, key {key:?}: stored value does not fit the config: {reason}")]
+    Value {
+        /// The bucket's name.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// What was expected.
+        reason: String,
+    },
+    /// Two buckets have the same name.
+    #[error("bucket {bucket:?} is named twice")]
+    Duplicate {
+        /// The name.
+        bucket: String,
+    },
+    /// The writer thread cannot be started.
+    #[error("store writer thread: {0}")]
+    Thread(std::io::Error),
+    /// The store was closed.
+    #[error("store is closed")]
+    Closed,
+}
 
 impl Store {
     /// Opens the buckets, loading those of the embedded backend from `dir/store.redb`, and starts the writer thread.
+    /// Without an embedded bucket no file is made or read. The revision goes on from the file's; changes of memory
+    /// buckets are not counted there, so their revisions mean nothing to the next process.
     ///
     /// # Errors
     /// If the file cannot be created, is in use by another process, or is corrupt: the message says which.
-    pub fn open(_buckets: &[BucketConfig], _dir: &Path) -> Result<Store, OpenError> {
-        unimplemented!()
+    pub fn open(buckets: &[BucketConfig], dir: &Path) -> Result<Store, OpenError> {
+        Self::with_backends(buckets, Backends::new(dir))
+    }
+
+    fn with_backends(buckets: &[BucketConfig], mut backends: Backends) -> Result<Store, OpenError> {
+        let empty = Snapshot {
+            revision: Revision::default(),
+            buckets: Vec::new(),
+            names: Arc::default(),
+        };
+        let first = writer::configure(&empty, buckets, &mut backends)?;
+        let newest = Arc::new(ArcSwap::from_pointee(first));
+        let (commands, queue) = channel();
+        let writer = Writer::new(Arc::clone(&newest), backends);
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run(&queue))
+            .map_err(OpenError::Thread)?;
+        Ok(Store {
+            inner: Arc::new(Inner {
+                newest,
+                commands,
+                places: Arc::new(Semaphore::new(QUEUE_BATCHES_MAX)),
+                writer: Mutex::new(Some(thread)),
+            }),
+        })
     }
 
     /// Makes the buckets those of a new config: adds new ones, changes limits. A bucket no longer named stays
-    /// readable by id until restart but no longer by name; its data on disk is kept.
-    pub async fn reconfigure(&self, _buckets: &[BucketConfig]) -> Result<(), OpenError> {
-        unimplemented!()
+    /// readable by id until restart but no longer by name, and takes no writes; its data on disk is kept, and it is
+    /// back, under its id, when a later config names it again with the same backend.
+    ///
+    /// # Errors
+    /// As for [`Self::open`]; the buckets are then as they were. If the future is dropped they may still change.
+    pub async fn reconfigure(&self, buckets: &[BucketConfig]) -> Result<(), OpenError> {
+        let (done, answer) = oneshot::channel();
+        if self.inner.places.is_closed() {
+            return Err(OpenError::Closed);
+        }
+        self.inner
+            .commands
+            .send(Command::Reconfigure(buckets.to_vec(), done))
+            .map_err(|_| OpenError::Closed)?;
+        answer.await.unwrap_or(Err(OpenError::Closed))
     }
 
     /// The newest state.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        unimplemented!()
+        self.inner.newest.load_full()
     }
 
     /// A reader for one thread: one atomic load when nothing changed.
     pub fn reader(&self) -> Reader {
-        unimplemented!()
+        Reader {
+            newest: arc_swap::Cache::new(Arc::clone(&self.inner.newest)),
+        }
     }
 
     /// Applies a batch, all or none, and returns once it is durable (as far as its backend is) and visible to every
@@ -81,24 +192,55 @@ impl Store {
     ///
     /// # Errors
     /// See [`CommitError`]; nothing of the batch was applied. If the future is dropped the batch may still be applied.
-    pub async fn commit(&self, _batch: WriteBatch) -> Result<Committed, CommitError> {
-        unimplemented!()
+    pub async fn commit(&self, batch: WriteBatch) -> Result<Committed, CommitError> {
+        let closed = || CommitError::Unavailable("store is closed".into());
+        let place = Arc::clone(&self.inner.places).acquire_owned().await;
+        let (done, answer) = oneshot::channel();
+        let pending = Pending {
+            batch,
+            done,
+            _permit: place.map_err(|_| closed())?,
+        };
+        self.inner
+            .commands
+            .send(Command::Commit(pending))
+            .map_err(|_| closed())?;
+        answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Stops the writer after what is queued; later commits fail with [`CommitError::Unavailable`].
+    /// Stops the writer after what is queued and waits for it; later commits fail with [`CommitError::Unavailable`].
+    /// Reads go on. Blocks for as long as the last write takes.
     pub fn close(&self) {
-        unimplemented!()
+        self.inner.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        self.places.close();
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = writer.take() {
+            // It is gone already if it panicked, which was logged then.
+            let _ = self.commands.send(Command::Close);
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
 /// One thread's view of the newest snapshot.
 pub struct Reader {
-    _private: (),
+    newest: arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
 }
 
 impl Reader {
     /// The newest state.
     pub fn load(&mut self) -> &Arc<Snapshot> {
-        unimplemented!()
+        self.newest.load()
     }
 }

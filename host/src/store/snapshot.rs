@@ -1,10 +1,19 @@
 //! An immutable state of all buckets at one revision.
 
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+
+use super::table::{Record, Table};
 use super::{BucketConfig, BucketId, Revision, Value};
 
 /// All buckets at one revision.
+#[derive(Clone)]
 pub struct Snapshot {
-    _private: (),
+    pub(super) revision: Revision,
+    /// By [`BucketId`].
+    pub(super) buckets: Vec<Bucket>,
+    /// Those of the config.
+    pub(super) names: Arc<BTreeMap<String, BucketId>>,
 }
 
 /// A value and the revision that wrote it.
@@ -28,58 +37,128 @@ pub struct Page {
 impl Snapshot {
     /// The store's revision.
     pub fn revision(&self) -> Revision {
-        unimplemented!()
+        self.revision
     }
+
     /// A bucket's id by its name in the config.
-    pub fn bucket_id(&self, _name: &str) -> Option<BucketId> {
-        unimplemented!()
+    pub fn bucket_id(&self, name: &str) -> Option<BucketId> {
+        self.names.get(name).copied()
     }
+
     /// A bucket by id.
-    pub fn bucket(&self, _id: BucketId) -> Option<&Bucket> {
-        unimplemented!()
+    pub fn bucket(&self, id: BucketId) -> Option<&Bucket> {
+        self.buckets.get(id.0 as usize)
     }
+
     /// Every bucket of the config, in order of name.
     pub fn buckets(&self) -> impl Iterator<Item = (BucketId, &Bucket)> {
-        std::iter::empty()
+        self.names
+            .values()
+            .filter_map(|&id| Some((id, self.bucket(id)?)))
     }
 }
 
 /// One bucket at one revision.
+#[derive(Clone)]
 pub struct Bucket {
-    _private: (),
+    pub(super) config: Arc<BucketConfig>,
+    pub(super) table: Table,
+    pub(super) revision: Revision,
 }
 
 impl Bucket {
     /// Its config.
     pub fn config(&self) -> &BucketConfig {
-        unimplemented!()
+        &self.config
     }
+
     /// The entry under a key.
-    pub fn get(&self, _key: &str) -> Option<&Entry> {
-        unimplemented!()
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.table.get(key).map(|record| &record.entry)
     }
+
     /// How many keys there are.
     pub fn len(&self) -> u64 {
-        unimplemented!()
+        self.table.len()
     }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
     /// Bytes of keys and values.
     pub fn bytes(&self) -> u64 {
-        unimplemented!()
+        self.table.bytes()
     }
+
     /// The revision of the last change to this bucket.
     pub fn revision(&self) -> Revision {
-        unimplemented!()
+        self.revision
     }
-    /// At most `limit` keys with `prefix`, after `after`, in byte order.
-    pub fn page(&self, _prefix: &str, _after: Option<&str>, _limit: usize) -> Page {
-        unimplemented!()
+
+    /// At most `limit` keys with `prefix`, after `after`, in byte order. Looks at every key of the bucket, and takes
+    /// memory for `limit` of them.
+    pub fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Page {
+        let mut smallest: BinaryHeap<ByKey<'_>> = BinaryHeap::new();
+        let mut more = false;
+        for record in self.table.iter() {
+            let key = record.key_bytes();
+            if !key.starts_with(prefix.as_bytes())
+                || after.is_some_and(|after| key <= after.as_bytes())
+            {
+                continue;
+            }
+            if smallest.len() < limit {
+                smallest.push(ByKey(record));
+                continue;
+            }
+            more = true;
+            if let Some(mut greatest) = smallest.peek_mut()
+                && key < greatest.0.key_bytes()
+            {
+                *greatest = ByKey(record);
+            }
+        }
+        let entries: Vec<(Box<str>, Entry)> = smallest
+            .into_sorted_vec()
+            .into_iter()
+            .map(|ByKey(record)| (record.key().into(), record.entry.clone()))
+            .collect();
+        let next = entries.last().filter(|_| more).map(|(key, _)| key.clone());
+        Page { entries, next }
     }
+
     /// Every key, in byte order: for exports; takes memory for one sorted index.
     pub fn sorted(&self) -> Vec<(&str, &Entry)> {
-        unimplemented!()
+        let mut records: Vec<&Arc<Record>> = self.table.iter().collect();
+        records.sort_unstable_by_key(|record| record.key_bytes());
+        records
+            .into_iter()
+            .map(|record| (record.key(), &record.entry))
+            .collect()
     }
 }
+
+/// A record ordered by its key.
+struct ByKey<'a>(&'a Record);
+
+impl Ord for ByKey<'_> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.key_bytes().cmp(other.0.key_bytes())
+    }
+}
+
+impl PartialOrd for ByKey<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for ByKey<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key_bytes() == other.0.key_bytes()
+    }
+}
+
+impl Eq for ByKey<'_> {}

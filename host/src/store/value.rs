@@ -1,6 +1,11 @@
 //! Values: bytes, or an address that was checked when it was written.
 
-use std::net::IpAddr;
+use std::borrow::Cow;
+use std::fmt::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use super::bucket::{VALUE_BYTES_MAX, ValueKind};
 
 /// A value of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,56 +30,314 @@ pub enum Target {
 #[error("{0}")]
 pub struct ValueError(pub String);
 
-impl std::str::FromStr for Target {
-    type Err = ValueError;
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        if let Ok(address) = text.parse::<std::net::SocketAddr>() {
-            return Ok(Self::Ip(address.ip(), Some(address.port())));
+/// Longest host name, and longest label of one (RFC 1123).
+const NAME_BYTES_MAX: usize = 253;
+const LABEL_BYTES_MAX: usize = 63;
+/// How much of a refused value an error shows.
+const SHOWN_CHARS_MAX: usize = 64;
+
+impl Value {
+    /// A value of a bucket of this kind, from what was written.
+    ///
+    /// # Errors
+    /// If it is too long, or is no address and the bucket holds those.
+    pub fn parse(kind: ValueKind, bytes: &[u8]) -> Result<Self, ValueError> {
+        if bytes.len() > VALUE_BYTES_MAX {
+            return Err(ValueError(format!(
+                "value of {} bytes is too long, expected at most {VALUE_BYTES_MAX}",
+                bytes.len()
+            )));
         }
-        if let Ok(ip) = text.trim_matches(['[', ']']).parse() {
-            return Ok(Self::Ip(ip, None));
+        match kind {
+            ValueKind::Bytes => Ok(Self::Bytes(bytes.into())),
+            ValueKind::Endpoint => match std::str::from_utf8(bytes) {
+                Ok(text) => Target::parse(text).map(Self::Target),
+                Err(_) => Err(refused(&String::from_utf8_lossy(bytes), "it is not UTF-8")),
+            },
         }
-        let (name, port) = match text.rsplit_once(':') {
-            Some((name, port)) => (
-                name,
-                Some(
-                    port.parse()
-                        .map_err(|_| ValueError(format!("bad port {port:?}")))?,
-                ),
-            ),
-            None => (text, None),
-        };
-        if name.is_empty()
-            || !name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-')
-        {
-            return Err(ValueError(format!("{name:?} is not a host")));
+    }
+
+    /// The value as it is stored and sent: the bytes, or the address as text.
+    pub fn to_bytes(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Bytes(bytes) => Cow::Borrowed(bytes),
+            Self::Target(target) => Cow::Owned(target.to_string().into_bytes()),
         }
-        Ok(Self::Name(name.to_ascii_lowercase().into(), port))
+    }
+
+    /// The value as text, unless it is bytes that are not UTF-8.
+    pub fn text(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Bytes(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
+            Self::Target(target) => Some(Cow::Owned(target.to_string())),
+        }
+    }
+
+    /// The address, in a routing bucket.
+    pub fn target(&self) -> Option<&Target> {
+        match self {
+            Self::Bytes(_) => None,
+            Self::Target(target) => Some(target),
+        }
+    }
+
+    /// The length of [`Self::to_bytes`].
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Target(target) => {
+                let mut length = Length(0);
+                write!(length, "{target}").expect("counting does not fail");
+                length.0
+            }
+        }
+    }
+
+    /// Whether it is no bytes at all.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Bytes(bytes) if bytes.is_empty())
     }
 }
 
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// Counts what is written to it.
+struct Length(usize);
+
+impl Write for Length {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 += text.len();
+        Ok(())
+    }
+}
+
+impl Target {
+    /// Parses an IP address or a host name, either with a port or without: `127.0.0.2`, `127.0.0.2:80`, `::1`,
+    /// `[::1]:80`, `agent-1.internal:8080`.
+    ///
+    /// # Errors
+    /// For anything else; the message shows the text and says what was expected.
+    pub fn parse(text: &str) -> Result<Self, ValueError> {
+        let refuse = |reason: &str| refused(text, reason);
+        if let Ok(ip) = text.parse::<Ipv6Addr>() {
+            return Ok(Self::Ip(ip.into(), None));
+        }
+        if let Some(rest) = text.strip_prefix('[') {
+            let (ip, rest) = rest
+                .split_once(']')
+                .ok_or_else(|| refuse("the bracket is not closed"))?;
+            let ip = ip
+                .parse::<Ipv6Addr>()
+                .map_err(|_| refuse("there is no IPv6 address in the brackets"))?;
+            let port = match rest.strip_prefix(':') {
+                Some(port) => Some(parse_port(port).map_err(refuse)?),
+                None if rest.is_empty() => None,
+                None => return Err(refuse("only a port may follow the brackets")),
+            };
+            return Ok(Self::Ip(ip.into(), port));
+        }
+        let (host, port) = match text.split_once(':') {
+            Some((_, rest)) if rest.starts_with("//") => return Err(refuse("it has a scheme")),
+            Some((_, port)) if port.contains(':') => {
+                return Err(refuse("it has more than one colon and is no IPv6 address"));
+            }
+            Some((host, port)) => (host, Some(parse_port(port).map_err(refuse)?)),
+            None => (text, None),
+        };
+        if let Ok(ip) = host.parse::<Ipv4Addr>() {
+            return Ok(Self::Ip(ip.into(), port));
+        }
+        check_name(host).map_err(refuse)?;
+        Ok(Self::Name(host.to_ascii_lowercase().into(), port))
+    }
+
+    /// The port, if it names one.
+    pub fn port(&self) -> Option<u16> {
         match self {
-            Self::Ip(ip, None) => write!(f, "{ip}"),
-            Self::Ip(ip, Some(port)) => write!(f, "{}", std::net::SocketAddr::new(*ip, *port)),
-            Self::Name(name, None) => write!(f, "{name}"),
+            Self::Ip(_, port) | Self::Name(_, port) => *port,
+        }
+    }
+}
+
+fn parse_port(text: &str) -> Result<u16, &'static str> {
+    let plain = !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(port) if plain => Ok(port),
+        _ => Err("the port is not a number from 1 to 65535"),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() {
+        return Err("the host is empty");
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err("the host name is longer than 253 bytes");
+    }
+    for label in name.split('.') {
+        if label.is_empty() {
+            return Err("the host name has an empty label");
+        }
+        if label.len() > LABEL_BYTES_MAX {
+            return Err("the host name has a label longer than 63 bytes");
+        }
+        if !label
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        {
+            return Err(
+                "a host name has only letters, digits, hyphens and dots, and nothing may surround it",
+            );
+        }
+        if label.starts_with('-') || label.ends_with('-') {
+            return Err("a label of the host name begins or ends with a hyphen");
+        }
+    }
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let hexadecimal = last
+        .strip_prefix("0x")
+        .or_else(|| last.strip_prefix("0X"))
+        .is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    // Resolvers read such a name as an address of their own liking.
+    if hexadecimal || last.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("it looks like an IPv4 address but is not one");
+    }
+    Ok(())
+}
+
+fn refused(text: &str, reason: &str) -> ValueError {
+    ValueError(format!(
+        "{} is not an address: {reason}; expected an IP address or a host name, with or without a port, \
+         such as 127.0.0.2, [::1]:80 or agent-1.internal:8080",
+        shown(text)
+    ))
+}
+
+/// Text quoted, escaped and shortened for a message.
+pub(super) fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{:?}… ({} bytes)", &text[..end], text.len()),
+        None => format!("{text:?}"),
+    }
+}
+
+impl FromStr for Target {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip, None) => ip.fmt(f),
+            Self::Ip(IpAddr::V4(ip), Some(port)) => write!(f, "{ip}:{port}"),
+            Self::Ip(IpAddr::V6(ip), Some(port)) => write!(f, "[{ip}]:{port}"),
+            Self::Name(name, None) => name.fmt(f),
             Self::Name(name, Some(port)) => write!(f, "{name}:{port}"),
         }
     }
 }
 
-impl Value {
-    /// Checks a value.
-    pub fn parse(kind: super::ValueKind, bytes: &[u8]) -> Result<Self, ValueError> {
-        match kind {
-            super::ValueKind::Bytes => Ok(Self::Bytes(bytes.into())),
-            super::ValueKind::Endpoint => std::str::from_utf8(bytes)
-                .map_err(|_| ValueError("not text".into()))?
-                .parse()
-                .map(Self::Target),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_parse_and_display_in_canonical_form() {
+        for (text, canonical) in [
+            ("127.0.0.2", "127.0.0.2"),
+            ("127.0.0.2:80", "127.0.0.2:80"),
+            ("::1", "::1"),
+            ("[::1]", "::1"),
+            ("[::1]:80", "[::1]:80"),
+            ("0:0:0:0:0:0:0:1", "::1"),
+            ("Agent-1.Internal", "agent-1.internal"),
+            ("agent-1.internal:8080", "agent-1.internal:8080"),
+            ("localhost:65535", "localhost:65535"),
+            ("1a", "1a"),
+            ("3com.com", "3com.com"),
+        ] {
+            let target = Target::parse(text).unwrap();
+            assert_eq!(target.to_string(), canonical, "{text}");
+            assert_eq!(Target::parse(canonical).unwrap(), target, "{text}");
+            assert_eq!(Value::Target(target).len(), canonical.len(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_with_the_value_and_what_was_expected() {
+        let long_label = format!("{}.internal", "a".repeat(64));
+        let long_name = "a.".repeat(126) + "ab";
+        for text in [
+            "",
+            " ",
+            " 127.0.0.1",
+            "127.0.0.1 ",
+            "127.0.0.300",
+            "1.2.3",
+            "123",
+            "127.1",
+            "0x7f.1",
+            "a.0x1",
+            "127.0.0.01",
+            "127.0.0.1:",
+            "127.0.0.1:0",
+            "127.0.0.1:65536",
+            "127.0.0.1:+80",
+            "127.0.0.1:080",
+            ":80",
+            "http://127.0.0.1",
+            "host/path",
+            "user@host",
+            "user:pw@host",
+            "host\r\nx: y",
+            "host\0",
+            "host.",
+            ".host",
+            "a..b",
+            "-a",
+            "a-",
+            "a_b",
+            "é.example",
+            "[::1",
+            "::1]",
+            "[::1]80",
+            "[::1]:",
+            "[127.0.0.1]:80",
+            "[fe80::1%eth0]:80",
+            "fe80::1%eth0",
+            "1:2:3",
+            "a:1:2",
+            "::1:80:x",
+            "*",
+            &long_label,
+            &long_name,
+        ] {
+            let message = Target::parse(text).expect_err(text).to_string();
+            assert!(message.contains("expected an IP address"), "{message}");
+            assert!(!message.contains(['\r', '\n', '\0']), "{message}");
+            assert!(message.len() < 500, "{message}");
+        }
+        let message = Target::parse("127.0.0.300").unwrap_err().to_string();
+        assert!(
+            message.starts_with("\"127.0.0.300\" is not an address: it looks like"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn values_are_checked_against_the_kind_of_their_bucket() {
+        assert!(Value::parse(ValueKind::Endpoint, b"\xff").is_err());
+        assert_eq!(
+            Value::parse(ValueKind::Bytes, b"\xff")
+                .unwrap()
+                .to_bytes()
+                .as_ref(),
+            b"\xff"
+        );
+        assert!(Value::parse(ValueKind::Bytes, &vec![0; VALUE_BYTES_MAX]).is_ok());
+        let error = Value::parse(ValueKind::Bytes, &vec![0; VALUE_BYTES_MAX + 1]).unwrap_err();
+        assert!(error.0.contains("1048577 bytes"), "{error}");
     }
 }

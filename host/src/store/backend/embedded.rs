@@ -1,0 +1,544 @@
+//! The backend in one file, `store.redb` of the data directory: what it has acknowledged survives a crash.
+//!
+//! Three tables: `entries` maps (bucket, key) to (revision, value); `buckets` maps a bucket to its revision, its number
+//! of entries and the sum of their hashes, so that a damaged file is noticed when it is loaded and not when a request
+//! goes astray; `meta` has the format and the store's revision. Each group of batches is one transaction.
+//!
+//! After a failed write the file is opened anew before the next one, because the engine refuses everything after an
+//! I/O error. Whether the failed transaction reached the disk is only known then: if it did, it is undone first, so
+//! that a write reported as failed does not come back. (Only if the process ends before that can it be found applied.)
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+
+use super::{Backend, Change, Loaded};
+use crate::store::table::Record;
+use crate::store::{BucketConfig, Entry, OpenError, Revision, Value};
+
+const FILE: &str = "store.redb";
+/// Where a new file is made, so that `store.redb` is whole from the moment it exists.
+const FILE_NEW: &str = "store.redb.new";
+/// What a file of the engine begins with.
+const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
+/// The engine's page cache; reads never go there, so it only has to hold what writes touch.
+const CACHE_BYTES: usize = 64 << 20;
+const FORMAT: u64 = 1;
+
+/// (bucket, key) to (revision, value).
+const ENTRIES: TableDefinition<(&[u8], &[u8]), (u64, &[u8])> = TableDefinition::new("entries");
+/// Bucket to (revision, entries, sum of their hashes).
+const BUCKETS: TableDefinition<&[u8], (u64, u64, u64)> = TableDefinition::new("buckets");
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const META_FORMAT: &str = "format";
+const META_REVISION: &str = "revision";
+
+type Opener = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
+
+/// The open file.
+pub(super) struct Embedded {
+    path: PathBuf,
+    opener: Opener,
+    /// None after a failed write, until the next.
+    db: Option<Database>,
+    /// Of the last write that succeeded.
+    revision: Revision,
+    /// The write that failed since, if any.
+    failed: Vec<Change>,
+}
+
+impl Embedded {
+    /// Opens `dir/store.redb`, or makes it.
+    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+        let path = dir.join(FILE);
+        if !path.try_exists().map_err(|error| io_error(&path, error))? {
+            create(dir)?;
+        }
+        let file = path.clone();
+        Self::with_opener(path, Box::new(move || open_database(&file)))
+    }
+
+    fn with_opener(path: PathBuf, opener: Opener) -> Result<Self, OpenError> {
+        let db = opener()?;
+        let revision = guarded(|| read_meta(&db)).map_err(|reason| corrupt(&path, reason))?;
+        Ok(Self {
+            path,
+            opener,
+            db: Some(db),
+            revision,
+            failed: Vec::new(),
+        })
+    }
+
+    /// Opens the file after a failed write, and undoes that if it reached the disk after all.
+    fn reopen(&mut self) -> Result<Database, String> {
+        let db = (self.opener)().map_err(|error| error.to_string())?;
+        let found = guarded(|| read_meta(&db))?;
+        if found != self.revision {
+            if self.failed.is_empty() {
+                return Err(format!(
+                    "data file {} was changed by someone else",
+                    self.path.display()
+                ));
+            }
+            let undo: Vec<Change> = self.failed.iter().rev().map(reversed).collect();
+            let revision = self.revision;
+            guarded(|| transact(&db, revision, &undo))?;
+        }
+        self.failed.clear();
+        Ok(db)
+    }
+}
+
+impl Backend for Embedded {
+    fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    fn load(&mut self, bucket: &BucketConfig) -> Result<Loaded, OpenError> {
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => self.reopen().map_err(|reason| OpenError::Io {
+                path: self.path.clone(),
+                reason,
+            })?,
+        };
+        let db = self.db.insert(db);
+        let (loaded, refused) =
+            guarded(|| read_bucket(db, bucket)).map_err(|reason| corrupt(&self.path, reason))?;
+        match refused {
+            None => Ok(loaded),
+            Some((key, reason)) => Err(OpenError::Value {
+                bucket: bucket.name.clone(),
+                key,
+                reason,
+            }),
+        }
+    }
+
+    fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), String> {
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => self.reopen()?,
+        };
+        let written = guarded(|| transact(&db, revision, changes));
+        match written {
+            Ok(()) => {
+                self.db = Some(db);
+                self.revision = revision;
+                Ok(())
+            }
+            Err(reason) => {
+                self.failed = changes.to_vec();
+                // Closing writes, which fails like the write before it.
+                let _ = guarded(|| {
+                    drop(db);
+                    Ok(())
+                });
+                Err(format!("writing {}: {reason}", self.path.display()))
+            }
+        }
+    }
+}
+
+fn reversed(change: &Change) -> Change {
+    Change {
+        bucket: change.bucket.clone(),
+        before: change.after.clone(),
+        after: change.before.clone(),
+        bucket_before: change.bucket_after,
+        bucket_after: change.bucket_before,
+    }
+}
+
+/// Runs an operation of the engine, which panics on some kinds of damage instead of returning an error.
+fn guarded<T>(operation: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(operation)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("unexpected content")
+            .to_owned()),
+    }
+}
+
+fn io_error(path: &Path, error: impl std::fmt::Display) -> OpenError {
+    OpenError::Io {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+fn corrupt(path: &Path, reason: String) -> OpenError {
+    OpenError::Corrupt {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+/// Makes an empty store, which gets its name when it is complete.
+fn create(dir: &Path) -> Result<(), OpenError> {
+    fs::create_dir_all(dir).map_err(|error| io_error(dir, error))?;
+    let path = dir.join(FILE_NEW);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options
+        .open(&path)
+        .map_err(|error| io_error(&path, error))?;
+    // What an interrupted start left behind held nothing.
+    match file.try_lock() {
+        Ok(()) => file.set_len(0).and_then(|()| file.unlock()),
+        Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse { path }),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+    .map_err(|error| io_error(&path, error))?;
+    let db = database(file, &path)?;
+    guarded(|| initialise(&db)).map_err(|reason| io_error(&path, reason))?;
+    drop(db);
+    fs::rename(&path, dir.join(FILE))
+        .and_then(|()| File::open(dir))
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| io_error(&path, error))
+}
+
+fn initialise(db: &Database) -> Result<(), redb::Error> {
+    let transaction = db.begin_write()?;
+    transaction.open_table(ENTRIES)?;
+    transaction.open_table(BUCKETS)?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        meta.insert(META_FORMAT, FORMAT)?;
+        meta.insert(META_REVISION, 0)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn open_database(path: &Path) -> Result<Database, OpenError> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|error| io_error(path, error))?;
+    let mut magic = [0; MAGIC.len()];
+    match file.read_exact(&mut magic).and_then(|()| file.rewind()) {
+        Ok(()) if magic == MAGIC => {}
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            return Err(io_error(path, error));
+        }
+        _ => {
+            return Err(corrupt(
+                path,
+                "it does not begin as a data file does".into(),
+            ));
+        }
+    }
+    database(file, path)
+}
+
+fn database(file: File, path: &Path) -> Result<Database, OpenError> {
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        Builder::new().set_cache_size(CACHE_BYTES).create_file(file)
+    }));
+    match opened {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(error)) => Err(open_error(error, path)),
+        Err(_) => Err(corrupt(path, "its structure is damaged".into())),
+    }
+}
+
+fn open_error(error: DatabaseError, path: &Path) -> OpenError {
+    use redb::StorageError::{Corrupted, Io};
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
+            path: path.to_owned(),
+        },
+        DatabaseError::UpgradeRequired(version) => {
+            corrupt(path, format!("its file format is version {version}"))
+        }
+        DatabaseError::Storage(Corrupted(reason)) => corrupt(path, reason),
+        DatabaseError::Storage(Io(error))
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            corrupt(path, error.to_string())
+        }
+        error => io_error(path, error),
+    }
+}
+
+fn read_meta(db: &Database) -> Result<Revision, redb::Error> {
+    let transaction = db.begin_read()?;
+    let meta = transaction.open_table(META)?;
+    let number = |name| {
+        meta.get(name)
+            .map(|found| found.map(|number| number.value()))
+    };
+    match (number(META_FORMAT)?, number(META_REVISION)?) {
+        (Some(FORMAT), Some(revision)) => Ok(Revision(revision)),
+        (format, _) => Err(redb::Error::Corrupted(format!(
+            "format {}, expected {FORMAT}",
+            format.map_or("unknown".into(), |format| format.to_string())
+        ))),
+    }
+}
+
+/// A key and why its value is not one of the bucket's kind.
+type Refused = (String, String);
+
+fn read_bucket(
+    db: &Database,
+    bucket: &BucketConfig,
+) -> Result<(Loaded, Option<Refused>), redb::Error> {
+    let transaction = db.begin_read()?;
+    let name = bucket.name.as_bytes();
+    let sums = transaction.open_table(BUCKETS)?;
+    let expected = sums
+        .get(name)?
+        .map(|sum| Sum::from(sum.value()))
+        .unwrap_or_default();
+    let mut found = Sum {
+        revision: expected.revision,
+        ..Sum::default()
+    };
+    let mut records =
+        Vec::with_capacity(usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0));
+    let mut refused = None;
+    let entries = transaction.open_table(ENTRIES)?;
+    // The next string after the bucket's name: what lies between belongs to the bucket.
+    let end = [name, &[0]].concat();
+    for entry in entries.range((name, &[][..])..(end.as_slice(), &[][..]))? {
+        let (key, value) = entry?;
+        let (_, key) = key.value();
+        let (revision, value) = value.value();
+        found.add(key, revision, value);
+        let key = std::str::from_utf8(key)
+            .map_err(|_| redb::Error::Corrupted("a key is not UTF-8".into()))?;
+        match Value::parse(bucket.values, value) {
+            Ok(value) => {
+                let revision = Revision(revision);
+                records.push(Record::new(key, Entry { value, revision }));
+            }
+            Err(error) => {
+                refused.get_or_insert((key.to_owned(), error.0));
+            }
+        }
+    }
+    if found != expected {
+        return Err(redb::Error::Corrupted(format!(
+            "bucket {:?}: {} entries were found that do not add up to the {} that were written",
+            bucket.name, found.entries, expected.entries
+        )));
+    }
+    let revision = Revision(found.revision);
+    Ok((Loaded { records, revision }, refused))
+}
+
+fn transact(db: &Database, revision: Revision, changes: &[Change]) -> Result<(), redb::Error> {
+    // In order of place in the file; the changes of one key keep their order.
+    let mut ordered: Vec<&Change> = changes.iter().collect();
+    ordered.sort_by_key(|change| (change.bucket.name.as_bytes(), change.key()));
+    let transaction = db.begin_write()?;
+    {
+        let mut entries = transaction.open_table(ENTRIES)?;
+        for change in ordered {
+            let key = (change.bucket.name.as_bytes(), change.key());
+            match &change.after {
+                Some(record) => {
+                    let entry = &record.entry;
+                    entries.insert(key, (entry.revision.0, entry.value.to_bytes().as_ref()))?;
+                }
+                None => {
+                    entries.remove(key)?;
+                }
+            }
+        }
+        let mut buckets = transaction.open_table(BUCKETS)?;
+        let mut sums: HashMap<&[u8], Sum> = HashMap::new();
+        for change in changes {
+            let name = change.bucket.name.as_bytes();
+            let sum = match sums.entry(name) {
+                std::collections::hash_map::Entry::Occupied(sum) => sum.into_mut(),
+                std::collections::hash_map::Entry::Vacant(sum) => {
+                    let stored = buckets.get(name)?.map(|sum| Sum::from(sum.value()));
+                    sum.insert(stored.unwrap_or_default())
+                }
+            };
+            sum.change(change);
+        }
+        for (name, sum) in sums {
+            buckets.insert(name, (sum.revision, sum.entries, sum.hashes))?;
+        }
+        transaction
+            .open_table(META)?
+            .insert(META_REVISION, revision.0)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+impl Change {
+    fn key(&self) -> &[u8] {
+        let record = self.after.as_ref().or(self.before.as_ref());
+        record.map_or(&[], |record| record.key_bytes())
+    }
+}
+
+/// What a bucket's entries must add up to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sum {
+    revision: u64,
+    entries: u64,
+    hashes: u64,
+}
+
+impl From<(u64, u64, u64)> for Sum {
+    fn from((revision, entries, hashes): (u64, u64, u64)) -> Self {
+        Self {
+            revision,
+            entries,
+            hashes,
+        }
+    }
+}
+
+impl Sum {
+    fn add(&mut self, key: &[u8], revision: u64, value: &[u8]) {
+        self.entries = self.entries.wrapping_add(1);
+        self.hashes = self.hashes.wrapping_add(hash(key, revision, value));
+    }
+
+    fn change(&mut self, change: &Change) {
+        if let Some(record) = &change.before {
+            let entry = &record.entry;
+            let hash = hash(
+                record.key_bytes(),
+                entry.revision.0,
+                &entry.value.to_bytes(),
+            );
+            self.entries = self.entries.wrapping_sub(1);
+            self.hashes = self.hashes.wrapping_sub(hash);
+        }
+        if let Some(record) = &change.after {
+            let entry = &record.entry;
+            self.add(
+                record.key_bytes(),
+                entry.revision.0,
+                &entry.value.to_bytes(),
+            );
+        }
+        self.revision = change.bucket_after.0;
+    }
+}
+
+/// FNV-1a: the same in every version and on every machine, as hashers of the standard library are not.
+fn hash(key: &[u8], revision: u64, value: &[u8]) -> u64 {
+    let length = (key.len() as u64).to_le_bytes();
+    let revision = revision.to_le_bytes();
+    [&length[..], key, &revision[..], value]
+        .into_iter()
+        .flatten()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        })
+}
+
+#[cfg(test)]
+pub(in crate::store) mod tests {
+    use std::ops::Bound;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::backends::FileBackend;
+    use redb::{BackendError, StorageBackend};
+
+    use super::*;
+
+    /// What the disk under [`faulty`] fails at, from now on.
+    #[derive(Debug, Default)]
+    pub(in crate::store) struct Faults {
+        pub(in crate::store) write: AtomicBool,
+        pub(in crate::store) sync: AtomicBool,
+    }
+
+    /// The embedded backend on a disk that fails when told to.
+    pub(in crate::store) fn faulty(dir: &Path, faults: Arc<Faults>) -> Box<dyn Backend> {
+        drop(Embedded::open(dir).unwrap());
+        let path = dir.join(FILE);
+        let opener = {
+            let path = path.clone();
+            move || {
+                let file = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .open(&path)
+                    .unwrap();
+                let disk = FaultyDisk {
+                    file: FileBackend::new(file).unwrap(),
+                    faults: Arc::clone(&faults),
+                };
+                Builder::new()
+                    .create_with_backend(disk)
+                    .map_err(|error| open_error(error, &path))
+            }
+        };
+        Box::new(Embedded::with_opener(path, Box::new(opener)).unwrap())
+    }
+
+    #[derive(Debug)]
+    struct FaultyDisk {
+        file: FileBackend,
+        faults: Arc<Faults>,
+    }
+
+    impl StorageBackend for FaultyDisk {
+        fn len(&self) -> Result<u64, io::Error> {
+            self.file.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+            self.file.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> Result<(), io::Error> {
+            self.file.set_len(len)
+        }
+        fn sync_data(&self) -> Result<(), io::Error> {
+            self.file.sync_data()?;
+            if self.faults.sync.load(Ordering::SeqCst) {
+                return Err(io::Error::other("sync fails"));
+            }
+            Ok(())
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+            if self.faults.write.load(Ordering::SeqCst) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.file.write(offset, data)
+        }
+        fn close(&self) -> Result<(), io::Error> {
+            self.file.close()
+        }
+        fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+            self.file.try_lock_range(start, end)
+        }
+        fn try_lock_shared_range(
+            &self,
+            start: Bound<u64>,
+            end: Bound<u64>,
+        ) -> Result<bool, BackendError> {
+            self.file.try_lock_shared_range(start, end)
+        }
+        fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+            self.file.unlock_range(start, end)
+        }
+    }
+}

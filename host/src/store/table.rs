@@ -1,0 +1,267 @@
+//! The map behind a bucket: immutable once published, and cheap to change by one key.
+//!
+//! A hash's first byte picks one of 256 branches, its next 32 bits (the tag) a leaf of the branch and a place in the
+//! leaf; slots are sorted by tag, so a place is guessed by proportion and no slot is left empty. A change copies one
+//! leaf, one branch and the root, and shares everything else with the tables that readers still hold. A lookup
+//! touches the leaf and the record, two cache misses beyond what stays cached; short keys lie inside the record.
+//!
+//! Measured on 2 cores with a release build, 1,000,000 keys `agent-00000000` with addresses (in brackets
+//! `imbl::GenericHashMap` 7 with the same records and hasher): random get MEASURED.
+
+use std::sync::Arc;
+
+use ahash::RandomState;
+
+use super::Entry;
+
+const BRANCHES: usize = 256;
+/// Leaves of a branch are doubled up to this.
+const LEAVES_MAX: usize = 256;
+/// A leaf that grows beyond this doubles its branch's leaves, while it may.
+const LEAF_SLOTS_MAX: usize = 32;
+/// Slots per leaf that a bulk load aims at.
+const LEAF_SLOTS_LOADED: usize = 16;
+/// Keys up to this long (a UUID as text is 36 bytes) lie inside their record.
+const KEY_BYTES_INLINE: usize = 38;
+
+/// A key with its entry, shared by every table that holds it.
+pub(super) struct Record {
+    pub(super) entry: Entry,
+    key: Key,
+}
+
+enum Key {
+    Short {
+        len: u8,
+        bytes: [u8; KEY_BYTES_INLINE],
+    },
+    Long(Box<str>),
+}
+
+impl Record {
+    pub(super) fn new(key: &str, entry: Entry) -> Arc<Self> {
+        let key = match u8::try_from(key.len()) {
+            Ok(len) if key.len() <= KEY_BYTES_INLINE => {
+                let mut bytes = [0; KEY_BYTES_INLINE];
+                bytes[..key.len()].copy_from_slice(key.as_bytes());
+                Key::Short { len, bytes }
+            }
+            _ => Key::Long(key.into()),
+        };
+        Arc::new(Self { entry, key })
+    }
+
+    pub(super) fn key_bytes(&self) -> &[u8] {
+        match &self.key {
+            Key::Short { len, bytes } => &bytes[..usize::from(*len)],
+            Key::Long(key) => key.as_bytes(),
+        }
+    }
+
+    pub(super) fn key(&self) -> &str {
+        match &self.key {
+            Key::Short { len, bytes } => {
+                std::str::from_utf8(&bytes[..usize::from(*len)]).expect("copied whole from a str")
+            }
+            Key::Long(key) => key,
+        }
+    }
+
+    /// What the record counts against a bucket's limit: key and value.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.key_bytes().len() + self.entry.value.len()) as u64
+    }
+}
+
+#[derive(Clone)]
+struct Slot {
+    tag: u32,
+    record: Arc<Record>,
+}
+
+/// Sorted by tag.
+type Leaf = Arc<[Slot]>;
+/// No leaf, or a power of two of them; all slots in sequence are sorted by tag.
+type Branch = Arc<[Leaf]>;
+
+/// A persistent map from key to entry; a clone shares everything.
+#[derive(Clone)]
+pub(super) struct Table {
+    root: Arc<[Branch]>,
+    hasher: RandomState,
+    len: u64,
+    bytes: u64,
+}
+
+/// Where a tag belongs in a branch of `leaves` leaves: the leaf, and the proportion within it.
+fn place(tag: u32, leaves: usize) -> (usize, u32) {
+    let bits = leaves.trailing_zeros();
+    ((u64::from(tag) << bits >> 32) as usize, tag << bits)
+}
+
+/// The first slot whose tag is not below `tag`.
+fn first_slot(leaf: &[Slot], tag: u32, proportion: u32) -> usize {
+    let mut at = (u64::from(proportion) * leaf.len() as u64 >> 32) as usize;
+    while at > 0 && leaf[at - 1].tag >= tag {
+        at -= 1;
+    }
+    while at < leaf.len() && leaf[at].tag < tag {
+        at += 1;
+    }
+    at
+}
+
+fn find(leaf: &[Slot], key: &str, tag: u32, proportion: u32) -> Result<usize, usize> {
+    let first = first_slot(leaf, tag, proportion);
+    leaf[first..]
+        .iter()
+        .take_while(|slot| slot.tag == tag)
+        .position(|slot| slot.record.key_bytes() == key.as_bytes())
+        .map(|offset| first + offset)
+        .ok_or(first)
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        Self {
+            root: vec![Branch::default(); BRANCHES].into(),
+            hasher: RandomState::new(),
+            len: 0,
+            bytes: 0,
+        }
+    }
+
+    /// A table of records with distinct keys, faster than inserting them one by one.
+    pub(super) fn load(records: impl Iterator<Item = Arc<Record>>) -> Self {
+        let mut table = Self::new();
+        let mut hashed: Vec<(u64, Arc<Record>)> = records
+            .map(|record| (table.hasher.hash_one(record.key_bytes()), record))
+            .collect();
+        hashed.sort_unstable_by_key(|(hash, _)| *hash);
+        table.len = hashed.len() as u64;
+        table.bytes = hashed.iter().map(|(_, record)| record.bytes()).sum();
+        let mut rest = hashed.into_iter().peekable();
+        table.root = (0..BRANCHES)
+            .map(|branch| {
+                let slots: Vec<Slot> =
+                    std::iter::from_fn(|| rest.next_if(|(hash, _)| branch_of(*hash) == branch))
+                        .map(|(hash, record)| Slot {
+                            tag: tag_of(hash),
+                            record,
+                        })
+                        .collect();
+                let leaves = slots.len().div_ceil(LEAF_SLOTS_LOADED).next_power_of_two();
+                branch_from(slots.into_iter(), leaves.min(LEAVES_MAX))
+            })
+            .collect();
+        table
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Arc<Record>> {
+        let hash = self.hasher.hash_one(key.as_bytes());
+        let branch = &self.root[branch_of(hash)];
+        if branch.is_empty() {
+            return None;
+        }
+        let tag = tag_of(hash);
+        let (leaf, proportion) = place(tag, branch.len());
+        let leaf = &branch[leaf];
+        find(leaf, key, tag, proportion)
+            .ok()
+            .map(|at| &leaf[at].record)
+    }
+
+    /// Puts a record in the place of what its key had.
+    pub(super) fn insert(&mut self, record: Arc<Record>) {
+        let hash = self.hasher.hash_one(record.key_bytes());
+        let tag = tag_of(hash);
+        let branch = &mut Arc::make_mut(&mut self.root)[branch_of(hash)];
+        if branch.is_empty() {
+            *branch = Arc::new([Leaf::default()]);
+        }
+        let (index, proportion) = place(tag, branch.len());
+        let leaf = &mut Arc::make_mut(branch)[index];
+        self.bytes += record.bytes();
+        match find(leaf, record.key(), tag, proportion) {
+            Ok(at) => {
+                self.bytes -= leaf[at].record.bytes();
+                Arc::make_mut(leaf)[at].record = record;
+            }
+            Err(at) => {
+                self.len += 1;
+                let slot = std::iter::once(Slot { tag, record });
+                *leaf = leaf[..at]
+                    .iter()
+                    .cloned()
+                    .chain(slot)
+                    .chain(leaf[at..].iter().cloned())
+                    .collect();
+                if leaf.len() > LEAF_SLOTS_MAX && branch.len() < LEAVES_MAX {
+                    let leaves = branch.len() * 2;
+                    *branch = branch_from(slots(branch).cloned(), leaves);
+                }
+            }
+        }
+    }
+
+    /// Removes what the key has, if anything.
+    pub(super) fn remove(&mut self, key: &str) {
+        if self.get(key).is_none() {
+            return;
+        }
+        let hash = self.hasher.hash_one(key.as_bytes());
+        let tag = tag_of(hash);
+        let branch = &mut Arc::make_mut(&mut self.root)[branch_of(hash)];
+        let (index, proportion) = place(tag, branch.len());
+        let leaf = &mut Arc::make_mut(branch)[index];
+        let Ok(at) = find(leaf, key, tag, proportion) else {
+            return;
+        };
+        self.len -= 1;
+        self.bytes -= leaf[at].record.bytes();
+        *leaf = leaf[..at].iter().chain(&leaf[at + 1..]).cloned().collect();
+        if leaf.is_empty() && branch.iter().all(|leaf| leaf.is_empty()) {
+            *branch = Branch::default();
+        }
+    }
+
+    /// Every record, in no order that means anything.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Record>> {
+        self.root.iter().flat_map(slots).map(|slot| &slot.record)
+    }
+}
+
+fn branch_of(hash: u64) -> usize {
+    (hash >> 56) as usize
+}
+
+fn tag_of(hash: u64) -> u32 {
+    (hash >> 24) as u32
+}
+
+fn slots(branch: &Branch) -> impl Iterator<Item = &Slot> {
+    branch.iter().flat_map(|leaf| leaf.iter())
+}
+
+/// Slots sorted by tag, cut into leaves.
+fn branch_from(slots: impl Iterator<Item = Slot>, leaves: usize) -> Branch {
+    let mut slots = slots.peekable();
+    if slots.peek().is_none() {
+        return Branch::default();
+    }
+    (0..leaves)
+        .map(|leaf| {
+            std::iter::from_fn(|| slots.next_if(|slot| place(slot.tag, leaves).0 == leaf))
+                .collect::<Vec<_>>()
+                .into()
+        })
+        .collect()
+}
