@@ -55,7 +55,10 @@ async fn slow_readers_hold_the_endpoint_back_and_cost_little_memory() {
         let mut left = 0;
         let mut chunk = vec![0; MIB];
         while left < 20 * MIB {
-            match soon("more", client.stream.read(&mut chunk)).await.expect("read") {
+            match soon("more", client.stream.read(&mut chunk))
+                .await
+                .expect("read")
+            {
                 0 => panic!("cut"),
                 n => left += n,
             }
@@ -134,7 +137,11 @@ async fn responses_without_a_body_have_none() {
     .await;
     let proxy = TestProxy::start(&upstream.route()).await;
     let mut client = proxy.raw().await;
-    for (method, path, status) in [("HEAD", "/", 200), ("GET", "/204", 204), ("GET", "/304", 304)] {
+    for (method, path, status) in [
+        ("HEAD", "/", 200),
+        ("GET", "/204", 204),
+        ("GET", "/304", 304),
+    ] {
         client
             .send(format!("{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n"))
             .await;
@@ -168,7 +175,10 @@ async fn an_answer_before_the_body_has_come_is_relayed() {
     client.send(head).await;
     client.send(vec![b'x'; 1000]).await;
     let response = client.response().await;
-    assert_eq!((response.status, response.body.as_slice()), (403, b"no".as_slice()));
+    assert_eq!(
+        (response.status, response.body.as_slice()),
+        (403, b"no".as_slice())
+    );
 }
 
 #[tokio::test]
@@ -183,7 +193,9 @@ async fn a_body_that_the_endpoint_cuts_never_looks_whole() {
         line if line.contains("/in-chunk") => {
             Answer::last("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc")
         }
-        _ => Answer::last("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n"),
+        _ => {
+            Answer::last("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n")
+        }
     })
     .await;
     let proxy = TestProxy::start(&upstream.route()).await;
@@ -198,10 +210,16 @@ async fn a_body_that_the_endpoint_cuts_never_looks_whole() {
             assert!(!text.ends_with("0\r\n\r\n"), "{path}: {text}");
             assert!(!text.contains("Content-Length: 3"), "{path}: {text}");
         } else {
-            assert!(text.starts_with("HTTP/1.1 502") || text.is_empty(), "{path}: {text}");
+            assert!(
+                text.starts_with("HTTP/1.1 502") || text.is_empty(),
+                "{path}: {text}"
+            );
         }
         let error = Request::get(path).try_send(proxy.address).await;
-        assert!(!matches!(error, Ok(response) if response.status == 200), "{path}");
+        assert!(
+            !matches!(error, Ok(response) if response.status == 200),
+            "{path}"
+        );
     }
 }
 
@@ -220,8 +238,16 @@ async fn a_body_that_ends_with_the_connection_is_whole_and_chunked() {
 async fn a_request_body_over_the_limit_is_refused() {
     let upstream = TestUpstream::echoing().await;
     let limits = "[limits]\nbody_bytes_max = \"1KiB\"\n";
-    let proxy = Setup::new(format!("{limits}{}", upstream.route())).start().await;
-    assert_eq!(proxy.send(Request::post("/", vec![b'a'; 1024])).await.status, 200);
+    let proxy = Setup::new(format!("{limits}{}", upstream.route()))
+        .start()
+        .await;
+    assert_eq!(
+        proxy
+            .send(Request::post("/", vec![b'a'; 1024]))
+            .await
+            .status,
+        200
+    );
     let mut client = proxy.raw().await;
     let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1025\r\n\r\n";
     assert_eq!(client.ask(head).await.status, 413);
@@ -229,7 +255,9 @@ async fn a_request_body_over_the_limit_is_refused() {
     client
         .send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
         .await;
-    client.send(format!("401\r\n{}\r\n0\r\n\r\n", "a".repeat(1025))).await;
+    client
+        .send(format!("401\r\n{}\r\n0\r\n\r\n", "a".repeat(1025)))
+        .await;
     assert_eq!(client.response().await.status, 413);
     assert_eq!(upstream.received().len(), 1, "only the small one was whole");
 }
@@ -241,7 +269,10 @@ async fn requests_with_and_without_bodies_share_a_connection() {
     let mut client = KeptAlive::connect(proxy.address).await.expect("connected");
     for n in 0..50_usize {
         let body = noise(n as u64 + 1, n * 997);
-        let response = client.send(Request::post("/", body.clone())).await.expect("answered");
+        let response = client
+            .send(Request::post("/", body.clone()))
+            .await
+            .expect("answered");
         assert_eq!(response.body, body);
     }
 }

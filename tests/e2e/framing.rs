@@ -45,33 +45,97 @@ async fn ambiguous_lengths_are_refused_before_any_endpoint_is_reached() {
     let smuggled = "0\r\n\r\nGET /admin HTTP/1.1\r\nHost: a\r\n\r\n";
     let lengths = |fields: &str| post(fields, smuggled);
     refused(&[
-        ("CL then TE", &[400], lengths("Content-Length: 5\r\nTransfer-Encoding: chunked")),
-        ("TE then CL", &[400], lengths("Transfer-Encoding: chunked\r\nContent-Length: 5")),
-        ("two equal CL", &[400], lengths("Content-Length: 5\r\nContent-Length: 5")),
-        ("two CL that differ", &[400], lengths("Content-Length: 5\r\nContent-Length: 6")),
+        (
+            "CL then TE",
+            &[400],
+            lengths("Content-Length: 5\r\nTransfer-Encoding: chunked"),
+        ),
+        (
+            "TE then CL",
+            &[400],
+            lengths("Transfer-Encoding: chunked\r\nContent-Length: 5"),
+        ),
+        (
+            "two equal CL",
+            &[400],
+            lengths("Content-Length: 5\r\nContent-Length: 5"),
+        ),
+        (
+            "two CL that differ",
+            &[400],
+            lengths("Content-Length: 5\r\nContent-Length: 6"),
+        ),
         ("CL list", &[400], lengths("Content-Length: 5, 5")),
         ("CL plus", &[400], lengths("Content-Length: +5")),
         ("CL minus", &[400], lengths("Content-Length: -5")),
         ("CL hex", &[400], lengths("Content-Length: 0x5")),
         ("CL empty", &[400], lengths("Content-Length:")),
         ("CL space inside", &[400], lengths("Content-Length: 5 0")),
-        ("CL overflow", &[400], lengths("Content-Length: 18446744073709551621")),
-        ("CL space before colon", &[400], lengths("Content-Length : 5")),
-        ("TE identity", &[400, 501], lengths("Transfer-Encoding: identity")),
-        ("TE list", &[400, 501], lengths("Transfer-Encoding: gzip, chunked")),
-        ("TE twice in a list", &[400, 501], lengths("Transfer-Encoding: chunked, chunked")),
-        ("TE in two fields", &[400, 501], lengths("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked")),
-        ("TE chunked then identity", &[400, 501], lengths("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity")),
-        ("TE with a quote", &[400, 501], lengths("Transfer-Encoding: \"chunked\"")),
-        ("TE xchunked", &[400, 501], lengths("Transfer-Encoding: xchunked")),
-        ("TE with vertical tab", &[400, 501], lengths("Transfer-Encoding: \u{b}chunked")),
-        ("TE space before colon", &[400], lengths("Transfer-Encoding : chunked")),
+        (
+            "CL overflow",
+            &[400],
+            lengths("Content-Length: 18446744073709551621"),
+        ),
+        (
+            "CL space before colon",
+            &[400],
+            lengths("Content-Length : 5"),
+        ),
+        (
+            "TE identity",
+            &[400, 501],
+            lengths("Transfer-Encoding: identity"),
+        ),
+        (
+            "TE list",
+            &[400, 501],
+            lengths("Transfer-Encoding: gzip, chunked"),
+        ),
+        (
+            "TE twice in a list",
+            &[400, 501],
+            lengths("Transfer-Encoding: chunked, chunked"),
+        ),
+        (
+            "TE in two fields",
+            &[400, 501],
+            lengths("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
+        ),
+        (
+            "TE chunked then identity",
+            &[400, 501],
+            lengths("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity"),
+        ),
+        (
+            "TE with a quote",
+            &[400, 501],
+            lengths("Transfer-Encoding: \"chunked\""),
+        ),
+        (
+            "TE xchunked",
+            &[400, 501],
+            lengths("Transfer-Encoding: xchunked"),
+        ),
+        (
+            "TE with vertical tab",
+            &[400, 501],
+            lengths("Transfer-Encoding: \u{b}chunked"),
+        ),
+        (
+            "TE space before colon",
+            &[400],
+            lengths("Transfer-Encoding : chunked"),
+        ),
         (
             "TE in 1.0",
             &[400, 501],
             format!("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{smuggled}"),
         ),
-        ("folded TE", &[400], lengths("Transfer-Encoding:\r\n chunked")),
+        (
+            "folded TE",
+            &[400],
+            lengths("Transfer-Encoding:\r\n chunked"),
+        ),
     ])
     .await;
 }
@@ -80,10 +144,18 @@ async fn ambiguous_lengths_are_refused_before_any_endpoint_is_reached() {
 async fn heads_that_parsers_disagree_about_are_refused() {
     refused(&[
         ("bare LF", &[400], "GET / HTTP/1.1\nHost: a\n\n".into()),
-        ("bare LF in a field", &[400], "GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n".into()),
+        (
+            "bare LF in a field",
+            &[400],
+            "GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n".into(),
+        ),
         ("bare CR in a value", &[400], get("X: a\rb")),
         ("folded field", &[400], get("X: a\r\n b")),
-        ("folded first field", &[400], "GET / HTTP/1.1\r\n Host: a\r\n\r\n".into()),
+        (
+            "folded first field",
+            &[400],
+            "GET / HTTP/1.1\r\n Host: a\r\n\r\n".into(),
+        ),
         ("NUL in a value", &[400], get("X: a\0b")),
         ("NUL in a name", &[400], get("X\0: a")),
         ("space in a name", &[400], get("X Y: a")),
@@ -94,20 +166,72 @@ async fn heads_that_parsers_disagree_about_are_refused() {
         ("no host", &[400], "GET / HTTP/1.1\r\n\r\n".into()),
         ("two hosts", &[400], get("Host: b")),
         ("two equal hosts", &[400], get("Host: a")),
-        ("empty host", &[400], "GET / HTTP/1.1\r\nHost:\r\n\r\n".into()),
-        ("host with a path", &[400], "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".into()),
-        ("host with user", &[400], "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n".into()),
-        ("host with a space", &[400], "GET / HTTP/1.1\r\nHost: a b\r\n\r\n".into()),
-        ("host list", &[400], "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n".into()),
+        (
+            "empty host",
+            &[400],
+            "GET / HTTP/1.1\r\nHost:\r\n\r\n".into(),
+        ),
+        (
+            "host with a path",
+            &[400],
+            "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".into(),
+        ),
+        (
+            "host with user",
+            &[400],
+            "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n".into(),
+        ),
+        (
+            "host with a space",
+            &[400],
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n".into(),
+        ),
+        (
+            "host list",
+            &[400],
+            "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n".into(),
+        ),
         ("no version", &[400], "GET /\r\nHost: a\r\n\r\n".into()),
-        ("HTTP/2.0", &[400, 505], "GET / HTTP/2.0\r\nHost: a\r\n\r\n".into()),
-        ("HTTP/1.2", &[400, 505], "GET / HTTP/1.2\r\nHost: a\r\n\r\n".into()),
-        ("HTTP/0.9", &[400, 505], "GET / HTTP/0.9\r\nHost: a\r\n\r\n".into()),
-        ("http/1.1", &[400, 505], "GET / http/1.1\r\nHost: a\r\n\r\n".into()),
-        ("space in the target", &[400], "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n".into()),
-        ("two spaces", &[400], "GET  / HTTP/1.1\r\nHost: a\r\n\r\n".into()),
-        ("target without slash", &[400], "GET a HTTP/1.1\r\nHost: a\r\n\r\n".into()),
-        ("other scheme", &[400], "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n".into()),
+        (
+            "HTTP/2.0",
+            &[400, 505],
+            "GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(),
+        ),
+        (
+            "HTTP/1.2",
+            &[400, 505],
+            "GET / HTTP/1.2\r\nHost: a\r\n\r\n".into(),
+        ),
+        (
+            "HTTP/0.9",
+            &[400, 505],
+            "GET / HTTP/0.9\r\nHost: a\r\n\r\n".into(),
+        ),
+        (
+            "http/1.1",
+            &[400, 505],
+            "GET / http/1.1\r\nHost: a\r\n\r\n".into(),
+        ),
+        (
+            "space in the target",
+            &[400],
+            "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+        ),
+        (
+            "two spaces",
+            &[400],
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+        ),
+        (
+            "target without slash",
+            &[400],
+            "GET a HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+        ),
+        (
+            "other scheme",
+            &[400],
+            "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+        ),
         ("garbage", &[400], "\x16\x03\x01\x02\0\r\n\r\n".into()),
     ])
     .await;
@@ -146,9 +270,21 @@ async fn large_heads_are_refused_by_their_part() {
     let long = "a".repeat(17 << 10);
     let many = |count| "X: y\r\n".repeat(count) + "Z: z";
     refused(&[
-        ("target over 16 KiB", &[414], format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n")),
-        ("field over 64 KiB", &[431], get(&format!("X: {}", "a".repeat(65 << 10)))),
-        ("head over 64 KiB", &[431], get(&"X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(2_000))),
+        (
+            "target over 16 KiB",
+            &[414],
+            format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ),
+        (
+            "field over 64 KiB",
+            &[431],
+            get(&format!("X: {}", "a".repeat(65 << 10))),
+        ),
+        (
+            "head over 64 KiB",
+            &[431],
+            get(&"X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(2_000)),
+        ),
         ("over 100 fields", &[431], get(&many(100))),
     ])
     .await;
@@ -177,7 +313,10 @@ async fn a_request_arrives_framed_anew_byte_for_byte() {
              3;ext=1\r\nabc\r\n04\r\ndefg\r\n0\r\n\r\n",
         )
         .await;
-    assert_eq!((response.status, response.body.as_slice()), (200, b"abcdefg".as_slice()));
+    assert_eq!(
+        (response.status, response.body.as_slice()),
+        (200, b"abcdefg".as_slice())
+    );
     let received = upstream.only();
     assert_eq!(received.line(), "POST /p?q=1 HTTP/1.1");
     assert_eq!(received.header("host"), Some("example.test"));
@@ -198,7 +337,10 @@ async fn a_length_stays_a_length() {
     let (proxy, upstream) = proxy().await;
     let mut client = proxy.raw().await;
     let response = client.ask(post("Content-Length: 5", "hello")).await;
-    assert_eq!((response.status, response.body.as_slice()), (200, b"hello".as_slice()));
+    assert_eq!(
+        (response.status, response.body.as_slice()),
+        (200, b"hello".as_slice())
+    );
     let received = upstream.only();
     assert_eq!(received.header("content-length"), Some("5"));
     assert_eq!(received.header("transfer-encoding"), None);
@@ -220,7 +362,8 @@ async fn a_get_without_a_body_goes_out_without_one() {
 async fn a_get_with_a_chunked_body_keeps_it() {
     let (proxy, upstream) = proxy().await;
     let mut client = proxy.raw().await;
-    let message = "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let message =
+        "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
     assert_eq!(client.ask(message).await.status, 200);
     assert_eq!(upstream.only().body, b"abc");
 }
@@ -262,7 +405,10 @@ async fn pipelined_requests_are_answered_in_order() {
 async fn a_request_pipelined_after_a_bad_one_is_not_answered() {
     let (proxy, upstream) = proxy().await;
     let mut client = proxy.raw().await;
-    let bad = post("Content-Length: 4\r\nTransfer-Encoding: chunked", "0\r\n\r\n");
+    let bad = post(
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "0\r\n\r\n",
+    );
     let response = client.ask(format!("{bad}{}", get("X: y"))).await;
     assert_eq!(response.status, 400);
     assert!(client.is_closed().await);
@@ -272,7 +418,12 @@ async fn a_request_pipelined_after_a_bad_one_is_not_answered() {
 #[tokio::test]
 async fn connection_may_not_name_fields_that_make_the_message() {
     let (proxy, upstream) = proxy().await;
-    for name in ["Host", "Content-Length", "Transfer-Encoding", "X-Forwarded-For"] {
+    for name in [
+        "Host",
+        "Content-Length",
+        "Transfer-Encoding",
+        "X-Forwarded-For",
+    ] {
         let mut client = proxy.raw().await;
         let message = format!(
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close, {name}\r\n\r\nabc"
@@ -302,7 +453,13 @@ async fn fields_of_one_connection_are_not_passed_on() {
     assert_eq!(response.status, 200);
     let received = upstream.only();
     for name in [
-        "x-hop", "keep-alive", "proxy-connection", "te", "upgrade", "http2-settings", "proxy-authorization",
+        "x-hop",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "upgrade",
+        "http2-settings",
+        "proxy-authorization",
     ] {
         assert_eq!(received.header(name), None, "{}", received.head);
     }
@@ -318,7 +475,9 @@ async fn what_clients_say_of_forwarding_is_not_believed() {
     let (proxy, upstream) = proxy().await;
     let mut client = proxy.raw().await;
     client
-        .ask(get("X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil"))
+        .ask(get(
+            "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil",
+        ))
         .await;
     let received = upstream.only();
     assert_eq!(received.header("x-forwarded-for"), Some("127.0.0.1"));
@@ -335,7 +494,10 @@ async fn a_client_that_expects_100_continue_gets_it() {
     let interim = client.ask(head).await;
     assert_eq!(interim.status, 100);
     let response = client.ask("hello").await;
-    assert_eq!((response.status, response.body.as_slice()), (200, b"hello".as_slice()));
+    assert_eq!(
+        (response.status, response.body.as_slice()),
+        (200, b"hello".as_slice())
+    );
     assert_eq!(upstream.only().body, b"hello");
 }
 
@@ -352,7 +514,9 @@ async fn http_1_0_is_answered_and_closed() {
 #[tokio::test]
 async fn a_chunked_response_reaches_an_http_1_0_client_without_chunks() {
     let upstream = TestUpstream::answering(|_| {
-        Answer::bytes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+        Answer::bytes(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+        )
     })
     .await;
     let proxy = TestProxy::start(&upstream.route()).await;

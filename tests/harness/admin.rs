@@ -75,7 +75,10 @@ impl Admin {
             response.status,
             response.text()
         );
-        response.json()["digest"].as_str().expect("a digest").to_owned()
+        response.json()["digest"]
+            .as_str()
+            .expect("a digest")
+            .to_owned()
     }
 
     /// One plugin.

@@ -74,7 +74,11 @@ impl Request {
         let mut request = http::Request::builder()
             .method(self.method.as_str())
             .uri(self.path.as_str());
-        if !self.fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        if !self
+            .fields
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case("host"))
+        {
             request = request.header("host", address.to_string());
         }
         for (name, value) in &self.fields {
@@ -107,7 +111,9 @@ pub struct KeptAlive {
 impl KeptAlive {
     /// Connects.
     pub async fn connect(address: SocketAddr) -> Result<Self, String> {
-        let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|e| e.to_string())?;
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -122,7 +128,10 @@ impl KeptAlive {
     /// Sends a request and reads the whole response.
     pub async fn send(&mut self, request: Request) -> Result<Response, String> {
         let request = request.build(self.address);
-        self.sender.ready().await.map_err(|e| format!("ready: {e}"))?;
+        self.sender
+            .ready()
+            .await
+            .map_err(|e| format!("ready: {e}"))?;
         let response = self.sender.send_request(request).await;
         let response = response.map_err(|e| format!("response: {e}"))?;
         let (parts, body) = response.into_parts();
@@ -139,7 +148,9 @@ impl KeptAlive {
 impl Response {
     /// A field's value, or nothing.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |v| v.to_str().unwrap_or("?"))
+        self.headers
+            .get(name)
+            .map_or("", |v| v.to_str().unwrap_or("?"))
     }
 
     /// The body as text.

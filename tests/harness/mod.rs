@@ -14,10 +14,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub use admin::Admin;
-pub use client::{Request, Response};
+pub use client::Request;
 pub use proxy::{Setup, TestProxy};
 pub use raw::Raw;
-pub use upstream::{Answer, Received, TestUpstream};
+pub use upstream::{Answer, TestUpstream};
 
 /// How long anything may take that should happen at once: long, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,19 +33,13 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Looks again and again until there is something.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    mut look: impl FnMut() -> F,
-) -> T {
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(
-            Instant::now() < deadline,
-            "not within {PATIENCE:?}: {what}"
-        );
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

@@ -307,7 +307,9 @@ async fn spawn(directory: &Path, arguments: &[String]) -> (Child, Output, Socket
 fn addresses(said: &str) -> Option<(SocketAddr, SocketAddr)> {
     said.contains("Ctrl-C finishes").then_some(())?;
     let after = |word: &str| {
-        let line = said.lines().find(|line| line.trim_start().starts_with(word))?;
+        let line = said
+            .lines()
+            .find(|line| line.trim_start().starts_with(word))?;
         let address = line.split_whitespace().nth(1)?;
         address.trim_start_matches("http://").parse().ok()
     };

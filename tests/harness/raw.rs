@@ -89,7 +89,11 @@ impl Raw {
             self.more().await?;
         };
         let head = String::from_utf8_lossy(&head).into_owned();
-        let status: u16 = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+        let status: u16 = head
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .unwrap_or(0);
         let mut response = RawResponse {
             status,
             head,

@@ -55,7 +55,8 @@ impl Answer {
     /// 200 with a body.
     pub fn ok(body: impl AsRef<[u8]>) -> Self {
         let body = body.as_ref();
-        let mut bytes = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+        let mut bytes =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
         bytes.extend_from_slice(body);
         Self::Send(bytes)
     }
@@ -88,9 +89,7 @@ impl Drop for TestUpstream {
 
 impl TestUpstream {
     /// Answers each request as a function says.
-    pub async fn answering(
-        answer: impl Fn(&Received) -> Answer + Send + Sync + 'static,
-    ) -> Self {
+    pub async fn answering(answer: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
         Self::answering_at("127.0.0.1:0", answer).await
     }
 
@@ -241,7 +240,8 @@ pub async fn read_request(
         loop {
             let line_end = until(stream, buffer, at, b"\r\n").await?;
             let line = String::from_utf8_lossy(&buffer[at..line_end]).into_owned();
-            let size = usize::from_str_radix(line.trim(), 16).expect("our chunks have no extensions");
+            let size =
+                usize::from_str_radix(line.trim(), 16).expect("our chunks have no extensions");
             at = line_end;
             if size == 0 {
                 break;

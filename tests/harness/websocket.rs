@@ -28,9 +28,13 @@ pub async fn try_open(
     let mut request = format!("ws://{address}/socket").into_client_request()?;
     for (name, value) in fields {
         let name: http::HeaderName = name.parse().expect("a name");
-        request.headers_mut().insert(name, value.parse().expect("a value"));
+        request
+            .headers_mut()
+            .insert(name, value.parse().expect("a value"));
     }
-    let stream = TcpStream::connect(address).await.map_err(tungstenite::Error::Io)?;
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(tungstenite::Error::Io)?;
     stream.set_nodelay(true).map_err(tungstenite::Error::Io)?;
     let opening = tokio_tungstenite::client_async(request, stream);
     let (socket, _) = soon("the answer to an upgrade", opening).await?;
@@ -40,7 +44,9 @@ pub async fn try_open(
 impl Socket {
     /// Sends a message.
     pub async fn send(&mut self, message: Message) {
-        soon("a message sent", self.0.send(message)).await.expect("sent");
+        soon("a message sent", self.0.send(message))
+            .await
+            .expect("sent");
     }
 
     /// The next message.
@@ -72,7 +78,9 @@ impl Socket {
 
     /// Closes it and waits for the other side to agree.
     pub async fn close(mut self) {
-        soon("a close sent", self.0.close(None)).await.expect("closed");
+        soon("a close sent", self.0.close(None))
+            .await
+            .expect("closed");
         while let Some(Ok(_)) = soon("the close answered", self.0.next()).await {}
     }
 }
@@ -91,12 +99,12 @@ pub async fn echo() -> (TestUpstream, Closes) {
             };
             let mut code = None;
             while let Some(Ok(message)) = socket.next().await {
-                match message {
-                    Message::Close(frame) => code = frame.map(|frame| frame.code.into()),
-                    Message::Text(_) | Message::Binary(_) if socket.send(message).await.is_err() => {
-                        break;
-                    }
-                    _ => {}
+                if let Message::Close(frame) = &message {
+                    code = frame.as_ref().map(|frame| frame.code.into());
+                }
+                let is_data = message.is_text() || message.is_binary();
+                if is_data && socket.send(message).await.is_err() {
+                    break;
                 }
             }
             let _ = tell.send(code);
