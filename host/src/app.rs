@@ -69,6 +69,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         file,
         seed,
     } = start;
+    raise_descriptor_limit();
     make_data_directory(&config.data)?;
     let store = Store::open(&config.buckets, &config.data)?;
     let plugins = Plugins::new(PluginsOptions {
@@ -177,6 +178,21 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         stop_admin,
         stop_control,
     })
+}
+
+/// A stream takes two descriptors; the soft limit is often 1,024.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    ) {
+        tracing::warn!(%error, "descriptor limit not raised");
+    }
 }
 
 fn make_data_directory(data: &Path) -> anyhow::Result<()> {

@@ -8,12 +8,12 @@ use crate::drain::Drain;
 use crate::listener::{self, Admission};
 use crate::metrics::Counters;
 use crate::plugin::{Crew, Generation, GenerationId, Instance};
-use crate::proxy::access_log::{AccessLog, Batches};
+use crate::proxy::access_log::{AccessLog, Batches, Fields};
 use crate::proxy::route::Instances;
 use crate::proxy::site::{Site, SiteView};
 use crate::proxy::{Proxy, TICK};
 use crate::store::Store;
-use crate::stream::{StreamEvent, StreamFilter, StreamId, StreamInfo, Streams};
+use crate::stream::{StreamEvent, StreamFacts, StreamFilter, StreamId, StreamInfo, Streams};
 use crate::upstream::connection::Pool;
 use crate::upstream::resolve::Resolver;
 use arc_swap::ArcSwap;
@@ -286,7 +286,7 @@ struct Worker {
 impl Worker {
     /// Obeys commands and sweeps, until every handle is gone.
     async fn serve(mut self, mut commands: mpsc::Receiver<Command>) {
-        let relay = tokio::task::spawn_local(self.proxy.streams.clone().run());
+        let relay = tokio::task::spawn_local(relay(self.proxy.clone()));
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -308,7 +308,7 @@ impl Worker {
         proxy.deadlines.sweep();
         proxy.streams.sweep(Instant::now());
         proxy.log.flush();
-        if proxy.deadlines.now() % 10 == 0 {
+        if proxy.deadlines.now().is_multiple_of(10) {
             proxy
                 .pool
                 .sweep(proxy.view().site.ticks.pool, proxy.counters());
@@ -325,7 +325,7 @@ impl Worker {
                 let warmed = proxy
                     .instances
                     .borrow_mut()
-                    .lease(&generation)
+                    .lease(&generation, proxy.worker)
                     .map(|_: &mut Instance| ());
                 let _ = answer.send(warmed.map_err(|error| error.to_string()));
             }
@@ -364,6 +364,12 @@ impl Worker {
     }
 }
 
+/// Moves the bytes of all streams.
+async fn relay(proxy: Rc<Proxy>) {
+    let Err(error) = proxy.streams.clone().run().await;
+    tracing::error!(%error, worker = proxy.worker, "streams of this worker stand still");
+}
+
 /// Waits until connections and streams have ended; closes the streams left after `grace`.
 async fn drain(proxy: Rc<Proxy>, grace: Duration, answer: oneshot::Sender<()>) {
     let empty = async {
@@ -384,5 +390,37 @@ async fn drain(proxy: Rc<Proxy>, grace: Duration, answer: oneshot::Sender<()>) {
 
 /// One line when a stream opens and one when it closes.
 fn log_stream(log: &AccessLog, event: &StreamEvent<'_>) {
-    let _ = (log, event);
+    let facts = |line: &mut Fields<'_>, stream: &StreamFacts<'_>| {
+        line.number("stream", stream.id.0);
+        line.text("route", stream.route);
+        if let Some(label) = stream.label {
+            line.text("plugin", &label.plugin);
+            line.plain("version", label.version());
+        }
+        if let Some(key) = stream.key {
+            line.text("key", key);
+        }
+        line.address("client", stream.client);
+        line.address("endpoint", stream.endpoint);
+    };
+    match event {
+        StreamEvent::Opened(stream) => {
+            log.line("stream-open", Instant::now(), |line| facts(line, stream));
+        }
+        StreamEvent::Closed {
+            stream,
+            duration,
+            bytes_up,
+            bytes_down,
+            reason,
+        } => {
+            log.line("stream-close", Instant::now(), |line| {
+                facts(line, stream);
+                line.number("duration_ms", duration.as_millis() as u64);
+                line.number("bytes_up", *bytes_up);
+                line.number("bytes_down", *bytes_down);
+                line.plain("reason", reason.name());
+            });
+        }
+    }
 }

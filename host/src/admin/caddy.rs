@@ -2,7 +2,7 @@
 
 use super::State as AdminState;
 use super::input::{Actor, DryRun, Path, Query, audit, parse_json, read_body};
-use super::kv::{commit_problem, find, value_bytes};
+use super::kv::{commit_problem, find};
 use super::problem::Problem;
 use super::transfer::{commit, offload};
 use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
@@ -136,7 +136,7 @@ async fn mappings(store: &Store, bucket: &str) -> Result<Vec<Mapping>, Problem> 
                 input: key.to_owned(),
                 input_regexp: None,
                 outputs: vec![Some(
-                    String::from_utf8_lossy(&value_bytes(&entry.value)).into_owned(),
+                    String::from_utf8_lossy(&entry.value.to_bytes()).into_owned(),
                 )],
             })
             .collect()
@@ -147,6 +147,45 @@ async fn mappings(store: &Store, bucket: &str) -> Result<Vec<Mapping>, Problem> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::store::{BackendKind, BucketConfig, ValueKind};
+
+    #[tokio::test]
+    async fn a_patch_becomes_the_whole_bucket_or_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let bucket = BucketConfig::new("map", BackendKind::Memory, ValueKind::Endpoint);
+        let store = Store::open(&[bucket], dir.path()).unwrap();
+        let patch = async |body: &str, dry_run| {
+            let actor = Actor("test".into());
+            replace(
+                &store,
+                "map",
+                body.into(),
+                dry_run,
+                &actor,
+                "/id/x/mappings",
+            )
+            .await
+        };
+        let shown = async || {
+            let mappings = mappings(&store, "map").await.unwrap();
+            serde_json::to_string(&mappings).unwrap()
+        };
+        let first =
+            r#"[{"input":"id1","outputs":["127.0.0.2"]},{"input":"id2","outputs":["127.0.0.3"]}]"#;
+        patch(first, false).await.unwrap();
+        assert_eq!(shown().await, first);
+        let revision = store.snapshot().revision();
+        patch(first, false).await.unwrap();
+        assert_eq!(store.snapshot().revision(), revision);
+        let refused = patch(r#"[{"input":"id3","outputs":["not/a/host"]}]"#, false).await;
+        assert_eq!(refused.unwrap_err().status, 422);
+        patch("[]", true).await.unwrap();
+        assert_eq!(shown().await, first);
+        let second = r#"[{"input":"id2","outputs":["127.0.0.4"]}]"#;
+        patch(second, false).await.unwrap();
+        assert_eq!(shown().await, second);
+    }
 
     fn pairs(body: &str) -> Result<Vec<(String, String)>, String> {
         let writes = parse(body.as_bytes(), BucketId(0)).map_err(|problem| {

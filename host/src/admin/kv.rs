@@ -6,7 +6,7 @@ use super::problem::Problem;
 use super::transfer;
 use crate::store::bucket::VALUE_BYTES_MAX;
 use crate::store::{
-    Bucket, BucketId, CommitError, Entry, Expect, Snapshot, Target, Value, Write, WriteBatch,
+    Bucket, BucketId, CommitError, Entry, Expect, Snapshot, Value, Write, WriteBatch,
 };
 use axum::Json;
 use axum::body::Body;
@@ -16,7 +16,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::json;
-use std::borrow::Cow;
 
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
@@ -119,7 +118,7 @@ pub(super) async fn get(
     if known.is_some_and(|tags| tags.holds_weakly(&revision)) {
         return Ok((StatusCode::NOT_MODIFIED, tag).into_response());
     }
-    let bytes = value_bytes(&entry.value).into_owned();
+    let bytes = entry.value.to_bytes().into_owned();
     let media_type = if std::str::from_utf8(&bytes).is_ok() {
         "text/plain; charset=utf-8"
     } else {
@@ -315,29 +314,11 @@ pub(super) fn commit_problem(error: CommitError) -> Problem {
     }
 }
 
-/// A value as it was written.
-pub(super) fn value_bytes(value: &Value) -> Cow<'_, [u8]> {
-    match value {
-        Value::Bytes(bytes) => Cow::Borrowed(bytes),
-        Value::Target(target) => Cow::Owned(target_text(target).into_bytes()),
-    }
-}
-
-fn target_text(target: &Target) -> String {
-    match target {
-        Target::Ip(ip, None) => ip.to_string(),
-        Target::Ip(ip, Some(port)) => std::net::SocketAddr::new(*ip, *port).to_string(),
-        Target::Name(name, None) => name.to_string(),
-        Target::Name(name, Some(port)) => format!("{name}:{port}"),
-    }
-}
-
 /// A value in JSON: text, or an object when it is not UTF-8.
 pub(super) fn value_json(value: &Value) -> serde_json::Value {
-    let bytes = value_bytes(value);
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => text.into(),
-        Err(_) => json!({ "base64": STANDARD.encode(&bytes) }),
+    match value.text() {
+        Some(text) => text.into(),
+        None => json!({ "base64": STANDARD.encode(value.to_bytes()) }),
     }
 }
 
@@ -348,18 +329,15 @@ fn entry_json(key: &str, entry: &Entry) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::ValueKind;
 
     #[test]
     fn values_are_text_or_base64() {
         let bytes = |bytes: &[u8]| value_json(&Value::Bytes(bytes.into()));
         assert_eq!(bytes(b"a"), json!("a"));
         assert_eq!(bytes(&[0xff, 0]), json!({ "base64": "/wA=" }));
-        let ip = |ip: &str, port| value_json(&Value::Target(Target::Ip(ip.parse().unwrap(), port)));
-        assert_eq!(ip("127.0.0.2", None), json!("127.0.0.2"));
-        assert_eq!(ip("::1", None), json!("::1"));
-        assert_eq!(ip("::1", Some(80)), json!("[::1]:80"));
-        let name = Value::Target(Target::Name("a.example".into(), Some(80)));
-        assert_eq!(value_json(&name), json!("a.example:80"));
+        let endpoint = Value::parse(ValueKind::Endpoint, b"127.0.0.2:80").unwrap();
+        assert_eq!(value_json(&endpoint), json!("127.0.0.2:80"));
     }
 
     #[test]

@@ -4,8 +4,9 @@ use super::Data;
 use super::input::{Actor, Path, Query, audit, media_type, parse_json, read_body};
 use super::kv::{commit_problem, find, value_json};
 use super::problem::Problem;
+use crate::store::batch::check_key;
 use crate::store::{
-    BucketId, CommitError, Committed, Expect, Revision, Snapshot, Store, ValueKind, Write,
+    BucketId, CommitError, Committed, Expect, Revision, Snapshot, Store, Value, ValueKind, Write,
     WriteBatch,
 };
 use axum::Json;
@@ -68,7 +69,7 @@ pub(super) async fn post(
         Some(format) => parse_import(&body, format, bucket, kind),
     })
     .await?;
-    let (mut batch, lines) = parsed?;
+    let mut batch = parsed?;
     batch.dry_run = query.dry_run;
     if query.replace {
         batch.replace = vec![bucket];
@@ -76,7 +77,7 @@ pub(super) async fn post(
     let path = format!("/v1/kv/{name}/{action}");
     let committed = commit(&data.store, batch, &actor, "POST", &path)
         .await
-        .map_err(|error| at_line(error, &lines))?;
+        .map_err(commit_problem)?;
     Ok(committed_response(committed, query.dry_run))
 }
 
@@ -136,12 +137,6 @@ fn committed_response(committed: Committed, dry_run: bool) -> Response {
         body["dry_run"] = true.into();
     }
     Json(body).into_response()
-}
-
-/// Says at which line of an import a refused key is.
-fn at_line(error: CommitError, lines: &[u64]) -> Problem {
-    let _ = lines;
-    commit_problem(error)
 }
 
 /// Runs work that takes long on a thread for such work.
@@ -213,10 +208,7 @@ impl<'de> Deserialize<'de> for Content {
     }
 }
 
-/// The writes, and for an import the line of each.
-type Parsed = (WriteBatch, Vec<u64>);
-
-fn parse_batch(body: &[u8], bucket: BucketId) -> Result<Parsed, Problem> {
+fn parse_batch(body: &[u8], bucket: BucketId) -> Result<WriteBatch, Problem> {
     let body: BatchBody = parse_json(body)?;
     if let Some(key) = body.delete.iter().find(|key| body.set.contains_key(*key)) {
         return Err(Problem::invalid(
@@ -245,16 +237,16 @@ fn parse_batch(body: &[u8], bucket: BucketId) -> Result<Parsed, Problem> {
         .chain(delete.map(|key| write(key, None, Expect::Any)))
         .chain(listed)
         .collect();
-    let batch = WriteBatch {
-        writes,
-        replace: if body.replace {
-            vec![bucket]
-        } else {
-            Vec::new()
-        },
-        dry_run: false,
+    let replace = if body.replace {
+        vec![bucket]
+    } else {
+        Vec::new()
     };
-    Ok((batch, Vec::new()))
+    Ok(WriteBatch {
+        writes,
+        replace,
+        dry_run: false,
+    })
 }
 
 /// How the lines of an import are written.
@@ -292,17 +284,16 @@ fn parse_import(
     format: Format,
     bucket: BucketId,
     kind: ValueKind,
-) -> Result<Parsed, Problem> {
-    let (mut writes, mut lines) = (Vec::new(), Vec::new());
+) -> Result<WriteBatch, Problem> {
+    let mut writes = Vec::new();
     let (mut errors, mut bad) = (Vec::new(), 0_u64);
     for (number, line) in (1_u64..).zip(body.split(|byte| *byte == b'\n')) {
         let line = line.trim_ascii();
         if line.is_empty() || line[0] == b'#' {
             continue;
         }
-        match parse_line(line, format).and_then(|entry| check_value(kind, entry)) {
+        match parse_line(line, format).and_then(|entry| check_entry(kind, entry)) {
             Ok((key, value)) => {
-                lines.push(number);
                 writes.push(Write {
                     bucket,
                     key: key.into(),
@@ -322,18 +313,22 @@ fn parse_import(
         let detail = format!("{bad} bad line(s), nothing was imported");
         return Err(Problem::invalid("invalid-import", detail).with_errors(errors));
     }
-    let batch = WriteBatch {
+    Ok(WriteBatch {
         writes,
         ..WriteBatch::default()
-    };
-    Ok((batch, lines))
+    })
 }
 
-fn check_value(
-    _kind: ValueKind,
-    entry: (String, Box<[u8]>),
+/// The store checks each entry again; here it is known at which line it is.
+fn check_entry(
+    kind: ValueKind,
+    (key, value): (String, Box<[u8]>),
 ) -> Result<(String, Box<[u8]>), String> {
-    Ok(entry)
+    check_key(&key)?;
+    match Value::parse(kind, &value) {
+        Ok(_) => Ok((key, value)),
+        Err(error) => Err(format!("key {key:?}: {error}")),
+    }
 }
 
 fn parse_line(line: &[u8], format: Format) -> Result<(String, Box<[u8]>), String> {
@@ -448,7 +443,7 @@ mod tests {
     }
 
     fn import(body: &[u8], format: Format) -> Result<Vec<Write>, Problem> {
-        parse_import(body, format, BUCKET, ValueKind::Bytes).map(|(batch, _)| batch.writes)
+        parse_import(body, format, BUCKET, ValueKind::Bytes).map(|batch| batch.writes)
     }
 
     #[test]
@@ -457,7 +452,7 @@ mod tests {
             br#"{"set": {"a": "1", "b": {"base64": "/w=="}}, "delete": ["c"], "replace": true,
             "writes": [{"key": "d", "value": "2", "if_revision": 7},
                        {"key": "e", "value": null, "if_revision": 0}, {"key": "f", "value": ""}]}"#;
-        let (batch, _) = parse_batch(body, BUCKET).unwrap();
+        let batch = parse_batch(body, BUCKET).unwrap();
         assert_eq!(batch.replace, [BUCKET]);
         assert_eq!(
             batch.writes,

@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 fn as_json(args: &Args) -> anyhow::Result<()> {
     let name = args.file.display().to_string();
     let text = std::fs::read_to_string(&args.file)
-        .map_err(|error| Ended::new(Exit::ConfigInvalid, format!("config {name}: {error}")))?;
+        .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("config {name}: {error}")))?;
     let parsed = Config::parse(&text, Some(&args.file));
     let (problems, plugins) = match &parsed {
         Ok(config) => (Vec::new(), plugin_problems(config)),
@@ -67,7 +67,7 @@ fn as_json(args: &Args) -> anyhow::Result<()> {
     }))?;
     out.flush()?;
     if !problems.is_empty() {
-        Err(Ended::new(
+        Err(Ended::error(
             Exit::ConfigInvalid,
             format!("config {name} is invalid"),
         ))
@@ -79,7 +79,7 @@ fn as_json(args: &Args) -> anyhow::Result<()> {
 }
 
 fn refused(problems: &[String]) -> anyhow::Error {
-    Ended::new(
+    Ended::error(
         Exit::PluginRefused,
         format!("plugins do not load\n  {}", problems.join("\n  ")),
     )

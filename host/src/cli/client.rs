@@ -1,5 +1,6 @@
 //! The admin API's client: where it is, the token, one request on one connection, and errors that say what to do.
 
+use super::problem::Problem;
 use crate::admin::Address;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -155,13 +156,13 @@ fn header_of(token: &str, place: &str) -> anyhow::Result<HeaderValue> {
 pub(crate) enum ClientError {
     /// Nobody answers there.
     #[error(
-        "no proxy answers at {address}: {source}\n  start one:      throwbar serve\n  or point to it: --admin ADDR, or THROWBAR_ADMIN"
+        "no proxy answers at {address}: {reason}\n  start one:      throwbar serve\n  or point to it: --admin ADDR, or THROWBAR_ADMIN"
     )]
     Connect {
         /// The address.
         address: String,
-        /// What the system says.
-        source: std::io::Error,
+        /// What the system says; no source, for the advice comes after it.
+        reason: std::io::Error,
     },
     /// The token is missing or wrong.
     #[error("{address} refuses the token: {}", advice(.sent, .places))]
@@ -197,74 +198,6 @@ fn advice(sent: &bool, places: &[String]) -> String {
             "none was found, looked at {}; give --data DIR (the proxy's data directory), --token-file FILE or THROWBAR_TOKEN",
             places.join(", ")
         )
-    }
-}
-
-/// An answer of `application/problem+json`.
-#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
-#[serde(default)]
-pub(crate) struct Problem {
-    /// The status.
-    pub(crate) status: u16,
-    /// The kind of problem.
-    pub(crate) title: String,
-    /// What is wrong here.
-    pub(crate) detail: Option<String>,
-    /// The kind, for programs.
-    pub(crate) code: Option<String>,
-    /// Each problem, if there are several.
-    pub(crate) errors: Vec<serde_json::Value>,
-}
-
-impl Problem {
-    /// The problem an answer with an error status describes, whatever its body is.
-    fn of(status: StatusCode, body: &[u8]) -> Self {
-        let mut problem: Problem = serde_json::from_slice(body).unwrap_or_else(|_| Problem {
-            detail: std::str::from_utf8(body)
-                .ok()
-                .map(|text| text.trim().chars().take(500).collect::<String>())
-                .filter(|text| !text.is_empty()),
-            ..Problem::default()
-        });
-        problem.status = status.as_u16();
-        if problem.title.is_empty() {
-            problem.title = status.canonical_reason().unwrap_or("error").to_lowercase();
-        }
-        problem
-    }
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = self.detail.as_ref().unwrap_or(&self.title);
-        write!(f, "{} ({})", super::output::printable(text), self.status)?;
-        for error in &self.errors {
-            write!(f, "\n  {}", super::output::printable(&entry(error)))?;
-        }
-        Ok(())
-    }
-}
-
-/// One entry of `errors`: its place, then what is wrong.
-fn entry(error: &serde_json::Value) -> String {
-    let text = |name: &str| match error.get(name) {
-        Some(serde_json::Value::String(text)) => Some(text.clone()),
-        Some(serde_json::Value::Number(number)) => Some(number.to_string()),
-        _ => None,
-    };
-    if let Some(text) = error.as_str() {
-        return text.to_owned();
-    }
-    let what = ["message", "detail", "reason"].iter().find_map(|n| text(n));
-    let place = match (text("line"), text("column")) {
-        (Some(line), Some(column)) => Some(format!("line {line}, column {column}")),
-        (Some(line), None) => Some(format!("line {line}")),
-        _ => text("path").or_else(|| text("key").map(|key| format!("key {key:?}"))),
-    };
-    match (place, what) {
-        (Some(place), Some(what)) => format!("{place}: {what}"),
-        (None, Some(what)) => what,
-        _ => error.to_string(),
     }
 }
 
@@ -469,9 +402,9 @@ impl Client {
         let result = timed
             .await
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        result.map_err(|source| ClientError::Connect {
+        result.map_err(|reason| ClientError::Connect {
             address: self.address(),
-            source,
+            reason,
         })
     }
 

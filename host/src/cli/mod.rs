@@ -12,8 +12,10 @@ mod client;
 mod demo;
 pub mod echo;
 mod kv;
+mod map;
 mod output;
 mod plugin;
+mod problem;
 mod progress;
 mod serve;
 mod streams;
@@ -45,7 +47,7 @@ struct Ended {
 
 impl Ended {
     /// The error, for `?`.
-    fn new(exit: Exit, message: impl Into<String>) -> anyhow::Error {
+    fn error(exit: Exit, message: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Self {
             exit,
             message: message.into(),
@@ -113,7 +115,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(args),
         Command::Demo(args) => demo::run(args),
-        Command::Echo(args) => echo::run(args),
+        Command::Echo(args) => block_on(echo::run(args)),
         Command::Plugin(args) => block_on(plugin::run(args)),
         Command::Kv(args) => block_on(kv::run(args)),
         Command::Streams(args) => block_on(streams::run(args)),
@@ -174,7 +176,7 @@ mod tests {
 
     #[test]
     fn an_error_keeps_its_exit_code_under_added_context() {
-        let error = Ended::new(Exit::PluginRefused, "not a component").context("plugin \"x\"");
+        let error = Ended::error(Exit::PluginRefused, "not a component").context("plugin \"x\"");
         assert_eq!(exit_of(&error), Exit::PluginRefused);
         assert_eq!(exit_of(&anyhow::anyhow!("other")), Exit::Failed);
     }

@@ -66,6 +66,12 @@ fn closed(error: io::Error) -> anyhow::Error {
     }
 }
 
+/// Tells people something on standard error, which is no part of the output.
+pub(crate) fn aside(text: std::fmt::Arguments<'_>) {
+    // Closed: there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// How a column is aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Align {
@@ -208,7 +214,7 @@ pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);

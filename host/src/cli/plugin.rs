@@ -212,7 +212,7 @@ pub(crate) async fn rollback(
 fn refused(error: ClientError, file: &Path) -> anyhow::Error {
     match error {
         ClientError::Problem(problem) if matches!(problem.status, 400 | 413 | 415 | 422) => {
-            Ended::new(
+            Ended::error(
                 Exit::PluginRefused,
                 format!(
                     "{}: refused: {problem}\n  nothing changed: the active version serves on",
@@ -257,6 +257,10 @@ fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
             return vec![format!("{name}@{digest}   unchanged: it is active already")];
         }
         ("checked", _) => vec![format!("{name}@{digest}   {size}   it would be accepted")],
+        // The version that came with the config: pushed, it stays when the config names another.
+        (_, Some(previous)) if *previous == done.digest => vec![format!(
+            "{name}@{digest}   {size}   the same version, kept from now on whatever the config names"
+        )],
         (_, Some(previous)) => vec![format!(
             "{name}  {} -> {digest}   {size}",
             output::short(previous)
@@ -270,14 +274,14 @@ fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
             "  {times}, switched in {}",
             output::span((done.publish_us.max(0.0) * 1e3) as u64)
         ));
-        lines.push(format!(
-            "  0 streams closed, {} with the version before",
-            match done.streams_kept {
-                0 => "none stays".to_owned(),
-                1 => "1 stays".to_owned(),
-                n => format!("{} stay", output::count(n)),
-            }
-        ));
+        lines.push(match done.streams_kept {
+            0 => "  no stream was open".to_owned(),
+            1 => "  1 open stream stays with the version that accepted it".to_owned(),
+            n => format!(
+                "  {} open streams stay with the versions that accepted them",
+                output::count(n)
+            ),
+        });
     }
     if !done.imports.is_empty() {
         lines.push(format!("  asks for {}", done.imports.join(", ")));
@@ -365,8 +369,9 @@ async fn inspect_plugin(client: &Client, name: &str, json: bool) -> anyhow::Resu
 /// What a component file is and asks for.
 fn inspect_file(file: &Path, json: bool) -> anyhow::Result<()> {
     let bytes = std::fs::read(file).with_context(|| format!("{}", file.display()))?;
-    let report = crate::plugin::inspect::inspect(&bytes)
-        .map_err(|error| Ended::new(Exit::PluginRefused, format!("{}: {error}", file.display())))?;
+    let report = crate::plugin::inspect::inspect(&bytes).map_err(|error| {
+        Ended::error(Exit::PluginRefused, format!("{}: {error}", file.display()))
+    })?;
     let mut out = Out::stdout();
     if json {
         out.json(&json!({
@@ -406,7 +411,7 @@ fn inspect_file(file: &Path, json: bool) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{client::Problem, exit_of};
+    use crate::cli::{exit_of, problem::Problem};
 
     fn problem(status: u16) -> ClientError {
         ClientError::Problem(Problem {
@@ -448,7 +453,7 @@ mod tests {
             [
                 "edge  9f2c119f2c11 -> 4be7a04be7a0   61.6 KB",
                 "  compiled in 38 ms, init 400 µs, switched in 900 ns",
-                "  0 streams closed, 1 stays with the version before",
+                "  1 open stream stays with the version that accepted it",
             ]
         );
     }

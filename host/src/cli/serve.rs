@@ -2,14 +2,14 @@
 
 use super::client::{ADMIN_DEFAULT, DATA_DEFAULT, parse_address, show_address};
 use super::output::Style;
-use super::{Ended, Exit};
+use super::{Ended, Exit, map};
 use crate::admin::{self, Address, Auth};
 use crate::app::{self, App, Seed, Start};
 use crate::config::{Config, diagnostic};
 use crate::plugin::{Access, PluginConfig, PluginLimits, Source};
 use crate::proxy::access_log::Sink;
 use crate::proxy::{Handler, OnFailure, RouteConfig, matcher::Matcher};
-use crate::store::{BackendKind, BucketConfig, Target, ValueKind};
+use crate::store::{BackendKind, BucketConfig, ValueKind};
 use anyhow::Context;
 use clap::builder::NonEmptyStringValueParser;
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ struct Inline {
     #[arg(long, value_name = "ADDR", value_parser = parse_listen)]
     listen: Vec<SocketAddr>,
     /// An entry of the map: requests for ID go to HOST, or HOST:PORT
-    #[arg(long, value_name = "ID=HOST", value_parser = parse_map)]
+    #[arg(long, value_name = "ID=HOST", value_parser = map::parse_entry)]
     map: Vec<(String, String)>,
     /// A file with an entry `ID HOST` on each line; `#` begins a comment line
     #[arg(long, value_name = "FILE")]
@@ -110,66 +110,10 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-fn parse_map(text: &str) -> Result<(String, String), String> {
-    let (id, host) = text
-        .split_once('=')
-        .ok_or("expected ID=HOST such as id1=127.0.0.2")?;
-    check_entry(id, host)?;
-    Ok((id.to_owned(), host.to_owned()))
-}
-
 fn parse_header(text: &str) -> Result<String, String> {
     http::HeaderName::try_from(text)
         .map(|_| text.to_owned())
         .map_err(|_| "expected the name of a header such as X-ID".to_owned())
-}
-
-/// Checks an entry of the map as the store will.
-fn check_entry(id: &str, host: &str) -> Result<(), String> {
-    if id.is_empty() {
-        return Err("the ID is empty".to_owned());
-    }
-    host.parse::<Target>()
-        .map(|_| ())
-        .map_err(|error| error.to_string())
-}
-
-/// Reads lines `ID HOST`.
-///
-/// # Errors
-/// Every bad line, with its number and what was expected.
-fn parse_map_file(text: &str, name: &str) -> Result<Vec<(String, String)>, Vec<String>> {
-    let mut entries = Vec::new();
-    let mut problems = Vec::new();
-    let mut seen = ahash::AHashMap::new();
-    for (number, line) in text
-        .lines()
-        .enumerate()
-        .map(|(i, line)| (i + 1, line.trim()))
-    {
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let mut words = line.split_whitespace();
-        let checked = match (words.next(), words.next(), words.next()) {
-            (Some(id), Some(host), None) => {
-                check_entry(id, host).and_then(|()| match seen.insert(id, number) {
-                    Some(first) => Err(format!("ID {id:?} is on line {first} already")),
-                    None => Ok((id.to_owned(), host.to_owned())),
-                })
-            }
-            _ => Err(format!("{line:?}: expected `ID HOST`, two words")),
-        };
-        match checked {
-            Ok(entry) => entries.push(entry),
-            Err(problem) => problems.push(format!("{name}:{number}: {problem}")),
-        }
-    }
-    if problems.is_empty() {
-        Ok(entries)
-    } else {
-        Err(problems)
-    }
 }
 
 /// Runs the proxy until a signal ends it.
@@ -195,12 +139,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 pub(super) fn read_config(file: &Path) -> anyhow::Result<(String, Config)> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file)
-        .map_err(|error| Ended::new(Exit::ConfigInvalid, format!("config {name}: {error}")))?;
+        .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("config {name}: {error}")))?;
     match Config::parse(&text, Some(file)) {
         Ok(config) => Ok((text, config)),
         Err(problems) => {
             let shown = diagnostic::render(&problems, &text, &name, Style::stderr().is_on());
-            Err(Ended::new(
+            Err(Ended::error(
                 Exit::ConfigInvalid,
                 format!("config {name} is invalid\n{}", shown.trim_end()),
             ))
@@ -231,7 +175,7 @@ fn from_flags(flags: Inline) -> anyhow::Result<Start> {
             "map file {name}: is larger than 1 GiB: import it with `throwbar kv import`"
         );
         let text = std::fs::read_to_string(file).with_context(|| format!("map file {name}"))?;
-        match parse_map_file(&text, &name) {
+        match map::parse_file(&text, &name) {
             Ok(entries) => seed.extend(entries.into_iter().map(|(k, v)| entry(k, v))),
             Err(found) => problems.extend(found),
         }
@@ -242,7 +186,7 @@ fn from_flags(flags: Inline) -> anyhow::Result<Start> {
         if more > 0 {
             problems.push(format!("and {more} more"));
         }
-        return Err(Ended::new(
+        return Err(Ended::error(
             Exit::ConfigInvalid,
             format!("map is invalid\n  {}", problems.join("\n  ")),
         ));
@@ -281,7 +225,7 @@ fn from_flags(flags: Inline) -> anyhow::Result<Start> {
     if let (Auth::None, Address::Tcp(address)) = (config.admin.auth, &config.admin.listen)
         && !address.ip().is_loopback()
     {
-        return Err(Ended::new(
+        return Err(Ended::error(
             Exit::Usage,
             format!(
                 "--admin-auth none: the admin API listens on {address}, expected a loopback address or unix:PATH"
@@ -369,7 +313,7 @@ pub(super) fn start_logging(option: Option<String>, config: Option<&str>) -> any
         (None, _, None) => ("info".to_owned(), "the default"),
     };
     let filter = EnvFilter::try_new(&filter).map_err(|error| {
-        Ended::new(
+        Ended::error(
             Exit::Usage,
             format!("{place}: {filter:?}: {error}: expected a level such as info, or target=level"),
         )
@@ -445,6 +389,11 @@ impl About {
                 }
             ));
         }
+        lines.push(format!(
+            "  commands  throwbar kv ls --admin {} --data {}",
+            show_address(app.admin_address()),
+            self.data.display()
+        ));
         lines.push(style.dim("  Ctrl-C finishes what is running and ends; again ends at once"));
         // Nobody reads standard error: no reason not to serve.
         let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
@@ -465,39 +414,6 @@ mod tests {
     fn parse(arguments: &[&str]) -> Result<Inline, clap::Error> {
         Line::try_parse_from(std::iter::once(&"serve").chain(arguments))
             .map(|line| line.args.inline)
-    }
-
-    #[test]
-    fn a_map_entry_is_an_id_and_a_host() {
-        assert_eq!(
-            parse_map("id1=127.0.0.2"),
-            Ok(("id1".into(), "127.0.0.2".into()))
-        );
-        assert!(parse_map("id1").is_err_and(|e| e.contains("ID=HOST")));
-        assert!(parse_map("=127.0.0.2").is_err());
-        assert!(parse_map("id1=not a host").is_err());
-    }
-
-    #[test]
-    fn a_map_file_gives_its_entries_without_comments_and_empty_lines() {
-        let text = "# the map\nid1 127.0.0.2\n\n  id2\t127.0.0.3:81  \r\n";
-        assert_eq!(
-            parse_map_file(text, "map.txt"),
-            Ok(vec![
-                ("id1".into(), "127.0.0.2".into()),
-                ("id2".into(), "127.0.0.3:81".into()),
-            ])
-        );
-    }
-
-    #[test]
-    fn every_bad_line_of_a_map_file_is_named_with_its_place() {
-        let text = "id1 127.0.0.2\nid2\nid3 a b\nid1 127.0.0.9\nid4 bad host!\n";
-        let problems = parse_map_file(text, "map.txt").expect_err("four bad lines");
-        let places: Vec<&str> = problems.iter().map(|p| &p[..9]).collect();
-        assert_eq!(places, ["map.txt:2", "map.txt:3", "map.txt:4", "map.txt:5"]);
-        assert!(problems[0].contains("expected `ID HOST`"), "{problems:?}");
-        assert!(problems[2].contains("line 1"), "{problems:?}");
     }
 
     #[test]
@@ -575,7 +491,7 @@ mod tests {
             (["--admin", "unix:"], "path is missing"),
             (["--workers", "0"], "1..=1024"),
         ] {
-            let error = parse(&arguments).err().expect("refused").to_string();
+            let error = parse(&arguments).expect_err("refused").to_string();
             assert!(error.contains(expected), "{arguments:?}: {error}");
         }
     }

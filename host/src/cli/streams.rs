@@ -43,7 +43,7 @@ Examples:
         #[arg(long)]
         route: Option<String>,
         /// At most so many
-        #[arg(long, default_value_t = 1_000)]
+        #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
         limit: u64,
         /// Print JSON
         #[arg(long)]
@@ -160,9 +160,11 @@ fn print(answer: &Value, limit: u64, out: &mut Out) -> anyhow::Result<()> {
         ]);
     }
     table.print(out)?;
-    if streams.len() as u64 == limit {
+    if answer["more"] == true {
         out.flush()?;
-        eprintln!("… the limit of {limit} is reached, --limit raises it");
+        output::aside(format_args!(
+            "… the limit of {limit} is reached, --limit raises it"
+        ));
     }
     Ok(())
 }

@@ -218,8 +218,8 @@ impl Shared {
         let (component, cached) = match self.cached(&path) {
             Some(component) => (component, true),
             None => {
-                let component = Component::from_binary(&self.engine, bytes)
-                    .map_err(|error| DeployError::NotAComponent(format!("{error:#}")))?;
+                let component =
+                    Component::from_binary(&self.engine, bytes).map_err(|error| refusal(&error))?;
                 if let Err(error) = self.keep(&component, &path) {
                     tracing::warn!(path = %path.display(), error = %format!("{error:#}"), "compiled code is not kept");
                 }
@@ -279,6 +279,16 @@ impl Shared {
         file.as_file().sync_data()?;
         file.persist(path)?;
         Ok(())
+    }
+}
+
+/// Why a component whose outer form is right cannot be compiled.
+fn refusal(error: &wasmtime::Error) -> DeployError {
+    let reason = format!("{error:#}");
+    // The engine checks sizes against the pool before anything runs.
+    match reason.contains("pooling allocator") {
+        true => DeployError::World(format!("needs more than an instance may have: {reason}")),
+        false => DeployError::NotAComponent(reason),
     }
 }
 

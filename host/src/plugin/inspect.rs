@@ -77,3 +77,31 @@ fn hex(bytes: &[u8]) -> String {
         out
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plugin::builtin;
+
+    #[test]
+    fn imports_of_the_author_are_told_from_those_of_the_standard_library() {
+        let bytes = builtin::component("by-header").expect("it is built in");
+        let found = inspect(bytes).expect("a plugin");
+        assert_eq!(found.digest.len(), 64);
+        assert_eq!(found.exports, ["throwbar:plugin/routing@0.1.0"]);
+        let has = |names: &[String], prefix| names.iter().any(|name| name.starts_with(prefix));
+        assert!(has(&found.imports, "throwbar:plugin/lookup"));
+        assert!(has(&found.imports_of_std, "wasi:cli/"));
+        assert!(!has(&found.imports, "wasi:cli/"));
+    }
+
+    #[test]
+    fn what_a_push_would_refuse_for_its_form_is_refused() {
+        let bytes = builtin::component("by-header").expect("it is built in");
+        let half = &bytes[..bytes.len() / 2];
+        for wrong in [&b"text"[..], b"", half] {
+            let error = inspect(wrong).expect_err("no component");
+            assert!(matches!(error, DeployError::NotAComponent(_)), "{error}");
+        }
+    }
+}

@@ -245,15 +245,11 @@ fn cause(error: &wasmtime::Error, deadline: std::time::Duration) -> RouteError {
         return RouteError::Deadline(deadline);
     }
     let mut reason = error.root_cause().to_string();
-    // The chain above names the innermost guest function; the rest is the engine's own path.
-    if let Some(backtrace) = error.downcast_ref::<wasmtime::WasmBacktrace>() {
-        if let Some(name) = backtrace
-            .frames()
-            .first()
-            .and_then(|frame| frame.func_name())
-        {
-            reason = format!("{reason} in {name}");
-        }
+    // Beside the cause, the innermost guest function is what helps; the rest is the engine's own path.
+    let backtrace = error.downcast_ref::<wasmtime::WasmBacktrace>();
+    let innermost = backtrace.and_then(|backtrace| backtrace.frames().first()?.func_name());
+    if let Some(name) = innermost {
+        reason = format!("{reason} in {name}");
     }
     reason.truncate(reason.floor_char_boundary(TRAP_BYTES_MAX));
     RouteError::Trap(reason)

@@ -26,6 +26,8 @@ mod report;
 pub mod request;
 mod slot;
 mod subscription;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use decision::{Decision, DecisionError, Forward, Reply, RouteTarget};

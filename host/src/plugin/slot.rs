@@ -129,10 +129,6 @@ impl PluginSlot {
         if *active.label().digest != *digest || active.sandbox.config != state.config {
             return None;
         }
-        // A version of the config's source is not recorded; pushing the same one pins it, which is a change.
-        if !state.pushed {
-            return None;
-        }
         Some(Deployed {
             plugin: self.name.to_string(),
             digest: digest.to_owned(),
@@ -214,10 +210,11 @@ impl PluginSlot {
         };
         let old = self.active.load_full();
         let digest = Arc::clone(&past.label.digest);
-        if let Some(old) = old.as_ref().filter(|old| old.label().digest != digest) {
-            if keep_previous {
-                self.previous.store(Some(Arc::clone(old)));
-            }
+        let replaced = old
+            .as_ref()
+            .filter(|old| keep_previous && old.label().digest != digest);
+        if let Some(replaced) = replaced {
+            self.previous.store(Some(Arc::clone(replaced)));
         }
         self.active.store(Some(generation));
         let mut state = self.state();
@@ -307,7 +304,7 @@ impl State {
     }
 
     fn version(&self, digest: &str, active: bool) -> VersionInfo {
-        let generations = self
+        let mut generations = self
             .generations
             .iter()
             .filter(|past| *past.label.digest == *digest);
@@ -315,7 +312,7 @@ impl State {
             .clone()
             .map(|past| past.label.streams.load(Ordering::Relaxed))
             .sum();
-        let newest = generations.last();
+        let newest = generations.next_back();
         let counts = newest
             .map(|past| Counts::of(&past.stats))
             .unwrap_or_default();

@@ -194,14 +194,14 @@ mod tests {
     fn every_import_that_is_not_offered_is_named() {
         let refused = refusal(&component(
             r#"(component
-                (import "wasi:sockets/tcp@0.2.0" (instance))
+                (import "wasi:nn/tensor@0.2.0" (instance))
                 (import "wasi:cli/stdout@0.2.3" (instance))
                 (import "wasi:http/outgoing-handler@0.2.0" (instance))
                 (import "plain" (func)))"#,
         ));
         assert_eq!(
             refused,
-            "imports wasi:sockets/tcp@0.2.0, wasi:http/outgoing-handler@0.2.0, plain: not offered"
+            "imports wasi:nn/tensor@0.2.0, wasi:http/outgoing-handler@0.2.0, plain: not offered"
         );
     }
 

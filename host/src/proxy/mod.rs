@@ -93,6 +93,7 @@ impl Proxy {
         let mut view = self.view.borrow_mut();
         if !Arc::ptr_eq(&newest, &view.site) {
             *view = SiteView::new(newest.clone(), Some(&view));
+            self.streams.configure(newest.streams.clone());
         }
         view.clone()
     }

@@ -122,7 +122,7 @@ impl Proxy {
         let started = Instant::now();
         let head = record.head.take().expect("lent to one plugin at a time");
         let mut instances = self.instances.borrow_mut();
-        let outcome = match instances.lease(generation) {
+        let outcome = match instances.lease(generation, self.worker) {
             Err(error) => {
                 record.head = Some(head);
                 Err(error)
@@ -301,7 +301,11 @@ impl Instances {
     ///
     /// # Errors
     /// If it cannot be instantiated.
-    pub fn lease(&mut self, generation: &Arc<Generation>) -> Result<&mut Instance, RouteError> {
+    pub fn lease(
+        &mut self,
+        generation: &Arc<Generation>,
+        worker: usize,
+    ) -> Result<&mut Instance, RouteError> {
         let index = match self
             .warm
             .iter()
@@ -309,7 +313,7 @@ impl Instances {
         {
             Some(index) => index,
             None => {
-                self.warm.push(Instance::new(generation)?);
+                self.warm.push(Instance::on_worker(generation, worker)?);
                 self.warm.len() - 1
             }
         };

@@ -56,7 +56,7 @@ impl Proxy {
         pending: Pending,
         record: &Record,
     ) -> Result<(), ProxyError> {
-        if self.streams.len() >= view.site.streams.streams_max {
+        if self.streams.is_full() {
             return Err(ProxyError::TooManyStreams);
         }
         let route = record
@@ -102,9 +102,9 @@ impl Proxy {
                 endpoint,
                 idle_timeout: varying.stream_idle_timeout.or(configured.idle_timeout),
                 age_max: varying.stream_age_max.or(configured.age_max),
+                // The upstream's policy counts the stream as long as it is open.
+                on_close: picked.map(|picked| Box::new(move || drop(picked)) as _),
             });
-            // Counted by the upstream's policy while it is being opened only: a stream may last for hours.
-            drop(picked);
             if let Err(error) = opened {
                 tracing::warn!(%error, "stream refused");
             }

@@ -1,6 +1,29 @@
 //! Upgraded streams: two raw sockets joined, in an epoll set of each worker's own.
+//!
+//! After a valid 101 both sockets leave the HTTP engine and everything around them is freed; what remains of a stream
+//! is one entry (`entry.rs`) in its worker's table (`table.rs`), which [`Streams::run`] (`relay.rs`) moves bytes for. A stream holds
+//! the label of the generation that accepted it, never its code: changes of plugins, maps and config do not touch it.
+//!
+//! Invariants: no buffer while idle; a peer that does not read costs at most one scratch buffer; each opened stream is
+//! closed once, with one event, whatever ended it.
 
+use crate::plugin::generation::GenerationLabel;
+use bytes::Bytes;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
+
+mod entry;
+pub(crate) mod frame;
+mod leg;
+mod relay;
+mod table;
+#[cfg(test)]
+mod tests;
+mod token;
+
+pub use table::Streams;
 
 /// Upgraded streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +56,13 @@ impl Default for Config {
 #[serde(transparent)]
 pub struct StreamId(pub u64);
 
+impl StreamId {
+    /// The worker that has it.
+    pub fn worker(self) -> usize {
+        (self.0 & 0xff) as usize
+    }
+}
+
 /// A stream, for lists.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct StreamInfo {
@@ -49,9 +79,9 @@ pub struct StreamInfo {
     /// The key looked up, or the plugin's label.
     pub key: Option<String>,
     /// The client.
-    pub client: std::net::SocketAddr,
+    pub client: SocketAddr,
     /// The endpoint.
-    pub endpoint: std::net::SocketAddr,
+    pub endpoint: SocketAddr,
     /// Milliseconds since the Unix epoch at its start.
     pub started_ms: u64,
     /// Seconds it is open.
@@ -74,59 +104,119 @@ pub struct StreamFilter {
     /// Of this route.
     pub route: Option<String>,
 }
-// STUB
-use std::net::SocketAddr;
-use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Instant;
-#[allow(missing_docs)]
-pub struct Streams;
-#[allow(missing_docs)]
+
+/// A stream to be: both sockets taken out of the HTTP engine after a 101.
 pub struct NewStream {
-    pub downstream: std::net::TcpStream,
-    pub downstream_read_ahead: bytes::Bytes,
-    pub upstream: std::net::TcpStream,
-    pub upstream_read_ahead: bytes::Bytes,
+    /// To the client.
+    pub downstream: TcpStream,
+    /// What was read from the client after its request.
+    pub downstream_read_ahead: Bytes,
+    /// To the endpoint.
+    pub upstream: TcpStream,
+    /// What was read from the endpoint after its 101.
+    pub upstream_read_ahead: Bytes,
+    /// The route that took it.
     pub route: Arc<str>,
-    pub label: Option<Arc<crate::plugin::generation::GenerationLabel>>,
+    /// The generation that routed it; its `streams` count this one while it is open.
+    pub label: Option<Arc<GenerationLabel>>,
+    /// The key looked up, or the plugin's label.
     pub key: Option<Box<str>>,
+    /// The client.
     pub client: SocketAddr,
+    /// The endpoint.
     pub endpoint: SocketAddr,
+    /// In place of the config's.
     pub idle_timeout: Option<Duration>,
+    /// In place of the config's.
     pub age_max: Option<Duration>,
+    /// Called once when the stream is over, or when it is refused.
+    pub on_close: Option<Box<dyn FnOnce()>>,
 }
-#[allow(missing_docs)]
-pub struct StreamEvent<'a>(&'a ());
-#[allow(missing_docs)]
-impl Streams {
-    pub fn new(
-        _: usize,
-        _: Config,
-        _: Arc<crate::metrics::Counters>,
-        _: Box<dyn Fn(StreamEvent<'_>)>,
-    ) -> std::io::Result<Rc<Self>> {
-        unimplemented!()
-    }
-    pub fn open(&self, _: NewStream) -> Result<StreamId, std::io::Error> {
-        unimplemented!()
-    }
-    pub fn len(&self) -> usize {
-        0
-    }
-    pub async fn run(self: Rc<Self>) {}
-    pub async fn drained(&self) {}
-    pub fn close_all(&self, _: u16, _: &str) {}
-    pub fn close(&self, _: StreamId, _: u16, _: &str) -> bool {
-        false
-    }
-    pub fn list(&self, _: &StreamFilter, _: usize) -> Vec<StreamInfo> {
-        vec![]
-    }
-    pub fn sweep(&self, _: Instant) {}
+
+/// Why a stream was not opened; both its sockets are closed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Over `streams.streams_max`.
+    #[error("worker {worker} has {max} streams, as many as streams.streams_max allows")]
+    Full {
+        /// The worker.
+        worker: usize,
+        /// Its bound.
+        max: usize,
+    },
+    /// The kernel refused.
+    #[error("a socket cannot be watched")]
+    Socket(#[source] io::Error),
 }
-#[allow(missing_docs)]
-impl StreamId {
-    pub fn worker(self) -> usize {
-        (self.0 & 0xff) as usize
+
+/// Why a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CloseReason {
+    /// The client closed first.
+    ClientClosed,
+    /// The endpoint closed first.
+    UpstreamClosed,
+    /// A socket failed: reset, or not reachable any more.
+    Error,
+    /// No byte either way for too long.
+    IdleTimeout,
+    /// Open for too long.
+    AgeMax,
+    /// Closed by hand.
+    Admin,
+    /// The process drains.
+    Drain,
+}
+
+impl CloseReason {
+    /// Its name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ClientClosed => "client-closed",
+            Self::UpstreamClosed => "upstream-closed",
+            Self::Error => "error",
+            Self::IdleTimeout => "idle-timeout",
+            Self::AgeMax => "age-max",
+            Self::Admin => "admin",
+            Self::Drain => "drain",
+        }
     }
+}
+
+/// What is known of a stream.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamFacts<'a> {
+    /// Its id.
+    pub id: StreamId,
+    /// The route that took it.
+    pub route: &'a str,
+    /// The generation that routed it: plugin and version.
+    pub label: Option<&'a GenerationLabel>,
+    /// The key looked up, or the plugin's label.
+    pub key: Option<&'a str>,
+    /// The client.
+    pub client: SocketAddr,
+    /// The endpoint.
+    pub endpoint: SocketAddr,
+}
+
+/// What the access log says of streams: one event at the start, one at the end.
+#[derive(Debug, Clone, Copy)]
+pub enum StreamEvent<'a> {
+    /// It is open.
+    Opened(StreamFacts<'a>),
+    /// It is over.
+    Closed {
+        /// Which one.
+        stream: StreamFacts<'a>,
+        /// How long it was open.
+        duration: Duration,
+        /// Bytes from the client.
+        bytes_up: u64,
+        /// Bytes to the client.
+        bytes_down: u64,
+        /// Why.
+        reason: CloseReason,
+    },
 }

@@ -16,8 +16,11 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// One worker's answers.
 #[derive(Default)]
 pub struct Resolver {
-    answers: RefCell<HashMap<Box<str>, (Instant, Vec<SocketAddr>), ahash::RandomState>>,
+    answers: RefCell<HashMap<Box<str>, Answer, ahash::RandomState>>,
 }
+
+/// When the resolver was asked, and what it said.
+type Answer = (Instant, Vec<SocketAddr>);
 
 impl Resolver {
     /// The addresses of a host name, with this port; at least one.

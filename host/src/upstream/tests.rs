@@ -7,7 +7,7 @@ use crate::deadline::{Deadlines, Ticks};
 use crate::metrics::{Counters, WorkerCounters};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{Full, StreamBody};
 use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

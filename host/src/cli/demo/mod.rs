@@ -112,6 +112,7 @@ fn start_of(
         ..admin::Config::default()
     };
     config.log.access = Sink::Off;
+    config.streams.shutdown_grace = STOP_GRACE;
     let plugin = &mut config.plugins[0];
     // What the second version needs: it keeps the map for agents that know the secret.
     plugin.grants.insert(BUCKET.to_owned(), Access::Write);
@@ -183,7 +184,7 @@ impl Demo {
         );
         Ok(Self {
             proxy,
-            admin: Client::new(address, app.token_path().as_deref())?,
+            admin: Client::new(address, app.token_path())?,
             options,
             upstreams: upstreams.addresses,
         })
@@ -302,7 +303,7 @@ impl Demo {
     ) -> anyhow::Result<()> {
         let [a, b] = self.upstreams;
         screen.title("3  The map changes: id1 moves to the other upstream, id3 is new")?;
-        screen.command(&self.command(&format!("kv set {BUCKET} id1={} id3={}", b.ip(), a.ip())))?;
+        screen.same_as(&format!("kv set {BUCKET} id1={} id3={}", b.ip(), a.ip()))?;
         let started = Instant::now();
         let change = json!({ "set": { "id1": b.ip().to_string(), "id3": a.ip().to_string() } });
         let done: Value = self
@@ -334,7 +335,7 @@ impl Demo {
     ) -> anyhow::Result<()> {
         let [a, b] = self.upstreams;
         screen.title("4  The routing code is replaced while all this runs")?;
-        screen.command(&self.command(&format!("plugin push {PLUGIN} {NEXT_PLUGIN}.wasm")))?;
+        screen.same_as(&format!("plugin push {PLUGIN} {NEXT_PLUGIN}.wasm"))?;
         let component = builtin::component(NEXT_PLUGIN)
             .with_context(|| format!("no built-in plugin {NEXT_PLUGIN:?}"))?;
         let answer = push(&self.admin, PLUGIN, component.to_vec(), false).await?;
@@ -368,7 +369,7 @@ impl Demo {
     ) -> anyhow::Result<()> {
         let [_, b] = self.upstreams;
         screen.title("5  The version before is put back")?;
-        screen.command(&self.command(&format!("plugin rollback {PLUGIN}")))?;
+        screen.same_as(&format!("plugin rollback {PLUGIN}"))?;
         let started = Instant::now();
         let answer = rollback(&self.admin, PLUGIN, false).await?;
         let took = started.elapsed();

@@ -40,6 +40,11 @@ impl Screen {
         self.out.flush()
     }
 
+    /// The command that does what the step does.
+    pub(super) fn same_as(&mut self, command: &str) -> anyhow::Result<()> {
+        self.note(self.style.dim(&format!("the same as: throwbar {command}")))
+    }
+
     /// A claim: shown as kept, or the error that ends the demonstration.
     pub(super) fn claim(
         &mut self,

@@ -70,11 +70,10 @@ async fn serve(listeners: [TcpListener; 2]) -> io::Result<()> {
     let [a, b] = listeners;
     let a = tokio::net::TcpListener::from_std(a)?;
     let b = tokio::net::TcpListener::from_std(b)?;
-    tokio::try_join!(
-        crate::echo::serve(a, NAMES[0].to_owned()),
-        crate::echo::serve(b, NAMES[1].to_owned()),
-    )?;
-    Ok(())
+    tokio::select! {
+        never = crate::echo::serve(a, NAMES[0].to_owned()) => never.map(|never| match never {}),
+        never = crate::echo::serve(b, NAMES[1].to_owned()) => never.map(|never| match never {}),
+    }
 }
 
 /// Two listeners: the same port on 127.0.0.2 and 127.0.0.3, so that only the map tells them apart. Systems that have

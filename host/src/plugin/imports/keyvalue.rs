@@ -19,6 +19,9 @@ pub struct OpenBucket {
     cursors: Vec<Box<str>>,
 }
 
+/// Keys, and the number of the place after them if there are more.
+type NumberedPage = (Vec<String>, Option<u64>);
+
 /// Links both drafts.
 pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     draft::store::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
@@ -51,7 +54,7 @@ impl HostState {
         &mut self,
         bucket: &Resource<OpenBucket>,
         cursor: Option<u64>,
-    ) -> wasmtime::Result<Result<(Vec<String>, Option<u64>), Refusal>> {
+    ) -> wasmtime::Result<Result<NumberedPage, Refusal>> {
         let open = self.table.get(bucket)?;
         let after = match cursor {
             None => None,

@@ -70,7 +70,7 @@ impl Overlay {
 
 /// Why a write or read of the store is refused: what both interfaces' errors are made from.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(in crate::plugin) enum Refusal {
     /// Not granted.
     NoSuchBucket,
     /// Granted for reading only, or no call that could commit is running.
@@ -122,7 +122,7 @@ impl HostState {
     }
 
     /// Adds a write to the call's batch.
-    pub(super) fn write(
+    pub(in crate::plugin) fn write(
         &mut self,
         grant: Grant,
         key: &str,
@@ -193,7 +193,7 @@ impl HostState {
     }
 
     /// At most `limit` keys with `prefix`, after `after`, in byte order.
-    pub(super) fn list(
+    pub(in crate::plugin) fn list(
         &self,
         bucket: BucketId,
         prefix: &str,

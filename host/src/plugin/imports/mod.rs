@@ -184,4 +184,11 @@ pub(crate) const OFFERED: &[&str] = &[
     "wasi:random/insecure-seed@0.2",
     "wasi:random/insecure@0.2",
     "wasi:random/random@0.2",
+    "wasi:sockets/instance-network@0.2",
+    "wasi:sockets/ip-name-lookup@0.2",
+    "wasi:sockets/network@0.2",
+    "wasi:sockets/tcp-create-socket@0.2",
+    "wasi:sockets/tcp@0.2",
+    "wasi:sockets/udp-create-socket@0.2",
+    "wasi:sockets/udp@0.2",
 ];

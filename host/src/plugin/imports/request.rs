@@ -133,7 +133,7 @@ mod tests {
         pack(&head(), &fields, &mut packed);
         assert_eq!(
             packed,
-            "id1\0\u{1}\0\u{1}\0zürich\0GET\0http\0example.com:8080\0/a%20b\0q=1\0192.0.2.7\0\u{1}\0"
+            "id1\0\u{1}\0\u{1}\0zürich\0GET\0http\0example.com:8080\0/a%20b\0q=1\x00192.0.2.7\0\u{1}\0"
         );
     }
 

@@ -18,11 +18,13 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream, WasiCli, WasiCliView};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p2::bindings::sync::io::{poll, streams};
-use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, io as async_io, random, sync};
+use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, io as async_io, random, sockets, sync};
 use wasmtime_wasi::p2::{
-    DynInputStream, DynOutputStream, DynPollable, OutputStream, Pollable, StreamError, StreamResult,
+    DynInputStream, DynOutputStream, DynPollable, Network, OutputStream, Pollable, SocketError,
+    SocketResult, StreamError, StreamResult, UdpSocket,
 };
 use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiView};
 
 /// Bytes of one write to standard output or standard error.
@@ -37,12 +39,15 @@ pub(super) fn context(sandbox: &Arc<Sandbox>, worker: usize) -> WasiCtx {
         name,
     };
     WasiCtxBuilder::new()
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
         .stdout(printer(Level::Info, "stdout"))
         .stderr(printer(Level::Warn, "stderr"))
         .build()
 }
 
-/// Links everything but sockets.
+/// Links everything; what would give something away is denied.
 pub(super) fn add_to_linker(l: &mut Linker<HostState>) -> Result<()> {
     type T = HostState;
     clocks::wall_clock::add_to_linker::<T, WasiClocks>(l, T::clocks)?;
@@ -65,7 +70,14 @@ pub(super) fn add_to_linker(l: &mut Linker<HostState>) -> Result<()> {
     async_io::error::add_to_linker::<T, Table>(l, |t| &mut t.table)?;
     poll::add_to_linker::<T, Io>(l, |t| NoWait(&mut t.table))?;
     streams::add_to_linker::<T, Io>(l, |t| NoWait(&mut t.table))?;
-    Ok(())
+    let options = sockets::network::LinkOptions::default();
+    sockets::network::add_to_linker::<T, WasiSockets>(l, &options, T::sockets)?;
+    sockets::instance_network::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
+    sockets::ip_name_lookup::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
+    sockets::tcp_create_socket::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
+    sync::sockets::udp_create_socket::add_to_linker::<T, Denied>(l, |_| Denied)?;
+    sync::sockets::tcp::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
+    sync::sockets::udp::add_to_linker::<T, WasiSockets>(l, T::sockets)
 }
 
 struct Table;
@@ -82,6 +94,40 @@ impl HasData for Io {
 
 /// Streams and pollables of an instance, for which waiting is an error.
 struct NoWait<'a>(&'a mut ResourceTable);
+
+/// Makes no sockets, and needs no runtime to say so.
+struct Denied;
+
+impl HasData for Denied {
+    type Data<'a> = Denied;
+}
+
+impl sync::sockets::udp_create_socket::Host for Denied {
+    fn create_udp_socket(
+        &mut self,
+        _family: sockets::network::IpAddressFamily,
+    ) -> SocketResult<Resource<UdpSocket>> {
+        Err(sockets::network::ErrorCode::AccessDenied.into())
+    }
+}
+
+impl sockets::network::Host for Denied {
+    fn convert_error_code(&mut self, error: SocketError) -> Result<sockets::network::ErrorCode> {
+        error.downcast()
+    }
+    fn network_error_code(
+        &mut self,
+        _error: Resource<wasmtime::Error>,
+    ) -> Result<Option<sockets::network::ErrorCode>> {
+        Ok(None)
+    }
+}
+
+impl sockets::network::HostNetwork for Denied {
+    fn drop(&mut self, _network: Resource<Network>) -> Result<()> {
+        Ok(())
+    }
+}
 
 /// The output of a future that is ready at once.
 fn now<F: Future>(future: F) -> Result<F::Output> {

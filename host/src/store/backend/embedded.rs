@@ -20,7 +20,7 @@ use super::{Backend, Change, Loaded};
 use crate::store::table::Record;
 use crate::store::{BucketConfig, Entry, OpenError, Revision, Value};
 
-const FILE: &str = "store.redb";
+pub(super) const FILE: &str = "store.redb";
 /// Where a new file is made, so that `store.redb` is whole from the moment it exists.
 const FILE_NEW: &str = "store.redb.new";
 /// What a file of the engine begins with.
@@ -29,15 +29,18 @@ const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 const CACHE_BYTES: usize = 64 << 20;
 const FORMAT: u64 = 1;
 
-/// (bucket, key) to (revision, value).
-const ENTRIES: TableDefinition<(&[u8], &[u8]), (u64, &[u8])> = TableDefinition::new("entries");
+/// A bucket's name and a key.
+type Key = (&'static [u8], &'static [u8]);
+/// [`Key`] to (revision, value).
+const ENTRIES: TableDefinition<Key, (u64, &[u8])> = TableDefinition::new("entries");
 /// Bucket to (revision, entries, sum of their hashes).
 const BUCKETS: TableDefinition<&[u8], (u64, u64, u64)> = TableDefinition::new("buckets");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 const META_REVISION: &str = "revision";
 
-type Opener = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
+/// Opens the file, at the start and after each failed write.
+pub(super) type Opener = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
 
 /// The open file.
 pub(super) struct Embedded {
@@ -62,7 +65,7 @@ impl Embedded {
         Self::with_opener(path, Box::new(move || open_database(&file)))
     }
 
-    fn with_opener(path: PathBuf, opener: Opener) -> Result<Self, OpenError> {
+    pub(super) fn with_opener(path: PathBuf, opener: Opener) -> Result<Self, OpenError> {
         let db = opener()?;
         let revision = guarded(|| read_meta(&db)).map_err(|reason| corrupt(&path, reason))?;
         Ok(Self {
@@ -255,7 +258,7 @@ fn database(file: File, path: &Path) -> Result<Database, OpenError> {
     }
 }
 
-fn open_error(error: DatabaseError, path: &Path) -> OpenError {
+pub(super) fn open_error(error: DatabaseError, path: &Path) -> OpenError {
     use redb::StorageError::{Corrupted, Io};
     match error {
         DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
@@ -451,94 +454,4 @@ fn hash(key: &[u8], revision: u64, value: &[u8]) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         })
-}
-
-#[cfg(test)]
-pub(in crate::store) mod tests {
-    use std::ops::Bound;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    use redb::backends::FileBackend;
-    use redb::{BackendError, StorageBackend};
-
-    use super::*;
-
-    /// What the disk under [`faulty`] fails at, from now on.
-    #[derive(Debug, Default)]
-    pub(in crate::store) struct Faults {
-        pub(in crate::store) write: AtomicBool,
-        pub(in crate::store) sync: AtomicBool,
-    }
-
-    /// The embedded backend on a disk that fails when told to.
-    pub(in crate::store) fn faulty(dir: &Path, faults: Arc<Faults>) -> Box<dyn Backend> {
-        drop(Embedded::open(dir).unwrap());
-        let path = dir.join(FILE);
-        let opener = {
-            let path = path.clone();
-            move || {
-                let file = OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .open(&path)
-                    .unwrap();
-                let disk = FaultyDisk {
-                    file: FileBackend::new(file).unwrap(),
-                    faults: Arc::clone(&faults),
-                };
-                Builder::new()
-                    .create_with_backend(disk)
-                    .map_err(|error| open_error(error, &path))
-            }
-        };
-        Box::new(Embedded::with_opener(path, Box::new(opener)).unwrap())
-    }
-
-    #[derive(Debug)]
-    struct FaultyDisk {
-        file: FileBackend,
-        faults: Arc<Faults>,
-    }
-
-    impl StorageBackend for FaultyDisk {
-        fn len(&self) -> Result<u64, io::Error> {
-            self.file.len()
-        }
-        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-            self.file.read(offset, out)
-        }
-        fn set_len(&self, len: u64) -> Result<(), io::Error> {
-            self.file.set_len(len)
-        }
-        fn sync_data(&self) -> Result<(), io::Error> {
-            self.file.sync_data()?;
-            if self.faults.sync.load(Ordering::SeqCst) {
-                return Err(io::Error::other("sync fails"));
-            }
-            Ok(())
-        }
-        fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-            if self.faults.write.load(Ordering::SeqCst) {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            self.file.write(offset, data)
-        }
-        fn close(&self) -> Result<(), io::Error> {
-            self.file.close()
-        }
-        fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-            self.file.try_lock_range(start, end)
-        }
-        fn try_lock_shared_range(
-            &self,
-            start: Bound<u64>,
-            end: Bound<u64>,
-        ) -> Result<bool, BackendError> {
-            self.file.try_lock_shared_range(start, end)
-        }
-        fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-            self.file.unlock_range(start, end)
-        }
-    }
 }

@@ -7,11 +7,13 @@ use super::table::Record;
 use super::{BackendKind, BucketConfig, OpenError, Revision};
 
 mod embedded;
+#[cfg(test)]
+mod faulty;
 mod memory;
 
 use embedded::Embedded;
 #[cfg(test)]
-pub(super) use embedded::tests::{Faults, faulty};
+pub(super) use faulty::{Faults, faulty};
 use memory::Memory;
 
 /// One entry created, changed or deleted. Both records have the same key.

@@ -1,22 +1,24 @@
 //! `throwbar kv`: read and change the buckets of the store, through the admin API.
 
+mod format;
+mod transfer;
+
 use super::client::{Client, ClientError, Connect, encode, with_query};
 use super::output::{self, Align, Out, Table};
 use super::{Ended, Exit};
 use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
+use format::Format;
 use http::{HeaderName, Method, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Keys asked for at a time.
 const PAGE: u64 = 1_000;
-/// The longest import and the longest line of an export.
-const IMPORT_BYTES_MAX: u64 = 256 << 20;
-const LINE_BYTES_MAX: usize = 8 << 20;
 
 /// Arguments of `kv`.
 #[derive(Debug, clap::Args)]
@@ -98,7 +100,7 @@ Examples:
         #[arg(long, requires = "bucket")]
         prefix: Option<String>,
         /// At most so many keys
-        #[arg(long, default_value_t = 1_000, requires = "bucket")]
+        #[arg(long, default_value_t = 1_000, requires = "bucket", value_parser = clap::value_parser!(u64).range(1..))]
         limit: u64,
         /// Print JSON
         #[arg(long)]
@@ -142,17 +144,6 @@ Examples:
         #[arg(long, value_enum, default_value_t = Format::Lines)]
         format: Format,
     },
-}
-
-/// Formats of an export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    /// Lines `KEY VALUE`
-    Lines,
-    /// One JSON object {"KEY":"VALUE",…}
-    Json,
-    /// A line of JSON for each key, with its revision
-    Ndjson,
 }
 
 /// What a batch did.
@@ -236,12 +227,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             replace,
             dry_run,
             json,
-        } => import(&client, &bucket, &file, replace, dry_run, json).await,
+        } => transfer::import(&client, &bucket, &file, replace, dry_run, json).await,
         Command::Export {
             bucket,
             file,
             format,
-        } => export(&client, &bucket, file.as_deref(), format).await,
+        } => transfer::export(&client, &bucket, file.as_deref(), format).await,
     }
 }
 
@@ -253,7 +244,10 @@ async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Re
             .etag
             .as_deref()
             .and_then(|tag| tag.parse::<u64>().ok());
-        let value = String::from_utf8_lossy(&answer.body);
+        let value = match std::str::from_utf8(&answer.body) {
+            Ok(text) => Value::from(text),
+            Err(_) => json!({ "base64": STANDARD.encode(&answer.body) }),
+        };
         out.json(&json!({ "key": key, "value": value, "revision": revision }))?;
     } else {
         out.bytes(&answer.body)?;
@@ -274,7 +268,7 @@ async fn set_one(
     json: bool,
 ) -> anyhow::Result<()> {
     let [(key, value)] = pairs else {
-        return Err(Ended::new(
+        return Err(Ended::error(
             Exit::Usage,
             "--if-revision and --if-absent need exactly one KEY=VALUE",
         ));
@@ -283,7 +277,8 @@ async fn set_one(
     let body = Full::new(value.clone().into());
     let answer = client
         .send(Method::PUT, &path, &[condition], body, None)
-        .await?;
+        .await
+        .map_err(refused)?;
     let mut out = Out::stdout();
     let revision = answer.etag.unwrap_or_default();
     if json {
@@ -310,8 +305,18 @@ async fn batch(
         format!("/v1/kv/{}/batch", segment("bucket", bucket)?),
         &[("dry_run", flag(dry_run))],
     );
-    let answer = client.post_json(&path, body).await?;
+    let answer = client.post_json(&path, body).await.map_err(refused)?;
     report(bucket, &answer.json()?, dry_run, json)
+}
+
+/// An error of a write with its exit code: a value the bucket cannot hold is not a failure to reach anybody.
+fn refused(error: ClientError) -> anyhow::Error {
+    match error {
+        ClientError::Problem(problem) if problem.status == 422 => {
+            Ended::error(Exit::ConfigInvalid, problem.to_string())
+        }
+        other => other.into(),
+    }
 }
 
 /// Says what a batch did.
@@ -346,10 +351,7 @@ fn summary(bucket: &str, done: &Committed, dry_run: bool) -> String {
     if dry_run {
         format!("{bucket}: would be {what}; nothing changed")
     } else {
-        format!(
-            "{bucket}: {what}   revision {}   0 streams closed",
-            done.revision
-        )
+        format!("{bucket}: {what}   revision {}", done.revision)
     }
 }
 
@@ -441,247 +443,12 @@ async fn list(
     table.print(&mut out)?;
     out.flush()?;
     if cursor.is_some() {
-        eprintln!(
+        output::aside(format_args!(
             "… more keys follow: the limit of {} is reached, --limit raises it",
             output::count(limit)
-        );
+        ));
     }
     Ok(())
-}
-
-async fn import(
-    client: &Client,
-    bucket: &str,
-    file: &Path,
-    replace: bool,
-    dry_run: bool,
-    json: bool,
-) -> anyhow::Result<()> {
-    let (text, name) = read(file)?;
-    let (content_type, body) = body_of(text).map_err(|e| anyhow::anyhow!("{name}: {e}"))?;
-    let path = with_query(
-        format!("/v1/kv/{}/import", segment("bucket", bucket)?),
-        &[("replace", flag(replace)), ("dry_run", flag(dry_run))],
-    );
-    let answer = client
-        .upload(Method::POST, &path, content_type, body, "writing")
-        .await
-        .map_err(|error| match error {
-            ClientError::Problem(problem) if problem.status == 422 => Ended::new(
-                Exit::ConfigInvalid,
-                format!("{name}: {problem}\n  nothing was imported"),
-            ),
-            other => other.into(),
-        })?;
-    report(bucket, &answer.json()?, dry_run, json)
-}
-
-/// Reads a file or standard input to its end.
-fn read(file: &Path) -> anyhow::Result<(Vec<u8>, String)> {
-    let mut text = Vec::new();
-    let (name, mut reader): (String, Box<dyn Read>) = if file == Path::new("-") {
-        ("standard input".to_owned(), Box::new(std::io::stdin()))
-    } else {
-        let name = file.display().to_string();
-        let open = std::fs::File::open(file).with_context(|| name.clone())?;
-        (name, Box::new(open))
-    };
-    reader
-        .by_ref()
-        .take(IMPORT_BYTES_MAX + 1)
-        .read_to_end(&mut text)
-        .with_context(|| name.clone())?;
-    anyhow::ensure!(
-        text.len() as u64 <= IMPORT_BYTES_MAX,
-        "{name}: is larger than {}, the most that one import takes",
-        output::size(IMPORT_BYTES_MAX)
-    );
-    Ok((text, name))
-}
-
-/// What a file to import is, found from its first characters; an object of keys is made into lines of JSON.
-fn body_of(text: Vec<u8>) -> Result<(&'static str, Vec<u8>), String> {
-    const NDJSON: &str = "application/x-ndjson";
-    let start = text.iter().position(|b| !b.is_ascii_whitespace());
-    match start.map(|at| text[at]) {
-        Some(b'{') => {}
-        Some(b'[') => {
-            return Err(
-                "is a JSON array: expected lines `KEY VALUE`, lines of JSON \
-                {\"key\":…,\"value\":…}, or one JSON object {\"KEY\":\"VALUE\"}"
-                    .to_owned(),
-            );
-        }
-        _ => return Ok(("text/plain", text)),
-    }
-    let first_line = text[start.unwrap_or_default()..]
-        .split(|b| *b == b'\n')
-        .next()
-        .unwrap_or_default();
-    let is_entry = serde_json::from_slice::<Value>(first_line)
-        .is_ok_and(|value| value.get("key").is_some() && value.get("value").is_some());
-    if is_entry {
-        return Ok((NDJSON, text));
-    }
-    let map: serde_json::Map<String, Value> = serde_json::from_slice(&text).map_err(|e| {
-        format!("is neither lines of JSON {{\"key\":…,\"value\":…}} nor one JSON object: {e}")
-    })?;
-    let mut lines = Vec::with_capacity(text.len() + map.len() * 16);
-    for (key, value) in &map {
-        if !value.is_string() {
-            return Err(format!("key {key:?}: its value is no string: {value}"));
-        }
-        let line = json!({ "key": key, "value": value });
-        lines.extend_from_slice(line.to_string().as_bytes());
-        lines.push(b'\n');
-    }
-    Ok((NDJSON, lines))
-}
-
-async fn export(
-    client: &Client,
-    bucket: &str,
-    file: Option<&Path>,
-    format: Format,
-) -> anyhow::Result<()> {
-    let path = format!("/v1/kv/{}?format=ndjson", segment("bucket", bucket)?);
-    let mut body = client.stream(&path).await?.into_body();
-    // A file appears under its name only when it is whole: an export that breaks off leaves the old one.
-    let mut target = match file {
-        None => None,
-        Some(file) => {
-            let dir = match file.parent() {
-                Some(dir) if !dir.as_os_str().is_empty() => dir,
-                _ => Path::new("."),
-            };
-            let kept = tempfile::NamedTempFile::new_in(dir)
-                .with_context(|| format!("{}", file.display()))?;
-            Some((file, kept))
-        }
-    };
-    let mut out = match &mut target {
-        None => Out::stdout(),
-        Some((file, kept)) => Out::to(
-            kept.reopen()
-                .with_context(|| format!("{}", file.display()))?,
-        ),
-    };
-    let mut writer = Exporter::new(format);
-    writer.begin(&mut out)?;
-    let mut pending: Vec<u8> = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|e| client.broken(e))?.into_data() else {
-            continue;
-        };
-        pending.extend_from_slice(&data);
-        let mut from = 0;
-        while let Some(length) = memchr::memchr(b'\n', &pending[from..]) {
-            writer.entry(&pending[from..from + length], &mut out)?;
-            from += length + 1;
-        }
-        pending.drain(..from);
-        anyhow::ensure!(
-            pending.len() <= LINE_BYTES_MAX,
-            "the export has a line of more than {}",
-            output::size(LINE_BYTES_MAX as u64)
-        );
-    }
-    if !pending.is_empty() {
-        writer.entry(&pending, &mut out)?;
-    }
-    writer.end(&mut out)?;
-    out.flush()?;
-    if let Some((file, kept)) = target {
-        kept.persist(file)
-            .with_context(|| format!("{}", file.display()))?;
-        eprintln!(
-            "{}: {} written to {}",
-            bucket,
-            output::counted(writer.written, "key"),
-            file.display()
-        );
-    }
-    Ok(())
-}
-
-/// Turns the lines of an export into a format.
-struct Exporter {
-    format: Format,
-    written: u64,
-}
-
-#[derive(Deserialize)]
-struct ExportedEntry {
-    key: String,
-    value: Value,
-}
-
-impl Exporter {
-    fn new(format: Format) -> Self {
-        Self { format, written: 0 }
-    }
-
-    fn begin(&mut self, out: &mut Out) -> anyhow::Result<()> {
-        match self.format {
-            Format::Json => out.bytes(b"{"),
-            Format::Lines | Format::Ndjson => Ok(()),
-        }
-    }
-
-    fn entry(&mut self, line: &[u8], out: &mut Out) -> anyhow::Result<()> {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            return Ok(());
-        }
-        match self.format {
-            Format::Ndjson => {
-                out.bytes(line)?;
-                out.bytes(b"\n")?;
-            }
-            Format::Lines | Format::Json => {
-                let entry: ExportedEntry =
-                    serde_json::from_slice(line).context("a line of the export")?;
-                let Some(value) = entry.value.as_str() else {
-                    anyhow::bail!(
-                        "key {:?}: its value is no text: use --format ndjson",
-                        entry.key
-                    );
-                };
-                if self.format == Format::Lines {
-                    out.line(line_of(&entry.key, value)?)?;
-                } else {
-                    let comma = if self.written > 0 { "," } else { "" };
-                    out.bytes(
-                        format!("{comma}\n  {}: {}", json!(entry.key), json!(value)).as_bytes(),
-                    )?;
-                }
-            }
-        }
-        self.written += 1;
-        Ok(())
-    }
-
-    fn end(&mut self, out: &mut Out) -> anyhow::Result<()> {
-        match self.format {
-            Format::Json => out.bytes(b"\n}\n"),
-            Format::Lines | Format::Ndjson => Ok(()),
-        }
-    }
-}
-
-/// A line that an import reads back as the same key and value.
-fn line_of(key: &str, value: &str) -> anyhow::Result<String> {
-    let fits = !key.contains(char::is_whitespace)
-        && !key.starts_with('#')
-        && !key.starts_with('{')
-        && !key.starts_with('[')
-        && !value.is_empty()
-        && value == value.trim()
-        && !value.contains(['\n', '\r']);
-    anyhow::ensure!(
-        fits,
-        "key {key:?}: it or its value cannot be written as a line `KEY VALUE`: use --format json"
-    );
-    Ok(format!("{key} {value}"))
 }
 
 fn path_of(bucket: &str, key: &str) -> anyhow::Result<String> {
@@ -694,7 +461,7 @@ fn path_of(bucket: &str, key: &str) -> anyhow::Result<String> {
 
 fn segment(what: &str, text: &str) -> anyhow::Result<String> {
     if text.is_empty() {
-        return Err(Ended::new(Exit::Usage, format!("the {what} is empty")));
+        return Err(Ended::error(Exit::Usage, format!("the {what} is empty")));
     }
     Ok(encode(text))
 }
@@ -716,76 +483,6 @@ mod tests {
     }
 
     #[test]
-    fn the_format_of_an_import_is_found_from_its_beginning() {
-        let kind = |text: &str| body_of(text.into()).map(|(kind, _)| kind);
-        assert_eq!(kind("# map\nid1 127.0.0.2\n"), Ok("text/plain"));
-        assert_eq!(kind(""), Ok("text/plain"));
-        assert_eq!(
-            kind("{\"key\":\"a\",\"value\":\"b\"}\n{\"key\":\"c\",\"value\":\"d\"}\n"),
-            Ok("application/x-ndjson")
-        );
-        assert!(kind("[1]").is_err_and(|e| e.contains("array")));
-        assert!(kind("{\"a\": 1}").is_err_and(|e| e.contains("\"a\"")));
-        assert!(kind("{oops").is_err());
-    }
-
-    #[test]
-    fn one_object_of_keys_is_sent_as_lines() {
-        let text = "\n{\n  \"id1\": \"127.0.0.2\",\n  \"id2\": \"h:9\"\n}";
-        let (kind, body) = body_of(text.into()).expect("a map");
-        assert_eq!(kind, "application/x-ndjson");
-        let lines: Vec<Value> = body
-            .split(|b| *b == b'\n')
-            .filter(|l| !l.is_empty())
-            .map(|l| serde_json::from_slice(l).expect("JSON"))
-            .collect();
-        assert_eq!(lines.len(), 2);
-        assert_eq!(lines[0], json!({"key": "id1", "value": "127.0.0.2"}));
-    }
-
-    #[test]
-    fn a_map_whose_first_key_is_named_key_is_still_a_map() {
-        let (_, body) = body_of(b"{\"key\": \"10.0.0.1\"}".to_vec()).expect("a map");
-        let line: Value = serde_json::from_slice(&body).expect("one line");
-        assert_eq!(line, json!({"key": "key", "value": "10.0.0.1"}));
-    }
-
-    #[test]
-    fn an_export_gives_each_format() {
-        let lines: [&[u8]; 2] = [
-            br#"{"key":"a","value":"10.0.0.1","revision":3}"#,
-            br#"{"key":"b","value":"h:1","revision":4}"#,
-        ];
-        let render = |format| {
-            let file = tempfile::NamedTempFile::new().expect("a file");
-            let mut out = Out::to(file.reopen().expect("open"));
-            let mut exporter = Exporter::new(format);
-            exporter.begin(&mut out).expect("begin");
-            for line in lines {
-                exporter.entry(line, &mut out).expect("an entry");
-            }
-            exporter.end(&mut out).expect("end");
-            out.flush().expect("flush");
-            std::fs::read_to_string(file.path()).expect("read")
-        };
-        assert_eq!(render(Format::Lines), "a 10.0.0.1\nb h:1\n");
-        assert_eq!(
-            render(Format::Json),
-            "{\n  \"a\": \"10.0.0.1\",\n  \"b\": \"h:1\"\n}\n"
-        );
-        assert_eq!(render(Format::Ndjson).lines().count(), 2);
-    }
-
-    #[test]
-    fn a_line_that_would_not_read_back_is_refused() {
-        assert!(line_of("a b", "c").is_err());
-        assert!(line_of("#a", "c").is_err());
-        assert!(line_of("a", "c\nd").is_err());
-        assert!(line_of("a", "").is_err());
-        assert_eq!(line_of("a", "c d").expect("fits"), "a c d");
-    }
-
-    #[test]
     fn a_summary_names_only_what_happened() {
         let done = Committed {
             revision: 12,
@@ -795,10 +492,25 @@ mod tests {
         };
         assert_eq!(
             summary("b", &done, false),
-            "b: 1,000 added, 2 as before   revision 12   0 streams closed"
+            "b: 1,000 added, 2 as before   revision 12"
         );
         let none = Committed::default();
         assert!(summary("b", &none, true).contains("nothing changed"));
+    }
+
+    #[test]
+    fn a_refused_value_has_the_exit_code_of_an_invalid_map() {
+        let problem = |status| {
+            ClientError::Problem(crate::cli::problem::Problem {
+                status,
+                title: "no".to_owned(),
+                ..Default::default()
+            })
+        };
+        let exit = |status| crate::cli::exit_of(&refused(problem(status)));
+        assert_eq!(exit(422), Exit::ConfigInvalid);
+        assert_eq!(exit(412), Exit::Failed);
+        assert_eq!(exit(404), Exit::Failed);
     }
 
     #[test]

@@ -1,0 +1,170 @@
+//! One decision through each door of the plugin contract, on a map of 10,000 keys with 256 of them hot.
+
+use anyhow::{Context, Result, bail};
+use http::{HeaderMap, HeaderValue, Method};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use throwbar_host::plugin::{
+    Access, Decision, Instance, PluginConfig, PluginLimits, Plugins, PluginsOptions, RequestHead,
+    Source, builtin,
+};
+use throwbar_host::store::{
+    BackendKind, BucketConfig, Expect, Snapshot, Store, ValueKind, Write, WriteBatch,
+};
+
+/// Keys of the map.
+const KEYS: usize = 10_000;
+/// Keys that requests ask for.
+const HOT: usize = 256;
+
+/// A warm instance and the requests it decides.
+pub struct Door {
+    /// Its name in results.
+    pub name: &'static str,
+    instance: Instance,
+    snapshot: Arc<Snapshot>,
+    heads: Vec<Option<RequestHead>>,
+    next: usize,
+    // Stops the epoch ticker when dropped.
+    _plugins: Arc<Plugins>,
+    _data: tempfile::TempDir,
+}
+
+/// The doors: `by-slots` looks up by slots (the built-in by-header plugin), `by-value` by a field passed by value.
+pub const NAMES: [&str; 2] = ["by-slots", "by-value"];
+
+impl Door {
+    /// Compiles the guest of a door and warms an instance.
+    ///
+    /// # Errors
+    /// An unknown name, or a guest that is refused.
+    pub fn open(name: &str) -> Result<Self> {
+        let Some(name) = NAMES.into_iter().find(|known| *known == name) else {
+            bail!("no door {name:?}, expected one of {NAMES:?}");
+        };
+        let component = match name {
+            "by-slots" => builtin::component("by-header")
+                .context("by-header is built in")?
+                .to_vec(),
+            _ => wat::parse_str(include_str!("by_value.wat"))?,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?;
+        runtime.block_on(Self::warm(name, component))
+    }
+
+    async fn warm(name: &'static str, component: Vec<u8>) -> Result<Self> {
+        let data = tempfile::tempdir()?;
+        let bucket = BucketConfig::new("upstreams", BackendKind::Memory, ValueKind::Endpoint);
+        let store = Store::open(&[bucket], data.path())?;
+        let bucket = store
+            .snapshot()
+            .bucket_id("upstreams")
+            .context("opened above")?;
+        let writes = (0..KEYS).map(|i| Write {
+            bucket,
+            key: key(i).into(),
+            value: Some(format!("10.0.{}.{}", i / 256, i % 256).into_bytes().into()),
+            expect: Expect::Any,
+        });
+        let batch = WriteBatch {
+            writes: writes.collect(),
+            ..Default::default()
+        };
+        store.commit(batch).await?;
+        let plugins = Plugins::new(PluginsOptions {
+            data: data.path(),
+            store: store.clone(),
+            workers: 1,
+            component_bytes_max: 1 << 20,
+        })?;
+        let config = PluginConfig {
+            name: "bench".into(),
+            source: Source::Pushed,
+            grants: BTreeMap::from([("upstreams".into(), Access::Read)]),
+            settings: BTreeMap::new(),
+            limits: PluginLimits {
+                calls_max: u64::MAX,
+                ..Default::default()
+            },
+        };
+        plugins.apply(&[config]).await.map_err(|(_, error)| error)?;
+        plugins
+            .deploy("bench", component.into(), "bench", false)
+            .await?;
+        let slot = plugins.slot("bench").context("applied above")?;
+        let generation = slot.active().clone().context("deployed above")?;
+        let mut door = Self {
+            name,
+            instance: Instance::new(&generation)?,
+            snapshot: store.snapshot(),
+            heads: (0..HOT).map(|i| Some(head(&key(i * KEYS / HOT)))).collect(),
+            next: 0,
+            _plugins: plugins,
+            _data: data,
+        };
+        match door.decide() {
+            Some(Decision::Forward(_)) => Ok(door),
+            other => bail!("{name} decided {other:?}, expected a forward"),
+        }
+    }
+
+    /// Decides one request: what a worker does between parsing and forwarding.
+    #[inline(never)]
+    pub fn decide(&mut self) -> Option<Decision> {
+        self.next = (self.next + 1) % HOT;
+        let head = self.heads[self.next].take()?;
+        let (head, routed) = self.instance.route(head, &self.snapshot);
+        self.heads[self.next] = Some(head);
+        Some(routed.ok()?.decision)
+    }
+}
+
+fn key(i: usize) -> String {
+    format!(
+        "sess-{i:08x}-{:08x}",
+        i.wrapping_mul(2_654_435_761) & 0xffff_ffff
+    )
+}
+
+/// A browser's request, about 600 bytes, with the fields that route it.
+fn head(id: &str) -> RequestHead {
+    let fields = [
+        (
+            "user-agent",
+            "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36",
+        ),
+        (
+            "accept",
+            "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        ),
+        ("accept-encoding", "gzip, deflate, br, zstd"),
+        ("accept-language", "en-GB,en;q=0.9,de;q=0.7"),
+        ("cache-control", "no-cache"),
+        ("origin", "https://play.example.com"),
+        (
+            "cookie",
+            "sid=8f2c1d7a9b3e4f60; theme=dark; _ga=GA1.2.1203949.",
+        ),
+        ("x-request-id", "01J9Z6H3B2M4N5P6Q7R8S9T0VW"),
+        ("x-port", "8080"),
+    ];
+    let mut headers = HeaderMap::with_capacity(16);
+    for (name, value) in fields {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert(
+        "x-id",
+        HeaderValue::from_str(id).expect("a key is hex digits"),
+    );
+    RequestHead {
+        method: Method::GET,
+        uri: http::Uri::from_static("/ws/room?v=3"),
+        authority: http::uri::Authority::from_static("play.example.com"),
+        headers,
+        client: std::net::Ipv4Addr::LOCALHOST.into(),
+        scheme: "http",
+        websocket: false,
+    }
+}

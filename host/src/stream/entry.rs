@@ -1,0 +1,467 @@
+//! One stream: two sockets, what is between them, and what is known of it.
+//!
+//! An entry owns both sockets; dropping it closes them, which takes them out of the epoll set, and gives back all that
+//! was counted for it. It never allocates while idle.
+
+use super::frame;
+use super::leg::Leg;
+use super::token::{Side, Token};
+use super::{CloseReason, StreamFacts, StreamFilter, StreamId};
+use crate::plugin::generation::GenerationLabel;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use std::io::{self, ErrorKind, Read};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpStream};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Reads of one socket before others get their turn.
+const READS_PER_TURN: usize = 4;
+
+/// What says that a socket failed or is shut both ways.
+const FAILED: EventFlags = EventFlags::ERR.union(EventFlags::HUP);
+
+/// A closing handshake of ours.
+struct Closing {
+    code: u16,
+    reason: Box<str>,
+    why: CloseReason,
+    deadline: u32,
+}
+
+/// Counts a stream in the label of its generation while it lives.
+struct LabelLease(Option<Arc<GenerationLabel>>);
+
+impl LabelLease {
+    fn new(label: Option<Arc<GenerationLabel>>) -> Self {
+        if let Some(label) = &label {
+            label.streams.fetch_add(1, Ordering::Relaxed);
+        }
+        Self(label)
+    }
+}
+
+impl Drop for LabelLease {
+    fn drop(&mut self) {
+        if let Some(label) = &self.0 {
+            label.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A socket address in half the room: IPv6 is kept apart.
+enum Address {
+    V4(SocketAddrV4),
+    V6(Box<SocketAddrV6>),
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(address) => Self::V4(address),
+            SocketAddr::V6(address) => Self::V6(Box::new(address)),
+        }
+    }
+}
+
+impl Address {
+    fn get(&self) -> SocketAddr {
+        match self {
+            Self::V4(address) => SocketAddr::V4(*address),
+            Self::V6(address) => SocketAddr::V6(**address),
+        }
+    }
+}
+
+/// When a stream ends by itself, in ticks; 0 is never.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Timeouts {
+    pub(super) idle: u32,
+    pub(super) age: u32,
+}
+
+/// A stream.
+pub(super) struct Entry {
+    id: StreamId,
+    legs: [Leg; 2],
+    closing: Option<Box<Closing>>,
+    label: LabelLease,
+    route: Arc<str>,
+    key: Option<Box<str>>,
+    client: Address,
+    endpoint: Address,
+    on_close: Option<Box<dyn FnOnce()>>,
+    /// Since the table's start.
+    opened: Duration,
+    started_ms: u64,
+    opened_tick: u32,
+    active_tick: u32,
+    timeouts: Timeouts,
+    /// The side that said first that it is done.
+    first: Option<Side>,
+}
+
+/// What makes an entry, beside its two sockets.
+pub(super) struct Label {
+    pub(super) id: StreamId,
+    pub(super) route: Arc<str>,
+    pub(super) label: Option<Arc<GenerationLabel>>,
+    pub(super) key: Option<Box<str>>,
+    pub(super) client: SocketAddr,
+    pub(super) endpoint: SocketAddr,
+    pub(super) opened: Duration,
+    pub(super) started_ms: u64,
+    pub(super) tick: u32,
+    pub(super) timeouts: Timeouts,
+}
+
+/// What an event made of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Everything there was is relayed.
+    Idle,
+    /// There is more to read.
+    More,
+    /// It is over.
+    Ended(CloseReason),
+}
+
+impl Entry {
+    /// A stream that nothing moves yet; what was read ahead of it is for [`Entry::start`].
+    pub(super) fn new(downstream: TcpStream, upstream: TcpStream, label: Label) -> Self {
+        Self {
+            id: label.id,
+            legs: [Leg::new(downstream), Leg::new(upstream)],
+            closing: None,
+            label: LabelLease::new(label.label),
+            route: label.route,
+            key: label.key,
+            client: label.client.into(),
+            endpoint: label.endpoint.into(),
+            on_close: None,
+            opened: label.opened,
+            started_ms: label.started_ms,
+            opened_tick: label.tick,
+            active_tick: label.tick,
+            timeouts: label.timeouts,
+            first: None,
+        }
+    }
+
+    pub(super) fn id(&self) -> StreamId {
+        self.id
+    }
+
+    pub(super) fn opened(&self) -> Duration {
+        self.opened
+    }
+
+    pub(super) fn started_ms(&self) -> u64 {
+        self.started_ms
+    }
+
+    /// Bytes relayed from the client, and to it.
+    pub(super) fn bytes(&self) -> [u64; 2] {
+        [self.legs[0].bytes, self.legs[1].bytes]
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.is_some()
+    }
+
+    pub(super) fn facts(&self) -> StreamFacts<'_> {
+        StreamFacts {
+            id: self.id,
+            route: &self.route,
+            label: self.label.0.as_deref(),
+            key: self.key.as_deref(),
+            client: self.client.get(),
+            endpoint: self.endpoint.get(),
+        }
+    }
+
+    pub(super) fn matches(&self, filter: &StreamFilter) -> bool {
+        let label = self.label.0.as_deref();
+        filter
+            .plugin
+            .as_deref()
+            .is_none_or(|plugin| label.is_some_and(|label| &*label.plugin == plugin))
+            && filter
+                .version
+                .as_deref()
+                .is_none_or(|version| label.is_some_and(|label| label.digest.starts_with(version)))
+            && filter
+                .key
+                .as_deref()
+                .is_none_or(|key| self.key.as_deref() == Some(key))
+            && filter
+                .route
+                .as_deref()
+                .is_none_or(|route| &*self.route == route)
+    }
+
+    /// Sets what is to be called when the stream is over.
+    pub(super) fn set_on_close(&mut self, on_close: Option<Box<dyn FnOnce()>>) {
+        self.on_close = on_close;
+    }
+
+    /// Takes what is to be called when the stream is over.
+    pub(super) fn take_on_close(&mut self) -> Option<Box<dyn FnOnce()>> {
+        self.on_close.take()
+    }
+
+    /// The first tick at which this stream might be over by itself.
+    pub(super) fn due(&self) -> u32 {
+        if let Some(closing) = &self.closing {
+            return closing.deadline;
+        }
+        // One more than the span: a tick already begun must not shorten it.
+        let after = |from: u32, span: u32| match span {
+            0 => u32::MAX,
+            span => from.saturating_add(span).saturating_add(1),
+        };
+        after(self.active_tick, self.timeouts.idle).min(after(self.opened_tick, self.timeouts.age))
+    }
+
+    /// Whether a stream that is due has been idle for too long, rather than open for too long.
+    pub(super) fn is_idle(&self, tick: u32) -> bool {
+        self.timeouts.idle != 0 && tick.saturating_sub(self.active_tick) > self.timeouts.idle
+    }
+
+    /// Relays what was read before the sockets came here.
+    pub(super) fn start(&mut self, from_downstream: &[u8], from_upstream: &[u8]) -> Progress {
+        let relayed = self
+            .relay(Side::Downstream, from_downstream)
+            .and_then(|()| self.relay(Side::Upstream, from_upstream));
+        self.settle(relayed.map(|()| false))
+    }
+
+    /// Acts on an event of one socket.
+    pub(super) fn handle(
+        &mut self,
+        side: Side,
+        flags: EventFlags,
+        scratch: &mut [u8],
+        tick: u32,
+    ) -> Progress {
+        self.active_tick = tick;
+        let moved = self.relay_event(side, flags, scratch);
+        self.settle(moved)
+    }
+
+    fn relay_event(
+        &mut self,
+        side: Side,
+        flags: EventFlags,
+        scratch: &mut [u8],
+    ) -> io::Result<bool> {
+        let failed = flags.intersects(FAILED);
+        let mut handled = false;
+        if self.leg(side).leftover.is_some() && (failed || flags.contains(EventFlags::OUT)) {
+            handled = true;
+            self.leg_mut(side).flush()?;
+            self.shut_if_done(side)?;
+        }
+        if self.wants_read(side) && (failed || flags.intersects(EventFlags::IN | EventFlags::RDHUP))
+        {
+            return self.pump(side, flags.intersects(FAILED | EventFlags::RDHUP), scratch);
+        }
+        // Shut both ways, a socket says HUP for ever; before that it means a reset.
+        if failed && !handled && (flags.contains(EventFlags::ERR) || !self.leg(side).shut) {
+            let error = self.leg(side).socket.take_error()?;
+            return Err(error.unwrap_or_else(|| ErrorKind::ConnectionReset.into()));
+        }
+        Ok(false)
+    }
+
+    /// Reads from a side while there is something to read, the peer takes it, and it is this stream's turn; says
+    /// whether there may be more. A short read has emptied the socket, unless its end is known to follow.
+    fn pump(&mut self, side: Side, to_the_end: bool, scratch: &mut [u8]) -> io::Result<bool> {
+        for _ in 0..READS_PER_TURN {
+            if !self.wants_read(side) {
+                return Ok(false);
+            }
+            match (&self.leg(side).socket).read(scratch) {
+                Ok(0) => {
+                    self.leg_mut(side).ended = true;
+                    self.first.get_or_insert(side);
+                    self.shut_if_done(side.other())?;
+                    return Ok(false);
+                }
+                Ok(read) => {
+                    self.relay(side, &scratch[..read])?;
+                    if read < scratch.len() && !to_the_end {
+                        return Ok(false);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sends bytes of a side to the other; while we close, only to the end of the current frame.
+    fn relay(&mut self, from: Side, chunk: &[u8]) -> io::Result<()> {
+        let to = from.other();
+        let cut = self.leg(to).cut;
+        let closing = self.closing.is_some();
+        let cursor = &mut self.leg_mut(from).cursor;
+        let relayed = if closing && !cut {
+            cursor.advance_to_boundary(chunk)
+        } else {
+            cursor.advance(chunk);
+            if cut { 0 } else { chunk.len() }
+        };
+        if relayed > 0 {
+            self.leg_mut(from).bytes += relayed as u64;
+            self.leg_mut(to).send(&chunk[..relayed])?;
+        }
+        if closing && !cut && self.leg(from).cursor.at_boundary() {
+            self.cut(to)?;
+            self.leg_mut(from).cursor.advance(&chunk[relayed..]);
+        }
+        if self.leg(from).cursor.close_seen() {
+            self.first.get_or_insert(from);
+        }
+        Ok(())
+    }
+
+    /// Begins the closing handshake towards both ends; it ends at `deadline` at the latest.
+    pub(super) fn close(
+        &mut self,
+        code: u16,
+        reason: &str,
+        why: CloseReason,
+        deadline: u32,
+    ) -> Progress {
+        if self.closing.is_none() {
+            self.closing = Some(Box::new(Closing {
+                code,
+                reason: reason.into(),
+                why,
+                deadline,
+            }));
+        }
+        let cut = Side::BOTH.into_iter().try_for_each(|to| {
+            let at_boundary = self.leg(to.other()).cursor.at_boundary();
+            if at_boundary { self.cut(to) } else { Ok(()) }
+        });
+        self.settle(cut.map(|()| false))
+    }
+
+    /// Ends the data for a side, at a frame's end, with a close frame, unless it had one or we shut it already.
+    fn cut(&mut self, to: Side) -> io::Result<()> {
+        if self.leg(to).cut {
+            return Ok(());
+        }
+        let has_one = self.leg(to.other()).cursor.close_seen();
+        let leg = &mut self.legs[to as usize];
+        leg.cut = true;
+        if has_one || leg.shut {
+            return Ok(());
+        }
+        let closing = self
+            .closing
+            .as_ref()
+            .expect("data is cut only while closing");
+        let mask = match to {
+            Side::Downstream => None,
+            Side::Upstream => Some(getrandom::u32().map_err(io::Error::other)?.to_ne_bytes()),
+        };
+        leg.send(&frame::close_frame(closing.code, &closing.reason, mask))
+    }
+
+    /// Passes on a half-close once all that came before it is sent.
+    fn shut_if_done(&mut self, to: Side) -> io::Result<()> {
+        if self.closing.is_none() && self.leg(to.other()).ended && self.leg(to).leftover.is_none() {
+            self.leg_mut(to).shut()?;
+        }
+        Ok(())
+    }
+
+    fn settle(&self, moved: io::Result<bool>) -> Progress {
+        match moved {
+            Err(_) => Progress::Ended(self.why(CloseReason::Error)),
+            Ok(_) if self.is_over() => Progress::Ended(self.why(CloseReason::Error)),
+            Ok(true) => Progress::More,
+            Ok(false) => Progress::Idle,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let closing = self.closing.is_some();
+        self.legs
+            .iter()
+            .all(|leg| leg.leftover.is_none() && (leg.ended || closing && leg.cursor.close_seen()))
+    }
+
+    /// Why the stream ended: by us, by the side that was done first, or `otherwise`.
+    pub(super) fn why(&self, otherwise: CloseReason) -> CloseReason {
+        match (&self.closing, self.first) {
+            (Some(closing), _) => closing.why,
+            (None, Some(Side::Downstream)) => CloseReason::ClientClosed,
+            (None, Some(Side::Upstream)) => CloseReason::UpstreamClosed,
+            (None, None) => otherwise,
+        }
+    }
+
+    /// Whether bytes of a side have somewhere to go: to a peer that keeps up, or nowhere at all.
+    fn wants_read(&self, side: Side) -> bool {
+        let peer = self.leg(side.other());
+        !self.leg(side).ended && (peer.cut || peer.leftover.is_none())
+    }
+
+    /// Makes the epoll set watch what this stream waits for.
+    ///
+    /// A socket that waits for nothing stays in the set to tell of a reset, but not once it is shut both ways: then it
+    /// would tell of that for ever.
+    pub(super) fn watch(&mut self, epoll: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+        for side in Side::BOTH {
+            let mut flags = EventFlags::empty();
+            if self.wants_read(side) {
+                flags |= EventFlags::IN | EventFlags::RDHUP;
+            }
+            if self.leg(side).leftover.is_some() {
+                flags |= EventFlags::OUT;
+            }
+            let wanted = (!flags.is_empty() || !self.leg(side).shut).then_some(flags);
+            let data = EventData::new_u64(Token::of(index, self.id, side).pack());
+            let leg = self.leg_mut(side);
+            match (leg.watched, wanted) {
+                (watched, wanted) if watched == wanted => {}
+                (None, Some(flags)) => epoll::add(epoll, &leg.socket, data, flags)?,
+                (Some(_), Some(flags)) => epoll::modify(epoll, &leg.socket, data, flags)?,
+                (_, None) => epoll::delete(epoll, &leg.socket)?,
+            }
+            leg.watched = wanted;
+        }
+        Ok(())
+    }
+
+    /// Bytes kept because a peer did not take them.
+    #[cfg(test)]
+    pub(super) fn leftover_bytes(&self) -> usize {
+        self.legs.iter().map(Leg::leftover_bytes).sum()
+    }
+
+    fn leg(&self, side: Side) -> &Leg {
+        &self.legs[side as usize]
+    }
+
+    fn leg_mut(&mut self, side: Side) -> &mut Leg {
+        &mut self.legs[side as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_takes_a_quarter_of_a_kibibyte() {
+        assert!(size_of::<Entry>() <= 256, "{} bytes", size_of::<Entry>());
+    }
+}

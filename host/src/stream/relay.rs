@@ -1,0 +1,76 @@
+//! The loop that moves the bytes of a worker's streams.
+//!
+//! All their sockets are in one epoll set, whose descriptor the worker's runtime watches. A turn takes one batch of
+//! events, reads each ready socket into the worker's scratch buffer and writes to the peer at once. Events are level
+//! triggered, so what a turn leaves is told of again; but the runtime is told only when something *new* happens in the
+//! set. So the loop may wait only after a batch that was not full and of which every socket was read until it had no
+//! more: until a short read, or until its end when the event told of one.
+
+use super::Streams;
+use super::entry::Progress;
+use super::token::Token;
+use rustix::event::epoll::{self, Event, EventFlags};
+use rustix::io::Errno;
+use rustix::time::Timespec;
+use std::convert::Infallible;
+use std::io;
+use std::mem::MaybeUninit;
+use std::rc::Rc;
+
+/// Events of one turn.
+const EVENTS_PER_TURN: usize = 128;
+
+const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+impl Streams {
+    /// Relays until it is dropped; streams then stay open, and stand still.
+    ///
+    /// # Errors
+    /// The kernel refuses the epoll set itself.
+    pub async fn run(self: Rc<Self>) -> io::Result<Infallible> {
+        loop {
+            let mut ready = self.epoll.readable().await?;
+            if self.turn()? {
+                drop(ready);
+                tokio::task::yield_now().await;
+            } else {
+                ready.clear_ready();
+            }
+        }
+    }
+
+    /// Handles one batch of events; says whether there is more to do right away.
+    fn turn(&self) -> io::Result<bool> {
+        let mut events = [MaybeUninit::<Event>::uninit(); EVENTS_PER_TURN];
+        let (events, _) = match epoll::wait(self.epoll.get_ref(), &mut events, Some(&NOW)) {
+            Err(Errno::INTR) => return Ok(true),
+            waited => waited?,
+        };
+        let mut more = events.len() == EVENTS_PER_TURN;
+        for event in events {
+            more |= self.event(Token::unpack(event.data.u64()), event.flags) == Progress::More;
+        }
+        Ok(more)
+    }
+
+    /// Handles one event, unless its stream is gone.
+    pub(super) fn event(&self, token: Token, flags: EventFlags) -> Progress {
+        let index = token.index as usize;
+        let is_stale = {
+            let table = self.table.borrow();
+            let entry = table.entries.get(index);
+            entry.is_none_or(|entry| Token::of(token.index, entry.id(), token.side) != token)
+        };
+        if is_stale {
+            return Progress::Idle;
+        }
+        let tick = self.tick.get();
+        let mut scratch = self.scratch.borrow_mut();
+        self.apply(index, |entry| {
+            entry.handle(token.side, flags, &mut scratch, tick)
+        })
+    }
+}

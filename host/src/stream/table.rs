@@ -1,0 +1,451 @@
+//! All streams of a worker: opened, listed, timed out, closed.
+
+use super::entry::{Entry, Label, Progress, Timeouts};
+use super::{
+    CloseReason, Config, NewStream, Refused, StreamEvent, StreamFilter, StreamId, StreamInfo,
+};
+use crate::metrics::{Counters, WorkerCounters};
+use crate::proxy::TICK;
+use bytes::Bytes;
+use rustix::event::epoll;
+use slab::Slab;
+use socket2::{SockRef, TcpKeepalive};
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+/// Bytes read from a socket at once; also the most that is kept for a peer that does not read.
+pub(super) const SCRATCH_BYTES: usize = 64 << 10;
+
+/// How long a closing handshake may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// With more streams than this their timeouts are looked at every [`SWEEP_TICKS`] only.
+const SWEEP_ALWAYS_MAX: usize = 1_000;
+
+/// Ticks between two looks at the timeouts of many streams.
+const SWEEP_TICKS: u32 = 10;
+
+/// A silent peer is probed after this time: one that is gone for good would hold its stream for ever.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// All upgraded streams of one worker. It belongs to that worker's thread and does nothing unless [`Streams::run`] is
+/// polled there and [`Streams::sweep`] is called every [`TICK`].
+pub struct Streams {
+    worker: usize,
+    config: RefCell<Config>,
+    counters: Arc<Counters>,
+    on_event: Box<dyn Fn(StreamEvent<'_>)>,
+    pub(super) epoll: AsyncFd<OwnedFd>,
+    pub(super) scratch: RefCell<Box<[u8]>>,
+    pub(super) table: RefCell<Table>,
+    start: Instant,
+    pub(super) tick: Cell<u32>,
+    drained: Notify,
+}
+
+pub(super) struct Table {
+    pub(super) entries: Slab<Entry>,
+    /// Streams opened so far.
+    counter: u64,
+    /// Streams in a closing handshake.
+    closing: usize,
+    /// No stream is over by itself before this tick.
+    due: u32,
+    /// The tick of the last look at all streams.
+    swept: u32,
+}
+
+impl Streams {
+    /// No streams yet. `on_event` is called at each start and end, and must not open or close streams itself.
+    ///
+    /// # Errors
+    /// The kernel gives no epoll set, or `worker` does not fit into a [`StreamId`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with IO.
+    pub fn new(
+        worker: usize,
+        config: Config,
+        counters: Arc<Counters>,
+        on_event: Box<dyn Fn(StreamEvent<'_>)>,
+    ) -> io::Result<Rc<Self>> {
+        if worker > 0xff || worker >= counters.workers.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("worker {worker}: expected fewer than 256, each with counters"),
+            ));
+        }
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        // SAFETY: an `OwnedFd` always gives the same descriptor, and keeps it open for as long as it lives.
+        let epoll = unsafe { AsyncFd::register_with_interest(epoll, Interest::READABLE)? };
+        Ok(Rc::new(Self {
+            worker,
+            config: RefCell::new(config),
+            counters,
+            on_event,
+            epoll,
+            scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
+            table: RefCell::new(Table {
+                entries: Slab::new(),
+                counter: 0,
+                closing: 0,
+                due: u32::MAX,
+                swept: 0,
+            }),
+            start: Instant::now(),
+            tick: Cell::new(0),
+            drained: Notify::new(),
+        }))
+    }
+
+    /// Takes a new config for streams opened from now on.
+    pub fn configure(&self, config: Config) {
+        self.config.replace(config);
+    }
+
+    /// Streams open now.
+    pub fn len(&self) -> usize {
+        self.table.borrow().entries.len()
+    }
+
+    /// Whether no stream is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether [`Streams::open`] would refuse: to be asked before an upgrade is forwarded.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.config.borrow().streams_max
+    }
+
+    /// Begins to relay between two sockets.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing was counted or logged then, and both sockets are closed.
+    pub fn open(&self, mut new: NewStream) -> Result<StreamId, Refused> {
+        let on_close = new.on_close.take();
+        let opened = self.insert(new);
+        match opened {
+            Ok((id, index, read_ahead)) => {
+                // Before the first bytes move, so that a stream that ends at once has its two events in order.
+                self.table.borrow_mut().entries[index].set_on_close(on_close);
+                (self.on_event)(StreamEvent::Opened(
+                    self.table.borrow().entries[index].facts(),
+                ));
+                self.apply(index, |entry| entry.start(&read_ahead.0, &read_ahead.1));
+                Ok(id)
+            }
+            Err(refused) => {
+                if let Some(on_close) = on_close {
+                    on_close();
+                }
+                Err(refused)
+            }
+        }
+    }
+
+    fn insert(&self, new: NewStream) -> Result<(StreamId, usize, (Bytes, Bytes)), Refused> {
+        let config = self.config.borrow();
+        let mut table = self.table.borrow_mut();
+        if table.entries.len() >= config.streams_max {
+            return Err(Refused::Full {
+                worker: self.worker,
+                max: config.streams_max,
+            });
+        }
+        for socket in [&new.downstream, &new.upstream] {
+            prepare(socket).map_err(Refused::Socket)?;
+        }
+        let opened = self.start.elapsed();
+        let tick = ticks(opened).max(self.tick.get());
+        self.tick.set(tick);
+        let id = StreamId((table.counter + 1) << 8 | self.worker as u64);
+        let mut entry = Entry::new(
+            new.downstream,
+            new.upstream,
+            Label {
+                id,
+                route: new.route,
+                label: new.label,
+                key: new.key,
+                client: new.client,
+                endpoint: new.endpoint,
+                opened,
+                started_ms: unix_ms(),
+                tick,
+                timeouts: Timeouts {
+                    idle: timeout_ticks(new.idle_timeout.or(config.idle_timeout)),
+                    age: timeout_ticks(new.age_max.or(config.age_max)),
+                },
+            },
+        );
+        let index = table.entries.vacant_key();
+        entry
+            .watch(self.epoll.get_ref().as_fd(), slot(index))
+            .map_err(Refused::Socket)?;
+        table.counter += 1;
+        table.due = table.due.min(entry.due());
+        table.entries.insert(entry);
+        add(&self.counted().streams_opened, 1);
+        Ok((
+            id,
+            index,
+            (new.downstream_read_ahead, new.upstream_read_ahead),
+        ))
+    }
+
+    /// Closes a stream with a WebSocket close frame to both ends, each at the end of a frame, and its sockets when both
+    /// have answered or after a second. False if there is no such stream.
+    ///
+    /// `code` is written as given; `reason` is cut after 123 bytes.
+    pub fn close(&self, id: StreamId, code: u16, reason: &str) -> bool {
+        let index = {
+            let table = self.table.borrow();
+            table
+                .entries
+                .iter()
+                .find_map(|(index, entry)| (entry.id() == id).then_some(index))
+        };
+        let Some(index) = index else {
+            return false;
+        };
+        self.begin_close(index, code, reason, CloseReason::Admin);
+        true
+    }
+
+    /// Closes every stream as [`Streams::close`] does.
+    pub fn close_all(&self, code: u16, reason: &str) {
+        for index in self.indices(|_| true) {
+            self.begin_close(index, code, reason, CloseReason::Drain);
+        }
+    }
+
+    /// The oldest streams that the filter lets through.
+    pub fn list(&self, filter: &StreamFilter, limit: usize) -> Vec<StreamInfo> {
+        let table = self.table.borrow();
+        let mut found: Vec<&Entry> = table
+            .entries
+            .iter()
+            .map(|(_, entry)| entry)
+            .filter(|entry| entry.matches(filter))
+            .collect();
+        found.sort_unstable_by_key(|entry| entry.id());
+        let now = self.elapsed();
+        found
+            .into_iter()
+            .take(limit)
+            .map(|entry| info(entry, now))
+            .collect()
+    }
+
+    /// Takes note of the time and ends streams that are idle or open for too long, and closing handshakes that take
+    /// too long. To be called every [`TICK`] while a stream is open.
+    pub fn sweep(&self, now: Instant) {
+        let tick = ticks(now.saturating_duration_since(self.start)).max(self.tick.get());
+        self.tick.set(tick);
+        {
+            let mut table = self.table.borrow_mut();
+            let few = table.closing > 0 || table.entries.len() <= SWEEP_ALWAYS_MAX;
+            if tick < table.due || !few && tick.saturating_sub(table.swept) < SWEEP_TICKS {
+                return;
+            }
+            table.swept = tick;
+        }
+        for index in self.indices(|entry| entry.due() <= tick) {
+            let (closing, idle) = {
+                let table = self.table.borrow();
+                let entry = &table.entries[index];
+                (entry.is_closing(), entry.is_idle(tick))
+            };
+            if closing {
+                self.apply(index, |entry| {
+                    Progress::Ended(entry.why(CloseReason::Error))
+                });
+            } else if idle {
+                self.begin_close(index, 1001, "idle timeout", CloseReason::IdleTimeout);
+            } else {
+                self.begin_close(index, 1001, "maximum age", CloseReason::AgeMax);
+            }
+        }
+        let mut table = self.table.borrow_mut();
+        let due = table.entries.iter().map(|(_, entry)| entry.due()).min();
+        table.due = due.unwrap_or(u32::MAX);
+    }
+
+    /// Resolves when no stream is open.
+    pub async fn drained(&self) {
+        loop {
+            let drained = self.drained.notified();
+            if self.is_empty() {
+                return;
+            }
+            drained.await;
+        }
+    }
+
+    fn indices(&self, which: impl Fn(&Entry) -> bool) -> Vec<usize> {
+        let table = self.table.borrow();
+        let found = table.entries.iter().filter(|(_, entry)| which(entry));
+        found.map(|(index, _)| index).collect()
+    }
+
+    fn begin_close(&self, index: usize, code: u16, reason: &str, why: CloseReason) {
+        let deadline = self
+            .tick
+            .get()
+            .saturating_add(timeout_ticks(Some(CLOSE_TIMEOUT)));
+        {
+            let mut table = self.table.borrow_mut();
+            if table.entries[index].is_closing() {
+                return;
+            }
+            table.closing += 1;
+            table.due = table.due.min(deadline);
+        }
+        self.apply(index, |entry| entry.close(code, reason, why, deadline));
+    }
+
+    /// Lets a stream act, counts what it moved, and watches it on or ends it.
+    pub(super) fn apply(&self, index: usize, act: impl FnOnce(&mut Entry) -> Progress) -> Progress {
+        let ended = {
+            let mut table = self.table.borrow_mut();
+            let entry = &mut table.entries[index];
+            let before = entry.bytes();
+            let mut progress = act(entry);
+            let after = entry.bytes();
+            add(&self.counted().stream_bytes_up, after[0] - before[0]);
+            add(&self.counted().stream_bytes_down, after[1] - before[1]);
+            if !matches!(progress, Progress::Ended(_))
+                && entry
+                    .watch(self.epoll.get_ref().as_fd(), slot(index))
+                    .is_err()
+            {
+                progress = Progress::Ended(entry.why(CloseReason::Error));
+            }
+            let Progress::Ended(reason) = progress else {
+                return progress;
+            };
+            (self.remove(&mut table, index), reason)
+        };
+        self.finish(ended.0, ended.1);
+        Progress::Ended(ended.1)
+    }
+
+    fn remove(&self, table: &mut Table, index: usize) -> Entry {
+        let entry = table.entries.remove(index);
+        if entry.is_closing() {
+            table.closing -= 1;
+        }
+        if table.entries.is_empty() {
+            table.entries = Slab::new();
+            table.due = u32::MAX;
+        }
+        entry
+    }
+
+    /// Tells of the end of a stream that is out of the table, and frees it.
+    fn finish(&self, mut entry: Entry, reason: CloseReason) {
+        add(&self.counted().streams_closed, 1);
+        let [bytes_up, bytes_down] = entry.bytes();
+        (self.on_event)(StreamEvent::Closed {
+            stream: entry.facts(),
+            duration: self.elapsed().saturating_sub(entry.opened()),
+            bytes_up,
+            bytes_down,
+            reason,
+        });
+        let on_close = entry.take_on_close();
+        drop(entry);
+        if let Some(on_close) = on_close {
+            on_close();
+        }
+        if self.is_empty() {
+            self.drained.notify_waiters();
+        }
+    }
+
+    fn counted(&self) -> &WorkerCounters {
+        &self.counters.workers[self.worker]
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed().max(TICK * self.tick.get())
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        for entry in std::mem::take(&mut self.table.get_mut().entries) {
+            let reason = entry.1.why(CloseReason::Drain);
+            self.finish(entry.1, reason);
+        }
+    }
+}
+
+fn info(entry: &Entry, now: Duration) -> StreamInfo {
+    let facts = entry.facts();
+    let [bytes_up, bytes_down] = entry.bytes();
+    StreamInfo {
+        id: facts.id,
+        route: facts.route.to_owned(),
+        plugin: facts.label.map(|label| label.plugin.to_string()),
+        version: facts.label.map(|label| label.digest.to_string()),
+        generation: facts.label.map(|label| label.id.0),
+        key: facts.key.map(str::to_owned),
+        client: facts.client,
+        endpoint: facts.endpoint,
+        started_ms: entry.started_ms(),
+        age_s: now.saturating_sub(entry.opened()).as_secs(),
+        bytes_up,
+        bytes_down,
+    }
+}
+
+/// Makes a socket fit for a long life of small messages.
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    socket.set_nodelay(true)?;
+    SockRef::from(socket).set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE / 4),
+    )
+}
+
+fn slot(index: usize) -> u32 {
+    u32::try_from(index).expect("streams_max keeps the table below 2^32")
+}
+
+fn ticks(span: Duration) -> u32 {
+    u32::try_from(span.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A timeout in ticks, rounded up; 0 for none.
+fn timeout_ticks(timeout: Option<Duration>) -> u32 {
+    timeout.map_or(0, |timeout| {
+        let ticks = timeout.as_millis().div_ceil(TICK.as_millis()).max(1);
+        u32::try_from(ticks).unwrap_or(u32::MAX)
+    })
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn add(counter: &AtomicU64, by: u64) {
+    if by > 0 {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+}
