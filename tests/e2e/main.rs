@@ -4,7 +4,11 @@
 //! own, so they all run side by side.
 
 #[path = "../harness/mod.rs"]
-#[allow(dead_code, reason = "a harness is wider than its tests of the day")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a harness is wider than its tests of the day, and written like a library"
+)]
 mod harness;
 
 mod access_log;
