@@ -1,0 +1,305 @@
+//! The command line: the shortest way to traffic, and its exit codes.
+
+use crate::harness::proxy::{Ended, command, run, run_with};
+use crate::harness::{TestProxy, TestUpstream, fixture, fixture_path, sha256, websocket};
+use rustix::process::Signal;
+use std::path::Path;
+
+async fn serve(arguments: &[&str]) -> TestProxy {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut all = vec!["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    all.extend_from_slice(arguments);
+    TestProxy::start_in(dir, &all).await
+}
+
+/// A client command in the proxy's directory: it finds the token there.
+async fn client(proxy: &TestProxy, arguments: &[&str]) -> Ended {
+    let mut command = command();
+    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
+    run_with(command, proxy.dir(), arguments).await
+}
+
+async fn ok(proxy: &TestProxy, arguments: &[&str]) -> String {
+    let ended = client(proxy, arguments).await;
+    assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
+    ended.stdout
+}
+
+#[tokio::test]
+async fn serve_routes_by_flags_alone() {
+    let upstream = TestUpstream::saying("ok").await;
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("map.txt"), "# ids\nid2 127.0.0.1\n").expect("written");
+    let arguments = [
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--map",
+        "id1=127.0.0.1",
+        "--map-file",
+        "map.txt",
+        "--by-header",
+        "X-Agent",
+        "--port-header",
+        "X-To",
+        "--workers",
+        "1",
+        "--data",
+        "kept",
+        "--access-log",
+        "off",
+    ];
+    let proxy = TestProxy::start_in(dir, &arguments).await;
+    for id in ["id1", "id2"] {
+        assert_eq!(
+            proxy
+                .get("/", &[("x-agent", id), ("x-to", &upstream.port())])
+                .await
+                .text(),
+            "ok"
+        );
+    }
+    assert_eq!(
+        proxy
+            .get("/", &[("x-agent", "id3"), ("x-to", &upstream.port())])
+            .await
+            .status,
+        404
+    );
+    assert_eq!(upstream.received()[0].header("x-agent"), None);
+    assert!(proxy.file("kept/admin.token").exists());
+    assert_eq!(proxy.stdout(), "");
+}
+
+#[tokio::test]
+async fn serve_writes_the_access_log_to_standard_output() {
+    let proxy = serve(&["--map", "id1=127.0.0.1"]).await;
+    proxy.get("/x", &[]).await;
+    crate::harness::eventually("an access line", async || {
+        proxy.stdout().contains("\"path\":\"/x\"").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_it_in_good_order() {
+    let mut proxy = serve(&["--map", "id1=127.0.0.1"]).await;
+    proxy.signal(Signal::INT);
+    assert_eq!(proxy.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn kv_commands_do_what_they_say() {
+    let upstream = TestUpstream::saying("ok").await;
+    let proxy = serve(&["--map", "id1=127.0.0.9"]).await;
+    ok(
+        &proxy,
+        &["kv", "set", "upstreams", "id1=127.0.0.1", "id2=127.0.0.2"],
+    )
+    .await;
+    assert_eq!(
+        ok(&proxy, &["kv", "get", "upstreams", "id1"]).await.trim(),
+        "127.0.0.1"
+    );
+    assert_eq!(
+        proxy
+            .get("/", &[("x-id", "id1"), ("x-port", &upstream.port())])
+            .await
+            .text(),
+        "ok"
+    );
+    let listed: serde_json::Value =
+        serde_json::from_str(&ok(&proxy, &["kv", "ls", "upstreams", "--json"]).await)
+            .expect("JSON");
+    assert!(listed.to_string().contains("127.0.0.2"), "{listed}");
+    assert!(
+        ok(&proxy, &["kv", "ls", "upstreams", "--prefix", "id"])
+            .await
+            .contains("id2")
+    );
+    ok(&proxy, &["kv", "del", "upstreams", "id2"]).await;
+    assert_eq!(
+        client(&proxy, &["kv", "get", "upstreams", "id2"])
+            .await
+            .code,
+        1
+    );
+    let refused = client(&proxy, &["kv", "set", "upstreams", "id3=no address!"]).await;
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("id3"), "{}", refused.stderr);
+    std::fs::write(proxy.file("in.txt"), "a 10.0.0.1\nb 10.0.0.2:80\n").expect("written");
+    ok(&proxy, &["kv", "import", "upstreams", "in.txt"]).await;
+    let exported = ok(&proxy, &["kv", "export", "upstreams"]).await;
+    assert_eq!(exported, "a 10.0.0.1\nb 10.0.0.2:80\nid1 127.0.0.1\n");
+    std::fs::write(proxy.file("in.json"), r#"{"c": "10.0.0.3"}"#).expect("written");
+    ok(
+        &proxy,
+        &["kv", "import", "upstreams", "in.json", "--replace"],
+    )
+    .await;
+    assert_eq!(
+        ok(&proxy, &["kv", "export", "upstreams"]).await,
+        "c 10.0.0.3\n"
+    );
+    std::fs::write(proxy.file("bad.txt"), "d 10.0.0.4\ne\n").expect("written");
+    let refused = client(&proxy, &["kv", "import", "upstreams", "bad.txt"]).await;
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains('2'), "{}", refused.stderr);
+    assert_eq!(
+        ok(&proxy, &["kv", "export", "upstreams"]).await,
+        "c 10.0.0.3\n"
+    );
+}
+
+#[tokio::test]
+async fn plugin_commands_push_list_and_roll_back() {
+    let proxy = serve(&["--map", "id1=127.0.0.1"]).await;
+    let file = fixture_path("version-a").display().to_string();
+    ok(&proxy, &["plugin", "push", "by-header", &file]).await;
+    assert_eq!(proxy.get("/", &[]).await.header("x-version"), "a");
+    let again = ok(&proxy, &["plugin", "push", "by-header", &file]).await;
+    assert!(again.to_lowercase().contains("unchanged"), "{again}");
+    let digest = sha256(&fixture("version-a"));
+    let listed = ok(&proxy, &["plugin", "ls", "--json"]).await;
+    serde_json::from_str::<serde_json::Value>(&listed).expect("JSON");
+    assert!(listed.contains(&digest), "{listed}");
+    assert!(ok(&proxy, &["plugin", "ls"]).await.contains(&digest[..8]));
+    let bad = fixture_path("trap-init").display().to_string();
+    let refused = client(&proxy, &["plugin", "push", "by-header", &bad]).await;
+    assert_eq!(refused.code, 4, "{}", refused.stderr);
+    assert!(refused.stderr.contains("init"), "{}", refused.stderr);
+    assert_eq!(proxy.get("/", &[]).await.header("x-version"), "a");
+    ok(&proxy, &["plugin", "rollback", "by-header"]).await;
+    assert_eq!(proxy.get("/", &[]).await.header("x-version"), "");
+    assert!(
+        ok(&proxy, &["plugin", "inspect", "by-header"])
+            .await
+            .contains("by-header")
+    );
+    assert!(!ok(&proxy, &["plugin", "inspect", &file]).await.is_empty());
+    let missing = client(&proxy, &["plugin", "push", "by-header", "none.wasm"]).await;
+    assert_ne!(missing.code, 0);
+    assert!(missing.stderr.contains("none.wasm"), "{}", missing.stderr);
+}
+
+#[tokio::test]
+async fn streams_commands_list_and_close() {
+    let (echo, _closes) = websocket::echo().await;
+    let proxy = serve(&["--map", "id1=127.0.0.1"]).await;
+    let mut socket =
+        websocket::open(proxy.address, &[("x-id", "id1"), ("x-port", &echo.port())]).await;
+    socket.echo("hello").await;
+    let listed = ok(&proxy, &["streams", "ls", "--json"]).await;
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    let stream = listed
+        .as_array()
+        .or_else(|| listed["streams"].as_array())
+        .expect("a list")[0]
+        .clone();
+    assert_eq!(stream["key"], "id1");
+    assert!(ok(&proxy, &["streams", "ls"]).await.contains("id1"));
+    ok(
+        &proxy,
+        &[
+            "streams",
+            "close",
+            &stream["id"].to_string(),
+            "--code",
+            "4000",
+        ],
+    )
+    .await;
+    assert_eq!(socket.close_code().await, Some(4000));
+    assert_eq!(
+        client(&proxy, &["streams", "close", "999999"]).await.code,
+        1
+    );
+}
+
+#[tokio::test]
+async fn wrong_arguments_end_with_2_and_say_what_was_expected() {
+    let cases: [(&[&str], &str); 8] = [
+        (&[], "Usage"),
+        (&["serv"], "serve"),
+        (&["serve", "--map", "id1"], "ID=HOST"),
+        (&["serve", "--listen", "8080"], "IP:PORT"),
+        (&["serve", "--workers", "0"], "1"),
+        (
+            &["serve", "a.toml", "--map", "a=127.0.0.1"],
+            "cannot be used with",
+        ),
+        (&["kv", "set", "upstreams"], "KEY=VALUE"),
+        (&["streams", "close", "x"], "invalid value"),
+    ];
+    for (arguments, expected) in cases {
+        let ended = run(Path::new("."), arguments).await;
+        assert_eq!(ended.code, 2, "{arguments:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains(expected),
+            "{arguments:?}: {}",
+            ended.stderr
+        );
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_ends_with_1_and_names_the_address() {
+    let free = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        listener.local_addr().expect("bound").to_string()
+    };
+    let ended = run(Path::new("."), &["kv", "ls", "--admin", &free]).await;
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains(&free), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_missing_token_is_explained() {
+    let proxy = serve(&["--map", "id1=127.0.0.1"]).await;
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let admin = proxy.admin_address.to_string();
+    let ended = run(elsewhere.path(), &["kv", "ls", "--admin", &admin]).await;
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("token"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_map_that_is_wrong_ends_with_3_and_names_its_lines() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(
+        dir.path().join("map.txt"),
+        "id1 127.0.0.1\nid2\nid3 no!address\n",
+    )
+    .expect("written");
+    let ended = run(dir.path(), &["serve", "--map-file", "map.txt"]).await;
+    assert_eq!(ended.code, 3);
+    for expected in ["map.txt:2", "map.txt:3"] {
+        assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn help_has_examples_and_exit_codes() {
+    let help = run(Path::new("."), &["--help"]).await;
+    assert_eq!(help.code, 0);
+    for expected in [
+        "Examples:",
+        "Exit codes:",
+        "serve",
+        "demo",
+        "kv",
+        "streams",
+        "plugin",
+        "echo",
+    ] {
+        assert!(help.stdout.contains(expected), "{expected}");
+    }
+    assert!(
+        run(Path::new("."), &["--version"])
+            .await
+            .stdout
+            .contains("0.1.0")
+    );
+}

@@ -1,0 +1,28 @@
+//! Behaviour of the proxy through its public ports, with real clients.
+//!
+//! Each test starts a proxy process of its own, with ports from the system and everything it keeps in a directory of its
+//! own, so they all run side by side.
+
+#[path = "../harness/mod.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a harness is wider than its tests of the day, and written like a library"
+)]
+mod harness;
+
+mod access_log;
+mod admin;
+mod bodies;
+mod cli;
+mod config;
+mod deploy;
+mod framing;
+mod h2c;
+mod hot_swap;
+mod limits;
+mod seed;
+mod store;
+mod timeouts;
+mod upstreams;
+mod websocket;
