@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 /// The bucket, and the plugin, of a proxy without a config.
 pub(super) const BUCKET: &str = "upstreams";
@@ -125,7 +126,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Some(file) => from_file(file)?,
         None => from_flags(args.inline)?,
     };
-    start_logging(args.log_level, start.config.log.level.as_deref())?;
+    let _log = start_logging(args.log_level, start.config.log.level.as_deref())?;
     let about = About::of(&start);
     let app = app::start(start)?;
     about.print(&app);
@@ -303,8 +304,13 @@ pub(super) fn by_header(header: &str, port_header: &str, backend: BackendKind) -
     }
 }
 
-/// Sends what the process says to standard error: for people on a terminal, as JSON elsewhere.
-pub(super) fn start_logging(option: Option<String>, config: Option<&str>) -> anyhow::Result<()> {
+/// Sends what the process says to standard error: for people on a terminal, as JSON elsewhere. A thread writes it, and
+/// lines are dropped while that thread waits for a slow reader: traffic never does. What is left is written when the
+/// guard is dropped.
+pub(super) fn start_logging(
+    option: Option<String>,
+    config: Option<&str>,
+) -> anyhow::Result<WorkerGuard> {
     use tracing_subscriber::EnvFilter;
     let (filter, place) = match (option, std::env::var("THROWBAR_LOG"), config) {
         (Some(filter), _, _) => (filter, "--log-level"),
@@ -319,17 +325,26 @@ pub(super) fn start_logging(option: Option<String>, config: Option<&str>) -> any
         )
     })?;
     let terminal = std::io::stderr().is_terminal();
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LOG_LINES_MAX)
+        .thread_name("log")
+        .finish(std::io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(Style::stderr().is_on());
     let started = if terminal {
         builder.with_target(false).try_init()
     } else {
         builder.json().flatten_event(true).try_init()
     };
-    started.map_err(|error| anyhow::anyhow!("start logging: {error}"))
+    started.map_err(|error| anyhow::anyhow!("start logging: {error}"))?;
+    Ok(guard)
 }
+
+/// Lines of the process's own log that may wait for its reader.
+const LOG_LINES_MAX: usize = 8_192;
 
 /// What is told of a proxy once it runs.
 struct About {

@@ -56,7 +56,7 @@ pub(crate) struct Args {
 /// # Errors
 /// The first claim that does not hold, or what could not be started.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    serve::start_logging(args.log_level, Some("warn"))?;
+    let _log = serve::start_logging(args.log_level, Some("warn"))?;
     let upstreams = Upstreams::start()?;
     let data = tempfile::Builder::new()
         .prefix("throwbar-demo-")
