@@ -127,8 +127,7 @@ impl Raw {
             let length = length.parse().expect("a length");
             response.body = self.exactly(length).await?;
         } else {
-            while self.more().await.is_ok() {}
-            response.body = std::mem::take(&mut self.buffer);
+            response.body = self.rest().await;
         }
         Ok(response)
     }
@@ -154,8 +153,11 @@ impl Raw {
 
     /// Everything until the connection ends, by close or reset.
     pub async fn rest(&mut self) -> Vec<u8> {
-        while self.more().await.is_ok() {}
-        std::mem::take(&mut self.buffer)
+        loop {
+            if let Err(rest) = self.more().await {
+                return rest;
+            }
+        }
     }
 
     /// Whether the other side ends the connection without another byte.

@@ -63,17 +63,16 @@ impl Socket {
         assert_eq!(self.next().await, Message::text(text));
     }
 
-    /// The close code the other side sends, once everything before is read; none if it just ends.
+    /// The close code the other side sends, once everything before is read and the close is answered; none if it just
+    /// ends.
     pub async fn close_code(&mut self) -> Option<u16> {
-        loop {
-            match soon("a close", self.0.next()).await {
-                Some(Ok(Message::Close(frame))) => {
-                    return frame.map(|CloseFrame { code, .. }| code.into());
-                }
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return None,
+        let mut code = None;
+        while let Some(Ok(message)) = soon("a close", self.0.next()).await {
+            if let Message::Close(Some(CloseFrame { code: given, .. })) = message {
+                code = Some(given.into());
             }
         }
+        code
     }
 
     /// Closes it and waits for the other side to agree.

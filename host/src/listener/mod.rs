@@ -217,6 +217,9 @@ async fn connection(
         proxy.worker,
     );
     let Some((http2, read_ahead)) = protocol(&config, &tcp).await else {
+        if state.expired() {
+            proxy.counters().connections_timed_out.fetch_add(1, Relaxed);
+        }
         return;
     };
     let framing = (!http2).then(|| Framing::new(view.site.limits.head()));

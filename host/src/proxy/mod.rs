@@ -186,7 +186,8 @@ impl Proxy {
             counters: self.counters.clone(),
             worker: self.worker,
         };
-        let keep_alive = response_head.keep_alive && exchanged.sent_all;
+        let asked_to_upgrade = record.head.as_ref().is_some_and(|head| head.websocket);
+        let keep_alive = response_head.keep_alive && exchanged.sent_all && !asked_to_upgrade;
         let idle = view.site.ticks.response_body;
         let body = UpstreamBody::new(
             connection,
