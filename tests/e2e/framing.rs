@@ -13,6 +13,8 @@ async fn refused(cases: &[(&str, &[u16], String)]) {
     let (proxy, upstream) = proxy().await;
     let mut wrong = Vec::new();
     for (name, statuses, message) in cases {
+        // Seen if it fails.
+        println!("{name}");
         let mut client = proxy.raw().await;
         let response = client.ask(message).await;
         if !statuses.contains(&response.status) {

@@ -361,19 +361,26 @@ async fn least_requests_avoids_a_busy_endpoint() {
         .workers(1)
         .start()
         .await;
-    let mut clients = Vec::new();
-    // Until the busy one has got its one request.
-    eventually("a request at the busy endpoint", async || {
+    // One at a time, each answered before the next, until the busy one holds one.
+    let held = loop {
         let mut client = proxy.raw().await;
+        let before = free.received().len();
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        clients.push(client);
-        (!busy.received().is_empty()).then_some(())
-    })
-    .await;
+        let at_busy = eventually("the request at an endpoint", async || {
+            let (busy, free) = (busy.received().len(), free.received().len());
+            (busy == 1 || free > before).then_some(busy == 1)
+        })
+        .await;
+        if at_busy {
+            break client;
+        }
+        client.response().await;
+    };
     for _ in 0..20 {
         assert_eq!(proxy.get("/", &[]).await.text(), "free");
     }
     assert_eq!(busy.received().len(), 1);
+    drop(held);
 }
 
 #[tokio::test]

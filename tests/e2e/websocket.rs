@@ -67,6 +67,7 @@ async fn messages_of_every_kind_go_both_ways() {
         soon("the close upstream", closes.recv()).await,
         Some(Some(4001))
     );
+    drop(socket);
     proxy.admin().streams_are(0).await;
 }
 
@@ -88,6 +89,7 @@ async fn an_endpoint_may_close_first() {
     let proxy = TestProxy::start(&upstream.route()).await;
     let mut socket = websocket::open(proxy.address, &[]).await;
     assert_eq!(socket.close_code().await, Some(4002));
+    drop(socket);
     proxy.admin().streams_are(0).await;
 }
 

@@ -173,11 +173,10 @@ impl Proxy {
         if !http2 && !fields.trailers {
             response_head.headers.remove(header::TRAILER);
         }
-        // A request to upgrade that was answered otherwise ends the connection: nobody knows what the client sent after.
-        if record.head.as_ref().is_some_and(|head| head.websocket) {
-            response_head
-                .headers
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        // A request to upgrade that was answered otherwise ends the connection.
+        let asked_to_upgrade = record.head.as_ref().is_some_and(|head| head.websocket);
+        if asked_to_upgrade {
+            end_connection(&mut response_head.headers);
         }
         record.status = response_head.status.as_u16();
         let home = Home {
@@ -186,7 +185,6 @@ impl Proxy {
             counters: self.counters.clone(),
             worker: self.worker,
         };
-        let asked_to_upgrade = record.head.as_ref().is_some_and(|head| head.websocket);
         let keep_alive = response_head.keep_alive && exchanged.sent_all && !asked_to_upgrade;
         let idle = view.site.ticks.response_body;
         let body = UpstreamBody::new(
@@ -275,11 +273,14 @@ fn reply(answer: Reply, mut record: Box<Record>) -> Response<ResponseBody> {
         response.headers_mut().append(name, value);
     }
     if websocket {
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        end_connection(response.headers_mut());
     }
     response
+}
+
+/// Nobody knows what the client sent after such a request.
+fn end_connection(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
 /// The client gets a status and the request's id, the log gets the reason.
@@ -300,14 +301,17 @@ fn failure(failure: impl Into<Failure>, mut record: Box<Record>) -> Response<Res
             HeaderValue::from_str(&id).expect("hexadecimal digits"),
         ),
     ];
-    reply(
-        Reply {
-            status,
-            headers,
-            body,
-        },
-        record,
-    )
+    let malformed = matches!(error, ProxyError::Refused(_)) && !record.is_http2();
+    let answer = Reply {
+        status,
+        headers,
+        body,
+    };
+    let mut response = reply(answer, record);
+    if malformed {
+        end_connection(response.headers_mut());
+    }
+    response
 }
 
 const REQUEST_ID: http::HeaderName = http::HeaderName::from_static("x-request-id");

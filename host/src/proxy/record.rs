@@ -66,6 +66,11 @@ impl Record {
         }
     }
 
+    /// Whether it came by HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.connection.http2
+    }
+
     /// The request's id, as clients and logs are told.
     pub fn request_id(&self) -> String {
         format!("{}{}", self.proxy.id_prefix, self.id)

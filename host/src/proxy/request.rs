@@ -114,7 +114,11 @@ pub fn admit(
 
 /// The target without scheme and authority, and the authority it named.
 fn origin_form(uri: Uri, method: &Method) -> Result<(Uri, Option<Authority>), Refused> {
-    if uri.scheme().is_none() && uri.authority().is_none() {
+    if uri.scheme().is_none() {
+        // An authority alone is for CONNECT only (RFC 9112, 3.2.3).
+        if uri.authority().is_some() {
+            return Err(bad_request("request target is not a path"));
+        }
         return match uri.path() {
             "*" if *method == Method::OPTIONS => Ok((uri, None)),
             path if path.starts_with('/') => Ok((uri, None)),
