@@ -7,7 +7,6 @@
 //! plugin), and the built-in by-header plugin with 10,000 entries, each with the access log going to a file.
 
 use anyhow::{Context, Result, ensure};
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -15,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use throwbar_benches::callgrind;
 
 const FEW: usize = 2_000;
 const MANY: usize = 10_000;
@@ -63,7 +63,7 @@ fn measure(proxy: &Path, row: Row, upstream: u16, requests: usize) -> Result<u64
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
     ensure!(child.wait()?.success(), "the proxy failed");
     ran?;
-    total(&out)
+    callgrind::total(&out)
 }
 
 /// What `throwbar` is called with.
@@ -115,11 +115,9 @@ fn arguments(row: Row, directory: &Path, port: u16, upstream: u16) -> Result<Vec
 }
 
 fn start(proxy: &Path, arguments: &[String], directory: &Path, out: &Path) -> Result<Child> {
-    let mut out_file = OsString::from("--callgrind-out-file=");
-    out_file.push(out);
     let command = Command::new("valgrind")
         .args(["--tool=callgrind", "--quiet"])
-        .arg(out_file)
+        .arg(callgrind::out_file(out))
         .arg(std::path::absolute(proxy)?)
         .args(arguments)
         .current_dir(directory)
@@ -215,17 +213,4 @@ fn read_message(socket: &mut TcpStream) -> Result<(String, usize)> {
             return Ok((String::from_utf8_lossy(&buffer[..head]).into_owned(), body));
         }
     }
-}
-
-/// The count of a callgrind output file.
-fn total(out: &Path) -> Result<u64> {
-    let text = std::fs::read_to_string(out).context("callgrind wrote no output")?;
-    let line = text.lines().find_map(|line| {
-        line.strip_prefix("summary: ")
-            .or(line.strip_prefix("totals: "))
-    });
-    Ok(line
-        .context("callgrind's output has no total")?
-        .trim()
-        .parse()?)
 }

@@ -30,8 +30,47 @@ pub struct Door {
     _data: tempfile::TempDir,
 }
 
-/// The doors: `by-slots` looks up by slots (the built-in by-header plugin), `by-value` by a field passed by value.
-pub const NAMES: [&str; 2] = ["by-slots", "by-value"];
+/// The doors: what a guest is given, and what it answers.
+///
+/// | door | guest | it is given | it answers |
+/// |---|---|---|---|
+/// | `by-slots` | built-in by-header | nothing: it looks up by slots | an entry of the bucket |
+/// | `by-value` | the least one | a field by value | an entry of the bucket |
+/// | `by-value-and-slots` | built-in self-register, granted to write | the path by value, and slots | an entry of the bucket |
+/// | `address` | built-in path-prefix | the path by value | an address as text |
+/// | `upstream` | built-in canary | two fields by value | a named upstream |
+/// | `pass` | built-in path-prefix | the path by value | pass: no prefix fits |
+/// | `reply` | built-in maintenance | a field by value | a reply with headers and a body |
+pub const NAMES: [&str; 7] = [
+    "by-slots",
+    "by-value",
+    "by-value-and-slots",
+    "address",
+    "upstream",
+    "pass",
+    "reply",
+];
+
+/// Settings of a guest.
+type Settings = &'static [(&'static str, &'static str)];
+
+/// The guest of a door, and its settings.
+fn guest(door: &str) -> Result<(Vec<u8>, Settings)> {
+    let (name, settings): (_, Settings) = match door {
+        "by-slots" => ("by-header", &[]),
+        "by-value" => return Ok((wat::parse_str(include_str!("by_value.wat"))?, &[])),
+        "by-value-and-slots" => ("self-register", &[("secret", "0123456789abcdef")]),
+        "address" => ("path-prefix", &[("prefix./ws", "10.0.0.7:8080")]),
+        "upstream" => (
+            "canary",
+            &[("weights", "stable=95,next=5"), ("key", "x-id")],
+        ),
+        "pass" => ("path-prefix", &[("prefix./api", "api")]),
+        _ => ("maintenance", &[]),
+    };
+    let component = builtin::component(name).context("it is built in")?;
+    Ok((component.to_vec(), settings))
+}
 
 impl Door {
     /// Compiles the guest of a door and warms an instance.
@@ -42,19 +81,14 @@ impl Door {
         let Some(name) = NAMES.into_iter().find(|known| *known == name) else {
             bail!("no door {name:?}, expected one of {NAMES:?}");
         };
-        let component = match name {
-            "by-slots" => builtin::component("by-header")
-                .context("by-header is built in")?
-                .to_vec(),
-            _ => wat::parse_str(include_str!("by_value.wat"))?,
-        };
+        let (component, settings) = guest(name)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()?;
-        runtime.block_on(Self::warm(name, component))
+        runtime.block_on(Self::warm(name, component, settings))
     }
 
-    async fn warm(name: &'static str, component: Vec<u8>) -> Result<Self> {
+    async fn warm(name: &'static str, component: Vec<u8>, settings: Settings) -> Result<Self> {
         let data = tempfile::tempdir()?;
         let bucket = BucketConfig::new("upstreams", BackendKind::Memory, ValueKind::Endpoint);
         let store = Store::open(&[bucket], data.path())?;
@@ -82,8 +116,11 @@ impl Door {
         let config = PluginConfig {
             name: "bench".into(),
             source: Source::Pushed,
-            grants: BTreeMap::from([("upstreams".into(), Access::Read)]),
-            settings: BTreeMap::new(),
+            grants: BTreeMap::from([("upstreams".into(), Access::Write)]),
+            settings: settings
+                .iter()
+                .map(|(key, value)| (key.to_string(), value.to_string()))
+                .collect(),
             limits: PluginLimits {
                 calls_max: u64::MAX,
                 ..Default::default()
@@ -104,9 +141,11 @@ impl Door {
             _plugins: plugins,
             _data: data,
         };
-        match door.decide() {
-            Some(Decision::Forward(_)) => Ok(door),
-            other => bail!("{name} decided {other:?}, expected a forward"),
+        match (name, door.decide()) {
+            ("pass", Some(Decision::Pass))
+            | ("reply", Some(Decision::Reply(_)))
+            | (_, Some(Decision::Forward(_))) => Ok(door),
+            (_, other) => bail!("{name} decided {other:?}"),
         }
     }
 
@@ -114,11 +153,30 @@ impl Door {
     #[inline(never)]
     pub fn decide(&mut self) -> Option<Decision> {
         self.next = (self.next + 1) % HOT;
-        let head = self.heads[self.next].take()?;
-        let (head, routed) = self.instance.route(head, &self.snapshot);
-        self.heads[self.next] = Some(head);
+        let head = &mut self.heads[self.next];
+        Some(self.instance.route(head, &self.snapshot).ok()?.decision)
+    }
+
+    /// Decides a request of the caller's.
+    pub fn route(&mut self, head: RequestHead) -> Option<Decision> {
+        let routed = self.instance.route(&mut Some(head), &self.snapshot);
         Some(routed.ok()?.decision)
     }
+}
+
+/// The message of a hot request, as a client sends it.
+pub fn message() -> Vec<u8> {
+    let head = head(&key(0));
+    let mut message = format!(
+        "{} {} HTTP/1.1\r\nhost: {}\r\n",
+        head.method, head.uri, head.authority
+    )
+    .into_bytes();
+    for (name, value) in &head.headers {
+        message.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    message.extend(b"\r\n");
+    message
 }
 
 fn key(i: usize) -> String {

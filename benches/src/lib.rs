@@ -1,3 +1,5 @@
-//! Benches.
+//! What benches share.
 
+pub mod callgrind;
+pub mod deploys;
 pub mod doors;

@@ -44,8 +44,9 @@ pub async fn serve(
     let counters = proxy.counters.clone();
     let worker = proxy.worker;
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let answered = proxy.clone().handle(connection.clone(), request);
-        async move { Ok::<_, Infallible>(answered.await) }
+        let (proxy, connection) = (proxy.clone(), connection.clone());
+        // Called in there, so that what is moved about until the first poll is small.
+        async move { Ok::<_, Infallible>(proxy.handle(connection, request).await) }
     });
     if http2 {
         let mut builder = http2::Builder::new(Local);

@@ -3,6 +3,7 @@
 use super::framing::{Framing, Place, Violation};
 use crate::deadline::{Ticks, Watched};
 use crate::metrics::Counters;
+use crate::upstream::scratch;
 use bytes::Bytes;
 use hyper::rt::ReadBufCursor;
 use std::io;
@@ -12,6 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+/// Writes up to this size are gathered into one buffer.
+const GATHERED_BYTES_MAX: usize = 8 << 10;
 
 /// What the requests of a connection and its socket share. One thread uses it; it is atomic because an upgraded socket
 /// passes through a type that must be `Send`.
@@ -310,7 +314,20 @@ impl hyper::rt::Write for DownstreamSocket {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs);
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        // A head and a small body in one piece: copying is cheaper than what the kernel does for each vector.
+        let outcome = if total <= GATHERED_BYTES_MAX {
+            scratch::with(|scratch| {
+                let mut end = 0;
+                for buf in bufs {
+                    scratch[end..end + buf.len()].copy_from_slice(buf);
+                    end += buf.len();
+                }
+                Pin::new(&mut this.tcp).poll_write(cx, &scratch[..end])
+            })
+        } else {
+            Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs)
+        };
         this.wrote(&outcome);
         outcome
     }

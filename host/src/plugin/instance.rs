@@ -87,19 +87,24 @@ impl Instance {
         &self.generation
     }
 
-    /// Decides one request, reading the store at `snapshot`. The head is given back whatever happens.
+    /// Decides one request, reading the store at `snapshot`. `head` has to be there; it is lent to the guest and back in
+    /// its place whatever happens.
+    ///
+    /// # Errors
+    /// [`RouteError`]; see [`Instance::is_poisoned`] for what becomes of the instance.
     pub fn route(
         &mut self,
-        head: RequestHead,
+        head: &mut Option<RequestHead>,
         snapshot: &Arc<Snapshot>,
-    ) -> (RequestHead, Result<Routed, RouteError>) {
+    ) -> Result<Routed, RouteError> {
         self.calls += 1;
         let subscribed = &self.generation.plan.fields;
         let fields = if subscribed.is_empty() {
             None
         } else {
             self.fields.clear();
-            request::pack(&head, subscribed, &mut self.fields);
+            let head = head.as_ref().expect("the caller's part");
+            request::pack(head, subscribed, &mut self.fields);
             Some(self.fields.as_str())
         };
         self.store.data_mut().begin(head, snapshot);
@@ -129,11 +134,9 @@ impl Instance {
             state.overlay.clear();
             self.poisoned |= !matches!(error, RouteError::Decision(_));
         }
-        let head = state
-            .head
-            .take()
-            .expect("lent to the call above, and imports only borrow it");
-        (head, result)
+        // Imports only borrow it.
+        std::mem::swap(&mut state.head, head);
+        result
     }
 
     /// Whether it trapped, was cut, or has done its share of calls, and must be dropped.

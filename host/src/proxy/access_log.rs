@@ -196,7 +196,9 @@ impl AccessLog {
 /// Appends fields to a line.
 pub struct Fields<'a>(&'a mut Vec<u8>);
 
+// Inlined, so that names and quotes become a few moves of constants: a line has some twenty of them.
 impl Fields<'_> {
+    #[inline(always)]
     fn name(&mut self, name: &str) {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(name.as_bytes());
@@ -204,6 +206,7 @@ impl Fields<'_> {
     }
 
     /// A number.
+    #[inline(always)]
     pub fn number(&mut self, name: &str, value: u64) {
         self.name(name);
         self.0
@@ -211,6 +214,7 @@ impl Fields<'_> {
     }
 
     /// A text, escaped.
+    #[inline(always)]
     pub fn text(&mut self, name: &str, value: &str) {
         self.name(name);
         self.0.push(b'"');
@@ -219,6 +223,7 @@ impl Fields<'_> {
     }
 
     /// A text that needs no escaping.
+    #[inline(always)]
     pub fn plain(&mut self, name: &str, value: &str) {
         self.name(name);
         self.0.push(b'"');
@@ -227,6 +232,7 @@ impl Fields<'_> {
     }
 
     /// A text that needs no escaping, and a number right after it.
+    #[inline(always)]
     pub fn numbered(&mut self, name: &str, value: &str, number: u64) {
         self.name(name);
         self.0.push(b'"');
@@ -258,8 +264,9 @@ impl Fields<'_> {
 
 /// JSON's escapes, and those of terminals: control characters never reach the log raw.
 fn escape(out: &mut Vec<u8>, text: &str) {
-    let plain = |b: u8| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\';
-    if text.bytes().all(plain) {
+    let plain = |b: u8| (0x20..0x7f).contains(&b) & (b != b'"') & (b != b'\\');
+    // Without a way out, so that the compiler tests many bytes at once.
+    if text.bytes().fold(true, |all, byte| all & plain(byte)) {
         out.extend_from_slice(text.as_bytes());
         return;
     }

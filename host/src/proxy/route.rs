@@ -120,16 +120,11 @@ impl Proxy {
         record: &mut Record,
     ) -> Result<Routed, RouteError> {
         let started = Instant::now();
-        let head = record.head.take().expect("lent to one plugin at a time");
         let mut instances = self.instances.borrow_mut();
         let outcome = match instances.lease(generation, self.worker) {
-            Err(error) => {
-                record.head = Some(head);
-                Err(error)
-            }
+            Err(error) => Err(error),
             Ok(instance) => {
-                let (head, outcome) = instance.route(head, self.reader.borrow_mut().load());
-                record.head = Some(head);
+                let outcome = instance.route(&mut record.head, self.reader.borrow_mut().load());
                 if instance.is_poisoned() {
                     instances.discard(generation.id());
                 }

@@ -88,12 +88,13 @@ impl HostState {
     }
 
     /// Takes the request and the snapshot of a call.
-    pub(super) fn begin(&mut self, head: RequestHead, snapshot: &Arc<Snapshot>) {
+    pub(super) fn begin(&mut self, head: &mut Option<RequestHead>, snapshot: &Arc<Snapshot>) {
         self.entries.clear();
         if !Arc::ptr_eq(&self.snapshot, snapshot) {
             self.snapshot = Arc::clone(snapshot);
         }
-        self.head = Some(head);
+        // Swapped, not moved: a head is some hundred bytes.
+        std::mem::swap(&mut self.head, head);
     }
 
     /// Gives a handle for an entry.

@@ -340,7 +340,7 @@ async fn keys_are_those_of_the_store_under_the_writes_of_the_call() {
         bench.active()
     };
     let mut state = imports::HostState::new(Arc::clone(&generation.sandbox), 0);
-    state.begin(head(), &bench.store.snapshot());
+    state.begin(&mut Some(head()), &bench.store.snapshot());
     let grant = generation.sandbox.grants["map"];
     state
         .write(grant, "id1", None, Expect::Any)

@@ -74,8 +74,10 @@ impl Bench {
     }
 
     fn route(&self, instance: &mut Instance) -> Result<Routed, RouteError> {
-        let (head, routed) = instance.route(head(), &self.store.snapshot());
-        assert_eq!(head.headers["x-id"], "id1", "the head comes back");
+        let mut lent = Some(head());
+        let routed = instance.route(&mut lent, &self.store.snapshot());
+        let back = lent.expect("the head comes back");
+        assert_eq!(back.headers["x-id"], "id1");
         routed
     }
 
@@ -103,8 +105,7 @@ fn status(plugins: &Plugins) -> u16 {
     let mut instance = Instance::new(&active(plugins).expect("active")).expect("an instance");
     let snapshot = instance.generation().sandbox.store.snapshot();
     match instance
-        .route(head(), &snapshot)
-        .1
+        .route(&mut Some(head()), &snapshot)
         .expect("a decision")
         .decision
     {
