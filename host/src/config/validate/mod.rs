@@ -5,7 +5,7 @@
 use super::Config;
 use super::diagnostic::{Finding, did_you_mean, join, one_of, shorten};
 use crate::admin::{Address, Auth};
-use crate::plugin::{PluginConfig, Source};
+use crate::plugin::{MEMORY_RESERVATION, PluginConfig, Source};
 use crate::proxy::{Handler, OnFailure};
 use crate::store::{Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
@@ -305,7 +305,7 @@ fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding
     between(
         join(&path, "memory"),
         &limits.memory_bytes_max,
-        64 << 10..=4 << 30,
+        64 << 10..=MEMORY_RESERVATION,
         found,
     );
     between(
