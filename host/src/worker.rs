@@ -31,6 +31,8 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+/// Most workers: a worker's number is the low byte of a stream's id.
+pub const WORKERS_MAX: usize = 256;
 /// Commands that may wait for a worker.
 const COMMANDS_MAX: usize = 256;
 /// WebSocket close code of a drain: the endpoint is going away (RFC 6455, 7.4.1).

@@ -225,12 +225,13 @@ async fn streams_commands_list_and_close() {
 
 #[tokio::test]
 async fn wrong_arguments_end_with_2_and_say_what_was_expected() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&[], "Usage"),
         (&["serv"], "serve"),
         (&["serve", "--map", "id1"], "ID=HOST"),
         (&["serve", "--listen", "8080"], "IP:PORT"),
-        (&["serve", "--workers", "0"], "1"),
+        (&["serve", "--workers", "0"], "1..=256"),
+        (&["serve", "--workers", "257"], "1..=256"),
         (
             &["serve", "a.toml", "--map", "a=127.0.0.1"],
             "cannot be used with",

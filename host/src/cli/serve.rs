@@ -10,6 +10,7 @@ use crate::plugin::{Access, PluginConfig, PluginLimits, Source};
 use crate::proxy::access_log::Sink;
 use crate::proxy::{Handler, OnFailure, RouteConfig, matcher::Matcher};
 use crate::store::{BackendKind, BucketConfig, ValueKind};
+use crate::worker::WORKERS_MAX;
 use anyhow::Context;
 use clap::builder::NonEmptyStringValueParser;
 use std::collections::BTreeMap;
@@ -81,7 +82,7 @@ struct Inline {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Threads that serve requests [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     workers: Option<u16>,
     /// A line for each request: `stdout`, `off` or a file [default: stdout]
     #[arg(long, value_name = "WHERE", value_parser = NonEmptyStringValueParser::new())]
@@ -504,7 +505,7 @@ mod tests {
             (["--map", "id1"], "ID=HOST"),
             (["--by-header", "X ID"], "name of a header"),
             (["--admin", "unix:"], "path is missing"),
-            (["--workers", "0"], "1..=1024"),
+            (["--workers", "0"], "1..=256"),
         ] {
             let error = parse(&arguments).expect_err("refused").to_string();
             assert!(error.contains(expected), "{arguments:?}: {error}");

@@ -9,6 +9,7 @@ use crate::plugin::{MEMORY_RESERVATION, PluginConfig, Source};
 use crate::proxy::{Handler, OnFailure};
 use crate::store::{Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
+use crate::worker::WORKERS_MAX;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -52,8 +53,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
         // Some checks below compare each with each.
         return findings;
     }
-    // The worker's number is the low byte of a stream's id.
-    between("workers", &config.workers, 1..=256, found);
+    between("workers", &config.workers, 1..=WORKERS_MAX, found);
     names(config, found);
     listeners(config, found);
     admin(config, found);
