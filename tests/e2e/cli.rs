@@ -205,17 +205,16 @@ async fn streams_commands_list_and_close() {
         .clone();
     assert_eq!(stream["key"], "id1");
     assert!(ok(&proxy, &["streams", "ls"]).await.contains("id1"));
-    ok(
-        &proxy,
-        &[
-            "streams",
-            "close",
-            &stream["id"].to_string(),
-            "--code",
-            "4000",
-        ],
-    )
-    .await;
+    let id = stream["id"].to_string();
+    let refused = client(&proxy, &["streams", "close", &id, "--code", "1006"]).await;
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("code 1006: expected 1000 to 1003"),
+        "{}",
+        refused.stderr
+    );
+    socket.echo("still open").await;
+    ok(&proxy, &["streams", "close", &id, "--code", "4000"]).await;
     assert_eq!(socket.close_code().await, Some(4000));
     assert_eq!(
         client(&proxy, &["streams", "close", "999999"]).await.code,
