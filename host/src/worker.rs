@@ -317,6 +317,7 @@ impl Worker {
                 .sweep(proxy.view().site.ticks.pool, proxy.counters());
             // A reader that is idle would keep an old snapshot alive.
             proxy.reader.borrow_mut().load();
+            proxy.instances.borrow_mut().sweep();
         }
     }
 
