@@ -1,6 +1,7 @@
 //! `throwbar demo`: the promise kept before your eyes. A WebSocket stays open while the map changes and the routing
 //! code is replaced and put back; every claim is checked, the first that does not hold ends it with an error.
 
+mod directory;
 mod screen;
 mod traffic;
 mod upstreams;
@@ -16,6 +17,7 @@ use crate::plugin::{Access, builtin};
 use crate::proxy::access_log::Sink;
 use crate::store::BackendKind;
 use anyhow::Context;
+use directory::Directory;
 use screen::Screen;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -58,12 +60,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let _log = serve::start_logging(args.log_level, Some("warn"))?;
     let upstreams = Upstreams::start()?;
-    let data = tempfile::Builder::new()
-        .prefix("throwbar-demo-")
-        .tempdir()?;
+    let data = Directory::new()?;
     let listen = args.listen.unwrap_or_else(|| free(LISTEN_PREFERRED));
     let app = app::start(start_of(listen, data.path(), &upstreams)?)
         .context("start the demonstration's proxy")?;
+    data.await_signals();
     let demo = Demo::of(&app, data.path(), &upstreams)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -73,19 +74,22 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let shown = tokio::task::LocalSet::new().block_on(&runtime, async {
         tokio::select! {
             shown = demo.show(&mut screen) => shown.map(|()| true),
-            _ = tokio::signal::ctrl_c() => Ok(false),
+            () = data.interrupted() => Ok(false),
         }
     });
-    drop(runtime);
     let result = match shown {
-        Ok(true) if !args.once => {
-            demo.invite(&mut screen)?;
-            return app.run_until_signal();
+        Ok(true) if args.once => Ok(()),
+        Ok(true) => {
+            let invited = demo.invite(&mut screen);
+            if invited.is_ok() {
+                runtime.block_on(data.interrupted());
+            }
+            invited
         }
-        Ok(true) => Ok(()),
         Ok(false) => Err(anyhow::anyhow!("interrupted")),
         Err(error) => Err(error),
     };
+    drop(runtime);
     app.stop(STOP_GRACE);
     result
 }
