@@ -38,6 +38,8 @@ pub struct Scrape {
     pub store_revision: u64,
     /// Plugin, result and count.
     pub swaps: Vec<(String, &'static str, u64)>,
+    /// Lines of the process's own log dropped because its reader was behind.
+    pub process_log_dropped: u64,
 }
 
 /// Requests of a route.
@@ -357,6 +359,11 @@ impl Scrape {
                 "Access lines dropped because the writer was behind",
                 sums.log_lines_dropped,
             ),
+            (
+                "throwbar_process_log_dropped",
+                "Lines of the process's own log dropped because its reader was behind",
+                self.process_log_dropped,
+            ),
         ] {
             out.counter(name, help, count)?;
         }
@@ -471,6 +478,7 @@ mod tests {
             }],
             store_revision: 9,
             swaps: vec![("p".into(), "swapped", 6)],
+            process_log_dropped: 11,
         })
         .unwrap();
         for line in [
@@ -492,6 +500,7 @@ mod tests {
             "throwbar_store_revision 9",
             "throwbar_bucket_keys{bucket=\"upstreams\"} 2",
             "throwbar_log_dropped_total 0",
+            "throwbar_process_log_dropped_total 11",
         ] {
             assert!(
                 text.lines().any(|got| got == line),

@@ -8,6 +8,7 @@ mod upstreams;
 mod websocket;
 
 use super::client::{Client, parse_address, show_address};
+use super::logging;
 use super::output::{self, span};
 use super::plugin::{Deployed, push, rollback};
 use super::serve::{self, BUCKET, PLUGIN};
@@ -58,12 +59,13 @@ pub(crate) struct Args {
 /// # Errors
 /// The first claim that does not hold, or what could not be started.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let _log = serve::start_logging(args.log_level, Some("warn"))?;
+    let log = logging::start(args.log_level, Some("warn"))?;
     let upstreams = Upstreams::start()?;
     let data = Directory::new()?;
     let listen = args.listen.unwrap_or_else(|| free(LISTEN_PREFERRED));
-    let app = app::start(start_of(listen, data.path(), &upstreams)?)
-        .context("start the demonstration's proxy")?;
+    let mut start = start_of(listen, data.path(), &upstreams)?;
+    start.log_dropped = Some(log.dropped.clone());
+    let app = app::start(start).context("start the demonstration's proxy")?;
     data.await_signals();
     let demo = Demo::of(&app, data.path(), &upstreams)?;
 
@@ -135,6 +137,7 @@ fn start_of(
         text: None,
         file: None,
         seed,
+        log_dropped: None,
     })
 }
 
