@@ -1,7 +1,7 @@
 //! One data-plane thread: its runtime, its listeners, its connection pools, its warm instances.
 //!
 //! Threads share nothing that a request would wait for: what they serve comes as snapshots, and what the control plane
-//! wants of one it asks by [`Command`].
+//! wants of one it asks by `Command`.
 
 use crate::deadline::Deadlines;
 use crate::drain::Drain;
