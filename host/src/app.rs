@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing_appender::non_blocking::ErrorCounter;
 
 /// What to start.
 pub struct Start {
@@ -31,6 +32,8 @@ pub struct Start {
     pub file: Option<PathBuf>,
     /// Entries written before the first request.
     pub seed: Vec<Seed>,
+    /// Counts the lines of the process's own log that were dropped, if it has one.
+    pub log_dropped: Option<ErrorCounter>,
 }
 
 /// An entry written at start.
@@ -68,6 +71,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         text,
         file,
         seed,
+        log_dropped,
     } = start;
     raise_descriptor_limit();
     make_data_directory(&config.data)?;
@@ -152,6 +156,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         workers: workers.clone(),
         control: control.clone(),
         counters,
+        log_dropped,
         token,
         config: config.admin,
         own: Arc::default(),

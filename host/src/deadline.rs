@@ -1,6 +1,6 @@
 //! Deadlines of sockets, kept by one sweep of each worker instead of a timer for each socket.
 //!
-//! A socket stores the tick at which it is late; every [`TICK`](crate::proxy::TICK) the worker walks the table and shuts
+//! A socket stores the tick at which it is late; every [`TICK`] the worker walks the table and shuts
 //! down the late ones, which whoever waits on them sees as the end of the connection. A request thus pays one store, and
 //! no clock is read, no timer set and no task woken. Measured beside a timer for each connection: −0.7 µs a request.
 

@@ -3,12 +3,12 @@
 use std::sync::atomic::AtomicU64;
 
 mod history;
+mod openmetrics;
 mod scrape;
 
 pub use history::{CallHistory, CallTotals, Swaps};
-pub use scrape::{
-    BucketRow, CONTENT_TYPE, PluginRow, RouteRow, Scrape, VersionRow, WorkerTotals, encode,
-};
+pub use openmetrics::{CONTENT_TYPE, encode};
+pub use scrape::{BucketRow, PluginRow, RouteRow, Scrape, VersionRow, WorkerTotals};
 
 /// What one worker counts; only it writes, the admin thread reads.
 #[derive(Debug, Default)]

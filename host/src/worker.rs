@@ -1,7 +1,7 @@
 //! One data-plane thread: its runtime, its listeners, its connection pools, its warm instances.
 //!
 //! Threads share nothing that a request would wait for: what they serve comes as snapshots, and what the control plane
-//! wants of one it asks by [`Command`].
+//! wants of one it asks by `Command`.
 
 use crate::deadline::Deadlines;
 use crate::drain::Drain;
@@ -31,6 +31,8 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+/// Most workers: a worker's number is the low byte of a stream's id.
+pub const WORKERS_MAX: usize = 256;
 /// Commands that may wait for a worker.
 const COMMANDS_MAX: usize = 256;
 /// WebSocket close code of a drain: the endpoint is going away (RFC 6455, 7.4.1).
@@ -315,6 +317,7 @@ impl Worker {
                 .sweep(proxy.view().site.ticks.pool, proxy.counters());
             // A reader that is idle would keep an old snapshot alive.
             proxy.reader.borrow_mut().load();
+            proxy.instances.borrow_mut().sweep();
         }
     }
 

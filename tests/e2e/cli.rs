@@ -205,17 +205,16 @@ async fn streams_commands_list_and_close() {
         .clone();
     assert_eq!(stream["key"], "id1");
     assert!(ok(&proxy, &["streams", "ls"]).await.contains("id1"));
-    ok(
-        &proxy,
-        &[
-            "streams",
-            "close",
-            &stream["id"].to_string(),
-            "--code",
-            "4000",
-        ],
-    )
-    .await;
+    let id = stream["id"].to_string();
+    let refused = client(&proxy, &["streams", "close", &id, "--code", "1006"]).await;
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("code 1006: expected 1000 to 1003"),
+        "{}",
+        refused.stderr
+    );
+    socket.echo("still open").await;
+    ok(&proxy, &["streams", "close", &id, "--code", "4000"]).await;
     assert_eq!(socket.close_code().await, Some(4000));
     assert_eq!(
         client(&proxy, &["streams", "close", "999999"]).await.code,
@@ -225,12 +224,13 @@ async fn streams_commands_list_and_close() {
 
 #[tokio::test]
 async fn wrong_arguments_end_with_2_and_say_what_was_expected() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&[], "Usage"),
         (&["serv"], "serve"),
         (&["serve", "--map", "id1"], "ID=HOST"),
         (&["serve", "--listen", "8080"], "IP:PORT"),
-        (&["serve", "--workers", "0"], "1"),
+        (&["serve", "--workers", "0"], "1..=256"),
+        (&["serve", "--workers", "257"], "1..=256"),
         (
             &["serve", "a.toml", "--map", "a=127.0.0.1"],
             "cannot be used with",

@@ -192,6 +192,37 @@ async fn our_own_ports_and_link_local_are_never_dialled() {
 }
 
 #[tokio::test]
+async fn a_listener_on_every_interface_is_refused_at_each_of_its_addresses() {
+    let upstream = TestUpstream::saying("up").await;
+    let mut setup = Setup::new(config("bad-decisions", "", "read", &upstream));
+    let web = "name = \"web\"\nlisten = \"";
+    setup.frame = setup
+        .frame
+        .replace(&format!("{web}127.0.0.1"), &format!("{web}0.0.0.0"));
+    let proxy = setup.start().await;
+    assert!(proxy.address.ip().is_unspecified());
+    let mut hosts = vec!["127.0.0.1".to_owned(), "127.0.0.2".into(), "[::1]".into()];
+    // The source of a route to a network for documentation is an interface of this machine; nothing is sent.
+    let route = std::net::UdpSocket::bind("0.0.0.0:0").expect("bound");
+    if route.connect("203.0.113.77:9").is_ok() {
+        hosts.push(route.local_addr().expect("bound").ip().to_string());
+    }
+    for host in hosts {
+        let address = format!("{host}:{}", proxy.address.port());
+        let fields = [("x-bad", "address-given"), ("x-address", &*address)];
+        let path = format!("/{host}");
+        assert_eq!(proxy.get(&path, &fields).await.status, 502, "{address}");
+        let line = proxy.access_line(&path, |line| line["path"] == path).await;
+        assert!(line.to_string().contains("is our own"), "{line}");
+    }
+    let fields = [
+        ("x-bad", "address-given"),
+        ("x-address", &*upstream.address.to_string()),
+    ];
+    assert_eq!(proxy.get("/", &fields).await.text(), "up");
+}
+
+#[tokio::test]
 async fn the_guard_allows_only_its_networks_and_ports() {
     let upstream = TestUpstream::saying("up").await;
     let config = config("bad-decisions", "", "read", &upstream);

@@ -16,6 +16,7 @@ mod admin;
 mod bodies;
 mod cli;
 mod config;
+mod demo;
 mod deploy;
 mod framing;
 mod h2c;

@@ -60,6 +60,7 @@ async fn anything_else_is_404_with_the_id_as_json() {
         ("X-ID: id1", "id1"),
         ("X-ID: id1\r\nX-Port:", "id1"),
         ("X-ID: id1\r\nX-Port: 0", "id1"),
+        ("X-ID: id1\r\nX-Port: 080", "id1"),
         ("X-ID: id1\r\nX-Port: 65536", "id1"),
         ("X-ID: id1\r\nX-Port: 99999999999999999999", "id1"),
         ("X-ID: id1\r\nX-Port: -80", "id1"),

@@ -175,9 +175,13 @@ async fn what_is_no_response_is_502() {
 }
 
 #[tokio::test]
-async fn interim_100_is_swallowed() {
+async fn interim_responses_are_swallowed() {
     let upstream = TestUpstream::answering(|_| {
-        Answer::bytes("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        Answer::bytes(
+            "HTTP/1.1 100 Continue\r\n\r\n\
+             HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n\
+             HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        )
     })
     .await;
     let proxy = TestProxy::start(&upstream.route()).await;
@@ -187,6 +191,7 @@ async fn interim_100_is_swallowed() {
         (response.status, response.body.as_slice()),
         (200, b"ok".as_slice())
     );
+    assert_eq!(response.header("link"), None);
 }
 
 #[tokio::test]

@@ -332,6 +332,14 @@ async fn streams_are_listed_and_one_can_be_closed_towards_both_ends() {
     assert_eq!(new["endpoint"], upstream.address.to_string());
     assert!(new["bytes_up"].as_u64().expect("a number") > 0, "{new}");
     assert!(new["bytes_down"].as_u64().expect("a number") > 0, "{new}");
+    for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65_536] {
+        let refused = admin
+            .delete(&format!("/v1/streams/{}?code={code}", new["id"]))
+            .await;
+        assert_eq!(refused.status, 400, "{code}");
+        assert!(refused.text().contains("code"), "{}", refused.text());
+    }
+    admin.streams_are(2).await;
     let path = format!("/v1/streams/{}?code=4321&reason=bye", new["id"]);
     assert_eq!(admin.delete(&path).await.status, 204);
     assert_eq!(closed.close_code().await, Some(4321));

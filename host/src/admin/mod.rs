@@ -21,6 +21,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tracing_appender::non_blocking::ErrorCounter;
 
 pub mod auth;
 mod caddy;
@@ -104,6 +105,8 @@ pub struct State {
     pub control: Control,
     /// What the workers count.
     pub counters: Arc<Counters>,
+    /// Counts the lines of the process's own log that were dropped, if it has one.
+    pub log_dropped: Option<ErrorCounter>,
     /// The token that callers need; with [`Auth::Token`] and none, nobody is let in.
     pub token: Option<Token>,
     /// The config of this API.

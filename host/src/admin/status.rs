@@ -158,6 +158,10 @@ fn gather(state: &AdminState) -> Scrape {
         buckets,
         store_revision: snapshot.revision().0,
         swaps: state.own.swaps.rows(),
+        process_log_dropped: state
+            .log_dropped
+            .as_ref()
+            .map_or(0, |lines| lines.dropped_lines() as u64),
     }
 }
 

@@ -1,9 +1,11 @@
 //! The admin API's client: where it is, the token, one request on one connection, and errors that say what to do.
 
+mod token;
+
 use super::problem::Problem;
 use crate::admin::Address;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
@@ -11,14 +13,13 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use token::{Token, find_token, header_of};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Where a proxy started without a config listens for us.
 pub(crate) const ADMIN_DEFAULT: &str = "127.0.0.1:2019";
 /// The data directory of `serve` without a config.
 pub(crate) const DATA_DEFAULT: &str = "throwbar-data";
-/// The token's file in a data directory.
-const TOKEN_FILE: &str = "admin.token";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For answers that need no compiling and no bulk write.
@@ -103,52 +104,6 @@ pub(crate) fn show_address(address: &Address) -> String {
         Address::Tcp(address) => address.to_string(),
         Address::Unix(path) => format!("unix:{}", path.display()),
     }
-}
-
-/// A token, and where it was looked for.
-#[derive(Debug, Clone, Default)]
-struct Token {
-    value: Option<HeaderValue>,
-    places: Vec<String>,
-}
-
-/// Finds the token: the file named, that of the data directory named, or that of a data directory here.
-fn find_token(file: Option<&Path>, data: Option<&Path>) -> anyhow::Result<Token> {
-    let candidates: Vec<PathBuf> = match (file, data) {
-        (Some(file), _) => vec![file.to_owned()],
-        (None, Some(data)) => vec![data.join(TOKEN_FILE)],
-        (None, None) => [DATA_DEFAULT, "data"]
-            .iter()
-            .map(|dir| Path::new(".").join(dir).join(TOKEN_FILE))
-            .collect(),
-    };
-    let mut token = Token::default();
-    for path in candidates {
-        let place = path.display().to_string();
-        match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                token.value = Some(header_of(text.trim(), &place)?);
-                token.places = vec![place];
-                return Ok(token);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {
-                token.places.push(format!("{place} (not there)"));
-            }
-            // A proxy may need none, so a file we may not read ends the command only if it was asked for.
-            Err(error) if file.is_none() => token.places.push(format!("{place} ({error})")),
-            Err(error) => return Err(anyhow::anyhow!("token file {place}: {error}")),
-        }
-    }
-    Ok(token)
-}
-
-fn header_of(token: &str, place: &str) -> anyhow::Result<HeaderValue> {
-    let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-        .ok()
-        .filter(|_| !token.is_empty())
-        .ok_or_else(|| anyhow::anyhow!("{place}: is not a token: expected one line of text"))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// Why a request to the admin API gave no answer to go on with.
@@ -501,5 +456,4 @@ pub(crate) fn with_query(path: String, parameters: &[(&str, Option<String>)]) ->
 }
 
 #[cfg(test)]
-#[path = "client_tests.rs"]
 mod tests;

@@ -12,6 +12,7 @@ mod client;
 mod demo;
 pub mod echo;
 mod kv;
+mod logging;
 mod map;
 mod output;
 mod plugin;

@@ -2,7 +2,7 @@
 
 use super::client::{ADMIN_DEFAULT, DATA_DEFAULT, parse_address, show_address};
 use super::output::Style;
-use super::{Ended, Exit, map};
+use super::{Ended, Exit, logging, map};
 use crate::admin::{self, Address, Auth};
 use crate::app::{self, App, Seed, Start};
 use crate::config::{Config, diagnostic};
@@ -10,13 +10,13 @@ use crate::plugin::{Access, PluginConfig, PluginLimits, Source};
 use crate::proxy::access_log::Sink;
 use crate::proxy::{Handler, OnFailure, RouteConfig, matcher::Matcher};
 use crate::store::{BackendKind, BucketConfig, ValueKind};
+use crate::worker::WORKERS_MAX;
 use anyhow::Context;
 use clap::builder::NonEmptyStringValueParser;
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 /// The bucket, and the plugin, of a proxy without a config.
 pub(super) const BUCKET: &str = "upstreams";
@@ -81,7 +81,7 @@ struct Inline {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Threads that serve requests [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     workers: Option<u16>,
     /// A line for each request: `stdout`, `off` or a file [default: stdout]
     #[arg(long, value_name = "WHERE", value_parser = NonEmptyStringValueParser::new())]
@@ -122,11 +122,12 @@ fn parse_header(text: &str) -> Result<String, String> {
 /// # Errors
 /// If the config is invalid, or something it names cannot be had: a port, a file, a plugin.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let start = match args.file {
+    let mut start = match args.file {
         Some(file) => from_file(file)?,
         None => from_flags(args.inline)?,
     };
-    let _log = start_logging(args.log_level, start.config.log.level.as_deref())?;
+    let log = logging::start(args.log_level, start.config.log.level.as_deref())?;
+    start.log_dropped = Some(log.dropped.clone());
     let about = About::of(&start);
     let app = app::start(start)?;
     about.print(&app);
@@ -160,6 +161,7 @@ fn from_file(file: PathBuf) -> anyhow::Result<Start> {
         text: Some(text),
         file: Some(file),
         seed: Vec::new(),
+        log_dropped: None,
     })
 }
 
@@ -246,6 +248,7 @@ fn from_flags(flags: Inline) -> anyhow::Result<Start> {
         text: None,
         file: None,
         seed,
+        log_dropped: None,
     })
 }
 
@@ -303,48 +306,6 @@ pub(super) fn by_header(header: &str, port_header: &str, backend: BackendKind) -
         ..Config::default()
     }
 }
-
-/// Sends what the process says to standard error: for people on a terminal, as JSON elsewhere. A thread writes it, and
-/// lines are dropped while that thread waits for a slow reader: traffic never does. What is left is written when the
-/// guard is dropped.
-pub(super) fn start_logging(
-    option: Option<String>,
-    config: Option<&str>,
-) -> anyhow::Result<WorkerGuard> {
-    use tracing_subscriber::EnvFilter;
-    let (filter, place) = match (option, std::env::var("THROWBAR_LOG"), config) {
-        (Some(filter), _, _) => (filter, "--log-level"),
-        (None, Ok(filter), _) if !filter.is_empty() => (filter, "THROWBAR_LOG"),
-        (None, _, Some(filter)) => (filter.to_owned(), "log.level"),
-        (None, _, None) => ("info".to_owned(), "the default"),
-    };
-    let filter = EnvFilter::try_new(&filter).map_err(|error| {
-        Ended::error(
-            Exit::Usage,
-            format!("{place}: {filter:?}: {error}: expected a level such as info, or target=level"),
-        )
-    })?;
-    let terminal = std::io::stderr().is_terminal();
-    let (writer, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(LOG_LINES_MAX)
-        .thread_name("log")
-        .finish(std::io::stderr());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .with_ansi(Style::stderr().is_on());
-    let started = if terminal {
-        builder.with_target(false).try_init()
-    } else {
-        builder.json().flatten_event(true).try_init()
-    };
-    started.map_err(|error| anyhow::anyhow!("start logging: {error}"))?;
-    Ok(guard)
-}
-
-/// Lines of the process's own log that may wait for its reader.
-const LOG_LINES_MAX: usize = 8_192;
 
 /// What is told of a proxy once it runs.
 struct About {
@@ -504,7 +465,7 @@ mod tests {
             (["--map", "id1"], "ID=HOST"),
             (["--by-header", "X ID"], "name of a header"),
             (["--admin", "unix:"], "path is missing"),
-            (["--workers", "0"], "1..=1024"),
+            (["--workers", "0"], "1..=256"),
         ] {
             let error = parse(&arguments).expect_err("refused").to_string();
             assert!(error.contains(expected), "{arguments:?}: {error}");

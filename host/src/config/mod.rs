@@ -1,5 +1,6 @@
 //! The whole configuration: one field per module, each its own type.
 
+use crate::worker::WORKERS_MAX;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -56,7 +57,7 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            workers: std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS_MAX)),
             data: PathBuf::from("data"),
             admin: Default::default(),
             listeners: Vec::new(),

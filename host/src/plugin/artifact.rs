@@ -71,8 +71,11 @@ pub(super) fn hex(bytes: &[u8]) -> String {
         })
 }
 
+/// What the name of a plugin is made of.
+pub(crate) const NAME_EXPECTED: &str = "1 to 64 of a-z, 0-9 and `-`";
+
 /// Whether a plugin may have this name: it becomes a directory.
-pub(super) fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=64).contains(&name.len()) && name.bytes().all(allowed)
 }
@@ -209,7 +212,7 @@ impl Artifacts {
 
     fn plugin(&self, plugin: &str) -> io::Result<PathBuf> {
         if !is_name(plugin) {
-            let reason = format!("plugin name {plugin:?}: expected 1 to 64 of a-z, 0-9 and \"-\"");
+            let reason = format!("plugin name {plugin:?}: expected {NAME_EXPECTED}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         Ok(self.dir.join(plugin))

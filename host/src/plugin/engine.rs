@@ -8,7 +8,7 @@ const GENERATIONS_PER_WORKER: usize = 32;
 /// Instances beyond those of workers, for trials.
 const TRIALS: usize = 16;
 /// Address space of one instance's memory, and so the most that `memory_bytes_max` can be.
-pub(super) const MEMORY_RESERVATION: usize = 64 << 20;
+pub(crate) const MEMORY_RESERVATION: usize = 64 << 20;
 /// Kernel mappings of one pool slot in use.
 const MAPPINGS_PER_SLOT: usize = 6;
 /// Kernel mappings left to everything else.

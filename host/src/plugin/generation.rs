@@ -18,7 +18,8 @@ pub struct GenerationId(pub u64);
 
 /// One activation of a version.
 ///
-/// Its compiled code is freed when the last `Arc` goes: the slot's, and those of the workers' instances.
+/// Only what may still ask for it holds it: its plugin's slot, and a deploy under way. Instances hold what it is made of,
+/// and are dropped by their workers when it is gone, so that its compiled code is freed.
 pub struct Generation {
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) plan: Arc<Plan>,

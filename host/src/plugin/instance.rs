@@ -5,10 +5,10 @@ use super::epoch::EpochClock;
 use super::generation::Sandbox;
 use super::imports::{HostState, request, wit};
 use super::subscription::Plan;
-use super::{Decision, Generation, RequestHead, decision};
+use super::{Decision, Generation, GenerationId, RequestHead, decision};
 use crate::store::{Snapshot, WriteBatch, bucket::VALUE_BYTES_MAX};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use wasmtime::Store;
 use wasmtime::component::TypedFunc;
 
@@ -16,7 +16,11 @@ use wasmtime::component::TypedFunc;
 pub struct Instance {
     store: Store<HostState>,
     route: RouteFunc,
-    generation: Arc<Generation>,
+    id: GenerationId,
+    /// What the generation is made of; itself it lives as long as it is of use to somebody else.
+    sandbox: Arc<Sandbox>,
+    plan: Arc<Plan>,
+    generation: Weak<Generation>,
     /// Scratch for the fields passed by value.
     fields: String,
     /// Of the deadline.
@@ -78,13 +82,22 @@ impl Instance {
             ticks: EpochClock::ticks(generation.config().limits.deadline),
             calls: 0,
             poisoned: false,
-            generation: Arc::clone(generation),
+            id: generation.id(),
+            sandbox: Arc::clone(&generation.sandbox),
+            plan: Arc::clone(&generation.plan),
+            generation: Arc::downgrade(generation),
         })
     }
 
     /// The generation it belongs to.
-    pub fn generation(&self) -> &Arc<Generation> {
-        &self.generation
+    pub fn generation_id(&self) -> GenerationId {
+        self.id
+    }
+
+    /// Whether its generation is gone: no slot has it as active or previous version, and no deploy is about to make it
+    /// so. Nobody will ask for this instance again.
+    pub fn is_orphaned(&self) -> bool {
+        self.generation.strong_count() == 0
     }
 
     /// Decides one request, reading the store at `snapshot`. `head` has to be there; it is lent to the guest and back in
@@ -98,7 +111,7 @@ impl Instance {
         snapshot: &Arc<Snapshot>,
     ) -> Result<Routed, RouteError> {
         self.calls += 1;
-        let subscribed = &self.generation.plan.fields;
+        let subscribed = &self.plan.fields;
         let fields = if subscribed.is_empty() {
             None
         } else {
@@ -108,10 +121,7 @@ impl Instance {
             Some(self.fields.as_str())
         };
         self.store.data_mut().begin(head, snapshot);
-        self.generation
-            .sandbox
-            .clock
-            .arm(&mut self.store, self.ticks);
+        self.sandbox.clock.arm(&mut self.store, self.ticks);
         let (route, store) = (self.route, &mut self.store);
         let called = catch_unwind(AssertUnwindSafe(|| route.call(store, (fields,))));
 
@@ -124,7 +134,7 @@ impl Instance {
                 }),
                 Err(error) => Err(RouteError::Decision(error)),
             },
-            Ok(Err(error)) => Err(cause(&error, self.generation.config().limits.deadline)),
+            Ok(Err(error)) => Err(cause(&error, self.sandbox.config.limits.deadline)),
             Err(panic) => Err(RouteError::Trap(format!(
                 "host function: {}",
                 text_of(&*panic)
@@ -141,7 +151,7 @@ impl Instance {
 
     /// Whether it trapped, was cut, or has done its share of calls, and must be dropped.
     pub fn is_poisoned(&self) -> bool {
-        self.poisoned || self.calls >= self.generation.config().limits.calls_max
+        self.poisoned || self.calls >= self.sandbox.config.limits.calls_max
     }
 }
 

@@ -30,10 +30,12 @@ mod subscription;
 mod tests;
 mod validate;
 
+pub(crate) use artifact::{NAME_EXPECTED, is_name};
 pub use decision::{Decision, DecisionError, Forward, Reply, RouteTarget};
 pub use deploy::{
     DeployError, Deployed, Outcome, PluginInfo, Plugins, PluginsOptions, VersionInfo, VersionState,
 };
+pub(crate) use engine::MEMORY_RESERVATION;
 pub use generation::{Generation, GenerationId};
 pub use instance::{Instance, RouteError, Routed};
 pub use request::RequestHead;

@@ -100,8 +100,9 @@ impl Shared {
     async fn introduce(self: &Arc<Self>, config: &PluginConfig) -> Result<Change, DeployError> {
         if !artifact::is_name(&config.name) {
             return Err(DeployError::Io(format!(
-                "plugin name {:?}: expected 1 to 64 of a-z, 0-9 and \"-\"",
-                config.name
+                "plugin name {:?}: expected {}",
+                config.name,
+                artifact::NAME_EXPECTED
             )));
         }
         let mut change = Change {

@@ -269,6 +269,10 @@ impl Proxy {
         if !websocket && let Some(connection) = self.pool.take(address, self.counters()) {
             return Ok(connection);
         }
+        view.site
+            .guard
+            .check_dial(address)
+            .map_err(ProxyError::Guard)?;
         Ok(self
             .pool
             .dial(address, connect_timeout(view, attempt), self.counters())

@@ -304,7 +304,7 @@ impl Instances {
         let index = match self
             .warm
             .iter()
-            .position(|instance| instance.generation().id() == generation.id())
+            .position(|instance| instance.generation_id() == generation.id())
         {
             Some(index) => index,
             None => {
@@ -315,9 +315,15 @@ impl Instances {
         Ok(&mut self.warm[index])
     }
 
+    /// Drops instances of generations that are neither active nor previous any more: those that a request made after
+    /// their generation was retired, or that a fallback used.
+    pub fn sweep(&mut self) {
+        self.warm.retain(|instance| !instance.is_orphaned());
+    }
+
     /// Drops the instance of a generation.
     pub fn discard(&mut self, generation: crate::plugin::GenerationId) {
         self.warm
-            .retain(|instance| instance.generation().id() != generation);
+            .retain(|instance| instance.generation_id() != generation);
     }
 }

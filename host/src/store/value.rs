@@ -117,6 +117,9 @@ impl Target {
     /// For anything else; the message shows the text and says what was expected.
     pub fn parse(text: &str) -> Result<Self, ValueError> {
         let refuse = |reason: &str| refused(text, reason);
+        let port_of = |port: &str| {
+            parse_port(port).ok_or_else(|| refuse("the port is not a number from 1 to 65535"))
+        };
         if let Ok(ip) = text.parse::<Ipv6Addr>() {
             return Ok(Self::Ip(ip.into(), None));
         }
@@ -128,7 +131,7 @@ impl Target {
                 .parse::<Ipv6Addr>()
                 .map_err(|_| refuse("there is no IPv6 address in the brackets"))?;
             let port = match rest.strip_prefix(':') {
-                Some(port) => Some(parse_port(port).map_err(refuse)?),
+                Some(port) => Some(port_of(port)?),
                 None if rest.is_empty() => None,
                 None => return Err(refuse("only a port may follow the brackets")),
             };
@@ -139,7 +142,7 @@ impl Target {
             Some((_, port)) if port.contains(':') => {
                 return Err(refuse("it has more than one colon and is no IPv6 address"));
             }
-            Some((host, port)) => (host, Some(parse_port(port).map_err(refuse)?)),
+            Some((host, port)) => (host, Some(port_of(port)?)),
             None => (text, None),
         };
         if let Ok(ip) = host.parse::<Ipv4Addr>() {
@@ -157,12 +160,20 @@ impl Target {
     }
 }
 
-fn parse_port(text: &str) -> Result<u16, &'static str> {
-    let plain = !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
-    match text.parse() {
-        Ok(port) if plain => Ok(port),
-        _ => Err("the port is not a number from 1 to 65535"),
+/// A port in decimal digits, 1 to 65535: no sign, no space, no leading zero, which others take for octal.
+pub(crate) fn parse_port(text: &str) -> Option<u16> {
+    let digits = text.as_bytes();
+    if digits.is_empty() || digits.len() > 5 || digits[0] == b'0' {
+        return None;
     }
+    let mut port = 0u32;
+    for digit in digits {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        port = port * 10 + u32::from(digit - b'0');
+    }
+    u16::try_from(port).ok()
 }
 
 fn check_name(name: &str) -> Result<(), &'static str> {
@@ -262,6 +273,15 @@ mod tests {
             assert_eq!(target.to_string(), canonical, "{text}");
             assert_eq!(Target::parse(canonical).unwrap(), target, "{text}");
             assert_eq!(Value::Target(target).len(), canonical.len(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ports_are_read_as_the_fake_host_of_the_sdk_reads_them() {
+        for (text, port) in include!("../../../guest-sdk/tests/tables/ports.rs") {
+            assert_eq!(parse_port(text), port, "{text:?}");
+            let target = Target::parse(&format!("127.0.0.1:{text}"));
+            assert_eq!(target.ok().and_then(|t| t.port()), port, "{text:?}");
         }
     }
 

@@ -112,6 +112,7 @@ where
                     break;
                 };
                 received.advance(length);
+                // None is passed on: 100 is ours to send, and hyper's server offers no way to send 103.
                 if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
                 {
                     informational += 1;

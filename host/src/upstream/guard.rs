@@ -1,7 +1,7 @@
 //! What may be dialled, whatever a plugin or the map says.
 
 use ipnet::IpNet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 
 /// What plugins and the map may have dialled. Addresses of `to` and `upstreams` of the config are trusted and need no
@@ -52,7 +52,7 @@ pub enum Refused {
 
 impl Guard {
     /// `own`: bound listeners and the admin address. An unspecified one (0.0.0.0, ::) stands for its port on every
-    /// loopback and unspecified address.
+    /// address of this machine.
     pub fn new(config: Config, own: Vec<SocketAddr>) -> Self {
         let own = own
             .into_iter()
@@ -61,7 +61,8 @@ impl Guard {
         Self { config, own }
     }
 
-    /// Checks an address before it is dialled; `trusted` addresses come from the config and skip networks and ports.
+    /// Checks where a request goes; `trusted` addresses come from the config and skip networks and ports. It knows no
+    /// interfaces, so that the same config is right or wrong on every machine: see [`Guard::check_dial`].
     ///
     /// # Errors
     /// [`Refused`] says which rule.
@@ -94,7 +95,32 @@ impl Guard {
         }
         Ok(())
     }
+
+    /// Checks an address that [`Guard::check`] let pass, before a connection to it is opened: whether an interface of
+    /// this machine has it, and a socket of our own listens on all of them.
+    ///
+    /// # Errors
+    /// [`Refused::Own`].
+    pub fn check_dial(&self, address: SocketAddr) -> Result<(), Refused> {
+        let listens = |own: &SocketAddr| own.ip().is_unspecified() && own.port() == address.port();
+        if self.own.iter().any(listens) && is_of_this_machine(address.ip().to_canonical()) {
+            return Err(Refused::Own(address));
+        }
+        Ok(())
+    }
 }
+
+/// Whether packets to this address stay on this machine. Asks the kernel, sends nothing.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    let bound = UdpSocket::bind((ip, 0));
+    // With `ip_nonlocal_bind` any address can be bound, but no route leads from one that is not ours.
+    bound
+        .and_then(|socket| socket.connect((ip, DISCARD)))
+        .is_ok()
+}
+
+/// A port to connect a datagram socket to that nothing is sent on.
+const DISCARD: u16 = 9;
 
 fn is_special(ip: IpAddr) -> bool {
     match ip {
@@ -106,7 +132,7 @@ fn is_special(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether dialling this address and port reaches our own socket.
+/// Whether dialling this address and port reaches our own socket, as far as the address alone says.
 fn stands_for(own: SocketAddr, ip: IpAddr, port: u16) -> bool {
     own.port() == port && (own.ip() == ip || (own.ip().is_unspecified() && ip.is_loopback()))
 }
@@ -198,6 +224,27 @@ mod tests {
             }
             assert_eq!(guard.check(address("10.0.0.1:8080"), false), Ok(()));
         }
+    }
+
+    #[test]
+    fn unspecified_own_address_stands_for_every_interface() {
+        let guard = Guard::new(Config::default(), vec![address("0.0.0.0:8080")]);
+        // A route to this network for documentation tells the address of an interface; nothing is sent.
+        let route = UdpSocket::bind("0.0.0.0:0").expect("bound");
+        if route.connect("203.0.113.77:9").is_ok() {
+            let interface = route.local_addr().expect("bound").ip();
+            let own = SocketAddr::new(interface, 8080);
+            assert_eq!(guard.check_dial(own), Err(Refused::Own(own)));
+            let other = SocketAddr::new(interface, 9001);
+            assert_eq!(guard.check_dial(other), Ok(()));
+        }
+        let own = address("127.0.0.2:8080");
+        assert_eq!(guard.check_dial(own), Err(Refused::Own(own)));
+        for passes in ["203.0.113.77:8080", "[2001:db8::1]:8080", "127.0.0.2:9001"] {
+            assert_eq!(guard.check_dial(address(passes)), Ok(()), "{passes}");
+        }
+        let one = Guard::new(Config::default(), vec![address("127.0.0.1:8080")]);
+        assert_eq!(one.check_dial(address("127.0.0.2:8080")), Ok(()));
     }
 
     #[test]

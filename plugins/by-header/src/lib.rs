@@ -69,7 +69,7 @@ mod tests {
             body(get("/").header("x-id", r#"a"b\"#).header("x-port", "80")),
             r#"{"error": "Invalid request", "id": "a\"b\\"}"#
         );
-        for port in ["", "0", "65536", "+1", "8o", "80 "] {
+        for port in ["", "0", "080", "08080", "65536", "+1", "8o", "80 "] {
             let request = get("/").header("x-id", "id1").header("x-port", port);
             assert_eq!(
                 body(request),

@@ -1,10 +1,11 @@
 //! `throwbar kv`: read and change the buckets of the store, through the admin API.
 
 mod format;
+mod list;
 mod transfer;
 
 use super::client::{Client, ClientError, Connect, encode, with_query};
-use super::output::{self, Align, Out, Table};
+use super::output::{self, Out};
 use super::{Ended, Exit};
 use anyhow::Context;
 use base64::Engine;
@@ -16,9 +17,6 @@ use http_body_util::Full;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-
-/// Keys asked for at a time.
-const PAGE: u64 = 1_000;
 
 /// Arguments of `kv`.
 #[derive(Debug, clap::Args)]
@@ -157,14 +155,6 @@ struct Committed {
     unchanged: u64,
 }
 
-/// A page of keys.
-#[derive(Debug, Deserialize)]
-struct Page {
-    revision: u64,
-    entries: Vec<Value>,
-    cursor: Option<String>,
-}
-
 fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some(("", _)) => Err("the key is empty: expected KEY=VALUE".to_owned()),
@@ -214,13 +204,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         } => batch(&client, &bucket, &json!({ "delete": keys }), dry_run, json).await,
         Command::Ls {
             bucket: None, json, ..
-        } => buckets(&client, json).await,
+        } => list::buckets(&client, json).await,
         Command::Ls {
             bucket: Some(bucket),
             prefix,
             limit,
             json,
-        } => list(&client, &bucket, prefix, limit, json).await,
+        } => list::keys(&client, &bucket, prefix, limit, json).await,
         Command::Import {
             bucket,
             file,
@@ -355,100 +345,12 @@ fn summary(bucket: &str, done: &Committed, dry_run: bool) -> String {
     }
 }
 
-async fn buckets(client: &Client, json: bool) -> anyhow::Result<()> {
-    let answer: Value = client.get("/v1/kv").await?.json()?;
-    let mut out = Out::stdout();
-    if json {
-        out.json(&answer)?;
-        return out.flush();
-    }
-    let mut table = Table::new(&[
-        ("BUCKET", Align::Left),
-        ("KEYS", Align::Right),
-        ("SIZE", Align::Right),
-        ("REVISION", Align::Right),
-        ("BACKEND", Align::Left),
-        ("VALUES", Align::Left),
-    ]);
-    for bucket in listed(&answer, "buckets") {
-        let text = |name: &str| bucket[name].as_str().unwrap_or("-").to_owned();
-        let number = |name: &str| bucket[name].as_u64();
-        table.row([
-            text("name"),
-            number("keys").map_or("-".into(), output::count),
-            number("bytes").map_or("-".into(), output::size),
-            number("revision").map_or("-".into(), |n| n.to_string()),
-            text("backend"),
-            text("values"),
-        ]);
-    }
-    table.print(&mut out)?;
-    out.flush()
-}
-
 /// The items of a list answer: the array itself, or the one under `name`.
 pub(super) fn listed<'v>(answer: &'v Value, name: &str) -> &'v [Value] {
     answer
         .as_array()
         .or_else(|| answer[name].as_array())
         .map_or(&[], Vec::as_slice)
-}
-
-async fn list(
-    client: &Client,
-    bucket: &str,
-    prefix: Option<String>,
-    limit: u64,
-    json: bool,
-) -> anyhow::Result<()> {
-    let base = format!("/v1/kv/{}", segment("bucket", bucket)?);
-    let mut entries: Vec<Value> = Vec::new();
-    let mut cursor: Option<String> = None;
-    let mut revision = 0;
-    while (entries.len() as u64) < limit {
-        let wanted = (limit - entries.len() as u64).min(PAGE);
-        let path = with_query(
-            base.clone(),
-            &[
-                ("prefix", prefix.clone()),
-                ("limit", Some(wanted.to_string())),
-                ("cursor", cursor.take()),
-            ],
-        );
-        let page: Page = client.get(&path).await?.json()?;
-        revision = page.revision;
-        entries.extend(page.entries);
-        cursor = page.cursor;
-        if cursor.is_none() {
-            break;
-        }
-    }
-    let mut out = Out::stdout();
-    if json {
-        out.json(&json!({ "revision": revision, "entries": entries, "cursor": cursor }))?;
-        return out.flush();
-    }
-    let mut table = Table::new(&[
-        ("KEY", Align::Left),
-        ("VALUE", Align::Left),
-        ("REVISION", Align::Right),
-    ]);
-    for entry in &entries {
-        table.row([
-            entry["key"].as_str().unwrap_or_default().to_owned(),
-            entry["value"].as_str().unwrap_or("(not text)").to_owned(),
-            entry["revision"].to_string(),
-        ]);
-    }
-    table.print(&mut out)?;
-    out.flush()?;
-    if cursor.is_some() {
-        output::aside(format_args!(
-            "… more keys follow: the limit of {} is reached, --limit raises it",
-            output::count(limit)
-        ));
-    }
-    Ok(())
 }
 
 fn path_of(bucket: &str, key: &str) -> anyhow::Result<String> {

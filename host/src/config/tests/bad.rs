@@ -108,6 +108,14 @@ const BAD: &[(&str, &str)] = &[
         "5:10 plugins.p.source: \"builtin:by-haeder\" is not built in: expected `builtin:by-header`, `builtin:canary`, `builtin:maintenance`, `builtin:path-prefix` or `builtin:self-register` [did you mean `builtin:by-header`?]",
     ),
     (
+        "[plugins.By_Header]",
+        "4:1 plugins.By_Header: \"By_Header\" cannot be the name of a plugin: expected 1 to 64 of a-z, 0-9 and `-`",
+    ),
+    (
+        "[plugins.p]\nlimits = { memory = \"65MiB\" }",
+        "5:21 plugins.p.limits.memory: `memory` is 68157440: expected 65536 to 67108864",
+    ),
+    (
         "[plugins.p]\nbuckets = { upstream = \"read\" }\n[buckets.upstreams]",
         "5:24 plugins.p.buckets.upstream: no bucket is named \"upstream\" [did you mean `upstreams`?]",
     ),

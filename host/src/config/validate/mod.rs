@@ -5,10 +5,11 @@
 use super::Config;
 use super::diagnostic::{Finding, did_you_mean, join, one_of, shorten};
 use crate::admin::{Address, Auth};
-use crate::plugin::{PluginConfig, Source};
+use crate::plugin::{MEMORY_RESERVATION, PluginConfig, Source};
 use crate::proxy::{Handler, OnFailure};
 use crate::store::{Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
+use crate::worker::WORKERS_MAX;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -52,8 +53,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
         // Some checks below compare each with each.
         return findings;
     }
-    // The worker's number is the low byte of a stream's id.
-    between("workers", &config.workers, 1..=256, found);
+    between("workers", &config.workers, 1..=WORKERS_MAX, found);
     names(config, found);
     listeners(config, found);
     admin(config, found);
@@ -305,7 +305,7 @@ fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding
     between(
         join(&path, "memory"),
         &limits.memory_bytes_max,
-        64 << 10..=4 << 30,
+        64 << 10..=MEMORY_RESERVATION,
         found,
     );
     between(

@@ -2,10 +2,14 @@
 
 use crate::config::Config;
 use crate::config::diagnostic::{Finding, did_you_mean, join, one_of, shorten};
+use crate::plugin;
 use std::collections::BTreeMap;
 
 /// Longest name in bytes.
 const NAME_BYTES_MAX: usize = 64;
+/// What other names than those of plugins are made of.
+const NAME_EXPECTED: &str =
+    "at most 64 letters, digits, `-`, `_` and `.`, the first a letter or digit";
 
 /// Each name is a name, and named once among its kind.
 pub(super) fn names(config: &Config, found: &mut Vec<Finding>) {
@@ -64,10 +68,14 @@ pub(super) fn names(config: &Config, found: &mut Vec<Finding>) {
     for (kind, names) in kinds {
         let mut seen = BTreeMap::new();
         for (path, name) in names {
-            if !is_name(name) {
+            // A plugin's is stricter.
+            let refused = match kind {
+                "plugin" => (!plugin::is_name(name)).then_some(plugin::NAME_EXPECTED),
+                _ => (!is_name(name)).then_some(NAME_EXPECTED),
+            };
+            if let Some(expected) = refused {
                 let message = format!(
-                    "{:?} cannot be the name of a {kind}: expected at most {NAME_BYTES_MAX} letters, digits, `-`, `_` \
-                     and `.`, the first a letter or digit",
+                    "{:?} cannot be the name of a {kind}: expected {expected}",
                     shorten(name)
                 );
                 found.push(Finding::new(path, message, "not a name"));

@@ -1,7 +1,7 @@
 //! `lookup`: the fast door to the map. The value never enters the guest, the guest gets a handle.
 
 use super::{HostState, Resolved, request};
-use crate::store::{BucketId, Target, Value};
+use crate::store::{BucketId, Target, Value, value::parse_port};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, WasmStr};
 
@@ -100,38 +100,5 @@ pub(in crate::plugin) fn split_port(target: &Target) -> (Target, Option<u16>) {
     match target {
         Target::Ip(ip, port) => (Target::Ip(*ip, None), *port),
         Target::Name(name, port) => (Target::Name(name.clone(), None), *port),
-    }
-}
-
-/// A port in decimal digits, 1 to 65535: no sign, no space, no leading zero.
-pub(in crate::plugin) fn parse_port(text: &str) -> Option<u16> {
-    let digits = text.as_bytes();
-    if digits.is_empty() || digits.len() > 5 || digits[0] == b'0' {
-        return None;
-    }
-    let mut port = 0u32;
-    for digit in digits {
-        if !digit.is_ascii_digit() {
-            return None;
-        }
-        port = port * 10 + u32::from(digit - b'0');
-    }
-    u16::try_from(port).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_is_one_to_five_digits_up_to_65535() {
-        for (text, port) in [("1", 1), ("80", 80), ("8080", 8080), ("65535", 65535)] {
-            assert_eq!(parse_port(text), Some(port), "{text}");
-        }
-        for text in [
-            "", "0", "080", "65536", "99999", "+80", " 80", "8 0", "-1", "1e3", "100000",
-        ] {
-            assert_eq!(parse_port(text), None, "{text:?}");
-        }
     }
 }

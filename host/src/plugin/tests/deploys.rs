@@ -282,6 +282,25 @@ async fn a_version_with_open_streams_is_draining_until_they_end_and_its_code_is_
     assert_eq!(state(), Some((VersionState::Kept, 0)));
 }
 
+#[tokio::test]
+async fn an_instance_is_orphaned_when_its_generation_is_neither_active_nor_previous() {
+    let bench = Bench::new().await;
+    bench.deploy(replies(201)).await.expect("a version");
+    let instance = Instance::new(&bench.active()).expect("an instance");
+    assert!(!instance.is_orphaned(), "active");
+    bench.deploy(replies(202)).await.expect("a version");
+    assert!(!instance.is_orphaned(), "what a fallback may use");
+    bench.deploy(replies(203)).await.expect("a version");
+    assert!(instance.is_orphaned());
+
+    let instance = Instance::new(&bench.active()).expect("an instance");
+    let slot = bench.plugins.slot("p").expect("a slot");
+    bench.plugins.apply(&[]).await.expect("applied");
+    assert!(!instance.is_orphaned(), "a route still holds the slot");
+    drop(slot);
+    assert!(instance.is_orphaned());
+}
+
 #[derive(Default)]
 struct Recorder {
     events: Mutex<Vec<String>>,

@@ -102,8 +102,9 @@ fn active(plugins: &Plugins) -> Option<Arc<Generation>> {
 }
 
 fn status(plugins: &Plugins) -> u16 {
-    let mut instance = Instance::new(&active(plugins).expect("active")).expect("an instance");
-    let snapshot = instance.generation().sandbox.store.snapshot();
+    let active = active(plugins).expect("active");
+    let mut instance = Instance::new(&active).expect("an instance");
+    let snapshot = active.sandbox.store.snapshot();
     match instance
         .route(&mut Some(head()), &snapshot)
         .expect("a decision")

@@ -1,0 +1,114 @@
+//! `throwbar kv ls`: the buckets, or the keys of one.
+
+use super::{listed, segment};
+use crate::cli::client::{Client, with_query};
+use crate::cli::output::{self, Align, Out, Table};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Keys asked for at a time.
+const PAGE: u64 = 1_000;
+
+/// A page of keys.
+#[derive(Debug, Deserialize)]
+struct Page {
+    revision: u64,
+    entries: Vec<Value>,
+    cursor: Option<String>,
+}
+
+/// Lists the buckets.
+///
+/// # Errors
+/// If the proxy cannot be reached or refuses.
+pub(super) async fn buckets(client: &Client, json: bool) -> anyhow::Result<()> {
+    let answer: Value = client.get("/v1/kv").await?.json()?;
+    let mut out = Out::stdout();
+    if json {
+        out.json(&answer)?;
+        return out.flush();
+    }
+    let mut table = Table::new(&[
+        ("BUCKET", Align::Left),
+        ("KEYS", Align::Right),
+        ("SIZE", Align::Right),
+        ("REVISION", Align::Right),
+        ("BACKEND", Align::Left),
+        ("VALUES", Align::Left),
+    ]);
+    for bucket in listed(&answer, "buckets") {
+        let text = |name: &str| bucket[name].as_str().unwrap_or("-").to_owned();
+        let number = |name: &str| bucket[name].as_u64();
+        table.row([
+            text("name"),
+            number("keys").map_or("-".into(), output::count),
+            number("bytes").map_or("-".into(), output::size),
+            number("revision").map_or("-".into(), |n| n.to_string()),
+            text("backend"),
+            text("values"),
+        ]);
+    }
+    table.print(&mut out)?;
+    out.flush()
+}
+
+/// Lists the keys of a bucket, page by page.
+///
+/// # Errors
+/// If the proxy cannot be reached or refuses.
+pub(super) async fn keys(
+    client: &Client,
+    bucket: &str,
+    prefix: Option<String>,
+    limit: u64,
+    json: bool,
+) -> anyhow::Result<()> {
+    let base = format!("/v1/kv/{}", segment("bucket", bucket)?);
+    let mut entries: Vec<Value> = Vec::new();
+    let mut cursor: Option<String> = None;
+    let mut revision = 0;
+    while (entries.len() as u64) < limit {
+        let wanted = (limit - entries.len() as u64).min(PAGE);
+        let path = with_query(
+            base.clone(),
+            &[
+                ("prefix", prefix.clone()),
+                ("limit", Some(wanted.to_string())),
+                ("cursor", cursor.take()),
+            ],
+        );
+        let page: Page = client.get(&path).await?.json()?;
+        revision = page.revision;
+        entries.extend(page.entries);
+        cursor = page.cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    let mut out = Out::stdout();
+    if json {
+        out.json(&json!({ "revision": revision, "entries": entries, "cursor": cursor }))?;
+        return out.flush();
+    }
+    let mut table = Table::new(&[
+        ("KEY", Align::Left),
+        ("VALUE", Align::Left),
+        ("REVISION", Align::Right),
+    ]);
+    for entry in &entries {
+        table.row([
+            entry["key"].as_str().unwrap_or_default().to_owned(),
+            entry["value"].as_str().unwrap_or("(not text)").to_owned(),
+            entry["revision"].to_string(),
+        ]);
+    }
+    table.print(&mut out)?;
+    out.flush()?;
+    if cursor.is_some() {
+        output::aside(format_args!(
+            "… more keys follow: the limit of {} is reached, --limit raises it",
+            output::count(limit)
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,389 @@
+//! A scrape as OpenMetrics text.
+//!
+//! No label ever holds a key, a path or an address: series stay as few as the config makes them.
+
+use super::Scrape;
+use crate::plugin::generation::DECISION_BUCKETS;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use std::fmt;
+
+/// Media type of the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Status classes by index of a route's counters.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// The text of a scrape.
+///
+/// # Errors
+/// None that a string as target could give.
+pub fn encode(scrape: Scrape) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(scrape));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut out = Out(encoder);
+        self.encode_process(&mut out)?;
+        self.encode_requests(&mut out)?;
+        self.encode_plugins(&mut out)?;
+        self.encode_store(&mut out)?;
+        self.encode_connections(&mut out)
+    }
+}
+
+impl Scrape {
+    fn encode_process(&self, out: &mut Out<'_>) -> fmt::Result {
+        out.gauges(
+            "throwbar_build_info",
+            "Version of the binary",
+            [([("version", self.version)], 1)],
+        )?;
+        out.gauge("throwbar_uptime_seconds", "Since start", self.uptime_s)?;
+        out.gauge(
+            "throwbar_ready",
+            "Whether traffic is welcome",
+            u64::from(self.ready),
+        )
+    }
+
+    fn encode_requests(&self, out: &mut Out<'_>) -> fmt::Result {
+        let by_class = self.routes.iter().flat_map(|row| {
+            CLASSES.iter().zip(row.by_class).map(|(class, count)| {
+                (
+                    [("route", row.route.as_str()), ("code_class", class)],
+                    count,
+                )
+            })
+        });
+        out.counters("throwbar_requests", "Requests by status class", by_class)?;
+        let failures = self
+            .routes
+            .iter()
+            .map(|row| ([("route", row.route.as_str())], row.plugin_failures));
+        out.counters(
+            "throwbar_plugin_failures",
+            "Requests whose plugin gave no decision",
+            failures,
+        )?;
+        out.counter(
+            "throwbar_requests_malformed",
+            "Requests refused for their framing or head",
+            self.workers.requests_malformed,
+        )
+    }
+
+    fn encode_plugins(&self, out: &mut Out<'_>) -> fmt::Result {
+        let plugins = || self.plugins.iter();
+        let active = plugins().filter_map(|row| {
+            let version = row.active.as_deref()?;
+            Some(([("plugin", row.plugin.as_str()), ("version", version)], 1))
+        });
+        out.gauges("throwbar_plugin_info", "Active version", active)?;
+        let calls = plugins().flat_map(|row| {
+            let calls = &row.calls;
+            [
+                ("ok", calls.ok),
+                ("trap", calls.traps),
+                ("deadline", calls.deadlines),
+                ("bad_decision", calls.bad_decisions),
+                ("refused_write", calls.refused_writes),
+            ]
+            .map(|(outcome, count)| {
+                (
+                    [("plugin", row.plugin.as_str()), ("outcome", outcome)],
+                    count,
+                )
+            })
+        });
+        out.counters("throwbar_plugin_calls", "Calls by outcome", calls)?;
+        let dropped =
+            plugins().map(|row| ([("plugin", row.plugin.as_str())], row.calls.log_dropped));
+        out.counters(
+            "throwbar_plugin_log_dropped",
+            "Log lines of plugins over their rate",
+            dropped,
+        )?;
+        self.encode_decisions(out)?;
+        let streams = plugins().flat_map(|row| {
+            row.versions.iter().map(|version| {
+                let labels = [
+                    ("plugin", row.plugin.as_str()),
+                    ("version", version.version.as_str()),
+                ];
+                (labels, version.streams)
+            })
+        });
+        out.gauges(
+            "throwbar_streams",
+            "Open streams by the version that accepted them",
+            streams,
+        )?;
+        let swaps = self.swaps.iter().map(|(plugin, result, count)| {
+            ([("plugin", plugin.as_str()), ("result", result)], *count)
+        });
+        out.counters("throwbar_swaps", "Deploys and rollbacks by result", swaps)
+    }
+
+    fn encode_decisions(&self, out: &mut Out<'_>) -> fmt::Result {
+        let mut family = out.0.encode_descriptor(
+            "throwbar_decision_seconds",
+            "Time of a plugin's decision",
+            None,
+            MetricType::Histogram,
+        )?;
+        for row in &self.plugins {
+            let bounds = DECISION_BUCKETS
+                .iter()
+                .map(|nanos| *nanos as f64 / 1e9)
+                .chain([f64::INFINITY]);
+            let buckets: Vec<_> = bounds.zip(row.calls.histogram).collect();
+            let count = row.calls.histogram.iter().sum();
+            family
+                .encode_family(&[("plugin", row.plugin.as_str())])?
+                .encode_histogram::<NoLabelSet>(
+                    row.calls.nanos as f64 / 1e9,
+                    count,
+                    &buckets,
+                    None,
+                )?;
+        }
+        Ok(())
+    }
+
+    fn encode_store(&self, out: &mut Out<'_>) -> fmt::Result {
+        out.gauge(
+            "throwbar_store_revision",
+            "Revision of the store",
+            self.store_revision,
+        )?;
+        let rows = || self.buckets.iter();
+        out.gauges(
+            "throwbar_bucket_keys",
+            "Keys of a bucket",
+            rows().map(|row| ([("bucket", row.bucket.as_str())], row.keys)),
+        )?;
+        out.gauges(
+            "throwbar_bucket_bytes",
+            "Bytes of a bucket's keys and values",
+            rows().map(|row| ([("bucket", row.bucket.as_str())], row.bytes)),
+        )
+    }
+
+    fn encode_connections(&self, out: &mut Out<'_>) -> fmt::Result {
+        let sums = &self.workers;
+        for (name, help, count) in [
+            (
+                "throwbar_connections_accepted",
+                "Connections accepted",
+                sums.connections_accepted,
+            ),
+            (
+                "throwbar_connections_refused",
+                "Connections refused over a limit",
+                sums.connections_refused,
+            ),
+            (
+                "throwbar_connections_timed_out",
+                "Connections cut at a deadline",
+                sums.connections_timed_out,
+            ),
+            (
+                "throwbar_upstream_dials",
+                "Upstream connections dialled",
+                sums.upstream_dials,
+            ),
+            (
+                "throwbar_upstream_dial_errors",
+                "Dials that failed",
+                sums.upstream_dial_errors,
+            ),
+            (
+                "throwbar_upstream_retries",
+                "Requests sent again on a new connection",
+                sums.upstream_retries,
+            ),
+            (
+                "throwbar_streams_opened",
+                "Streams opened",
+                sums.streams_opened,
+            ),
+            (
+                "throwbar_streams_closed",
+                "Streams closed",
+                sums.streams_closed,
+            ),
+            (
+                "throwbar_stream_bytes_up",
+                "Bytes from clients in streams",
+                sums.stream_bytes_up,
+            ),
+            (
+                "throwbar_stream_bytes_down",
+                "Bytes to clients in streams",
+                sums.stream_bytes_down,
+            ),
+            (
+                "throwbar_log_dropped",
+                "Access lines dropped because the writer was behind",
+                sums.log_lines_dropped,
+            ),
+            (
+                "throwbar_process_log_dropped",
+                "Lines of the process's own log dropped because its reader was behind",
+                self.process_log_dropped,
+            ),
+        ] {
+            out.counter(name, help, count)?;
+        }
+        out.gauge(
+            "throwbar_connections_open",
+            "Connections open",
+            sums.connections_open,
+        )?;
+        out.gauge(
+            "throwbar_upstream_idle",
+            "Idle upstream connections kept",
+            sums.upstream_idle,
+        )?;
+        out.gauge("throwbar_streams_open", "Streams open", sums.streams_open())
+    }
+}
+
+/// Writes families of one shape.
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    /// The encoder adds `_total` to the name.
+    fn counter(&mut self, name: &str, help: &str, count: u64) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        write_counter(&mut metric, count)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?
+            .encode_gauge(&value)
+    }
+
+    fn counters<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = ([(&'a str, &'a str); N], u64)>,
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, count) in rows {
+            write_counter(&mut family.encode_family(&labels)?, count)?;
+        }
+        Ok(())
+    }
+
+    fn gauges<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = ([(&'a str, &'a str); N], u64)>,
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in rows {
+            family.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+}
+
+fn write_counter(metric: &mut MetricEncoder<'_>, count: u64) -> fmt::Result {
+    metric.encode_counter::<NoLabelSet, _, u64>(&count, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{BucketRow, CallTotals, PluginRow, RouteRow, VersionRow, WorkerTotals};
+
+    #[test]
+    fn a_scrape_names_every_series() {
+        let mut calls = CallTotals {
+            ok: 3,
+            traps: 1,
+            nanos: 2_000,
+            ..CallTotals::default()
+        };
+        calls.histogram[0] = 3;
+        calls.histogram[13] = 1;
+        let text = encode(Scrape {
+            version: "0.1.0",
+            uptime_s: 7,
+            ready: true,
+            workers: WorkerTotals {
+                streams_opened: 5,
+                streams_closed: 2,
+                ..WorkerTotals::default()
+            },
+            routes: vec![RouteRow {
+                route: "by-id".into(),
+                by_class: [0, 0, 8, 0, 1, 0],
+                plugin_failures: 4,
+            }],
+            plugins: vec![PluginRow {
+                plugin: "p".into(),
+                active: Some("aa".into()),
+                calls,
+                versions: vec![VersionRow {
+                    version: "aa".into(),
+                    streams: 3,
+                }],
+            }],
+            buckets: vec![BucketRow {
+                bucket: "upstreams".into(),
+                keys: 2,
+                bytes: 30,
+            }],
+            store_revision: 9,
+            swaps: vec![("p".into(), "swapped", 6)],
+            process_log_dropped: 11,
+        })
+        .unwrap();
+        for line in [
+            "throwbar_build_info{version=\"0.1.0\"} 1",
+            "throwbar_uptime_seconds 7",
+            "throwbar_ready 1",
+            "throwbar_requests_total{route=\"by-id\",code_class=\"2xx\"} 8",
+            "throwbar_requests_total{route=\"by-id\",code_class=\"4xx\"} 1",
+            "throwbar_plugin_failures_total{route=\"by-id\"} 4",
+            "throwbar_plugin_info{plugin=\"p\",version=\"aa\"} 1",
+            "throwbar_plugin_calls_total{plugin=\"p\",outcome=\"ok\"} 3",
+            "throwbar_plugin_calls_total{plugin=\"p\",outcome=\"trap\"} 1",
+            "throwbar_decision_seconds_count{plugin=\"p\"} 4",
+            "throwbar_decision_seconds_bucket{le=\"+Inf\",plugin=\"p\"} 4",
+            "throwbar_streams{plugin=\"p\",version=\"aa\"} 3",
+            "throwbar_streams_open 3",
+            "throwbar_streams_opened_total 5",
+            "throwbar_swaps_total{plugin=\"p\",result=\"swapped\"} 6",
+            "throwbar_store_revision 9",
+            "throwbar_bucket_keys{bucket=\"upstreams\"} 2",
+            "throwbar_log_dropped_total 0",
+            "throwbar_process_log_dropped_total 11",
+        ] {
+            assert!(
+                text.lines().any(|got| got == line),
+                "{line} is not in\n{text}"
+            );
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}
