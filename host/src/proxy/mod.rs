@@ -127,12 +127,12 @@ impl Proxy {
         {
             return failure(ProxyError::BodyTooLarge, record);
         }
-        let (forward, trusted) = match self.route(&view, &mut record).await {
+        let (mut forward, trusted) = match self.route(&view, &mut record).await {
             Ok(Verdict::Forward { forward, trusted }) => (forward, trusted),
             Ok(Verdict::Reply(answer)) => return reply(answer, record),
             Err(error) => return failure(error, record),
         };
-        record.key.clone_from(&forward.key);
+        record.key = forward.key.take();
         let attempt = Attempt {
             forward: &forward,
             trusted,

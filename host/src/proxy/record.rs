@@ -4,12 +4,12 @@ use super::Proxy;
 use super::site::SiteView;
 use crate::listener::ClientConnection;
 use crate::listener::socket::InFlight;
+use crate::metrics;
 use crate::plugin::RequestHead;
 use crate::plugin::generation::GenerationLabel;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 /// What is noted of one request.
@@ -81,7 +81,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         if let Some(route) = self.route {
             let counters = &self.view.site.routes[route].counters[self.proxy.worker];
-            counters.by_class[usize::from(self.status / 100).min(5)].fetch_add(1, Relaxed);
+            metrics::add(&counters.by_class[usize::from(self.status / 100).min(5)], 1);
         }
         let ended = Instant::now();
         self.proxy.log.line("request", ended, |line| {

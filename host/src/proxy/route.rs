@@ -4,6 +4,7 @@ use super::error::ProxyError;
 use super::record::Record;
 use super::site::{Action, SiteView};
 use super::{OnFailure, Proxy};
+use crate::metrics;
 use crate::plugin::generation::{CallStats, DECISION_BUCKETS};
 use crate::plugin::{
     Decision, Forward, Generation, Instance, PluginSlot, Reply, RouteError, RouteTarget, Routed,
@@ -212,13 +213,13 @@ fn count(stats: &CallStats, error: Option<&RouteError>, nanos: u64) {
         Some(RouteError::Deadline(_)) => &stats.deadlines,
         Some(RouteError::Decision(_)) => &stats.bad_decisions,
     };
-    kind.fetch_add(1, Relaxed);
-    stats.nanos.fetch_add(nanos, Relaxed);
+    metrics::add(kind, 1);
+    metrics::add(&stats.nanos, nanos);
     let bucket = DECISION_BUCKETS
         .iter()
         .position(|&bound| nanos <= bound)
         .unwrap_or(DECISION_BUCKETS.len());
-    stats.histogram[bucket].fetch_add(1, Relaxed);
+    metrics::add(&stats.histogram[bucket], 1);
 }
 
 /// Why there is no verdict, and the status that the route gives it, if it says one.

@@ -17,11 +17,13 @@ const ABSENT: &str = "\u{1}";
 pub(in crate::plugin) fn text<'a>(head: &'a RequestHead, field: &Field) -> Option<Cow<'a, str>> {
     Some(Cow::Borrowed(match field {
         Field::Header(name) => {
-            let value = head.headers.get(name)?.as_bytes();
-            if memchr::memchr2(0, 1, value).is_some() {
-                return None;
+            let value = head.headers.get(name)?;
+            match value.to_str() {
+                // Nearly always: visible ASCII.
+                Ok(text) => text,
+                Err(_) if memchr::memchr2(0, 1, value.as_bytes()).is_some() => return None,
+                Err(_) => std::str::from_utf8(value.as_bytes()).ok()?,
             }
-            std::str::from_utf8(value).ok()?
         }
         Field::Method => head.method.as_str(),
         Field::Scheme => head.scheme,
