@@ -12,7 +12,7 @@ Examples:
   throwbar echo --listen 127.0.0.2:9000")]
 pub struct Args {
     /// Where to listen; port 0 lets the system choose
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000", value_parser = super::serve::parse_listen)]
     pub listen: SocketAddr,
 }
 

@@ -39,7 +39,7 @@ Then, with the second one:
   curl -H 'X-ID: id1' -H 'X-Port: 9000' http://127.0.0.1:8080/     goes to 127.0.0.2:9000
   throwbar kv set upstreams id1=127.0.0.4                          closes nothing
 
-Signals: HUP reads FILE again, TERM and INT finish what is running and end, a second one ends at once.")]
+Signals: HUP reads FILE again; TERM and INT (Ctrl-C) finish what is running and end with exit code 0, a second one ends at once with 1.")]
 pub(crate) struct Args {
     /// The config (TOML); without one the options below make it
     #[arg(conflicts_with = "inline")]
