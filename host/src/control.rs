@@ -4,9 +4,9 @@ use crate::config::Config;
 use crate::config::diagnostic::Problem;
 use crate::listener;
 use crate::metrics::RouteCounters;
-use crate::plugin::Plugins;
+use crate::plugin::{DeployError, Plugins};
 use crate::proxy::site::Site;
-use crate::store::Store;
+use crate::store::{BucketConfig, OpenError, Store};
 use crate::worker::Workers;
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -81,6 +81,17 @@ pub enum Applied {
     Unchanged,
     /// A dry run: it could be applied.
     Checked,
+}
+
+impl Applied {
+    /// As logs and the admin API say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Unchanged => "unchanged",
+            Self::Checked => "checked",
+        }
+    }
 }
 
 /// Why a config was not applied; the running one is unchanged.
@@ -171,18 +182,27 @@ impl Control {
                 bind(listener, config.workers).map_err(failed)?,
             ));
         }
+        let refused = |(name, error): (String, DeployError)| {
+            failed(anyhow::Error::new(error).context(format!("plugin {name:?}")))
+        };
         if dry_run {
-            return Ok(Applied::Checked);
+            let store = self.store_to_try(&config).map_err(|e| failed(e.into()))?;
+            let tried = inner.plugins.check(&config.plugins, &store).await;
+            return tried.map(|()| Applied::Checked).map_err(refused);
         }
         inner
             .store
             .reconfigure(&config.buckets)
             .await
             .map_err(|e| failed(e.into()))?;
-        let loaded = inner.plugins.apply(&config.plugins).await;
-        loaded.map_err(|(name, error)| {
-            failed(anyhow::Error::new(error).context(format!("plugin {name:?}")))
-        })?;
+        if let Err(error) = inner.plugins.apply(&config.plugins).await {
+            // No entry is lost by this: what a config leaves out is hidden, not dropped.
+            let undone = inner.store.reconfigure(&running.config.buckets).await;
+            if let Err(error) = undone {
+                tracing::error!(%error, "the buckets of the running config are not back");
+            }
+            return Err(refused(error));
+        }
         let is_kept = |name: &str| {
             config
                 .listeners
@@ -223,6 +243,16 @@ impl Control {
         Ok(Applied::Changed)
     }
 
+    /// What the plugins of a config are tried on: the running store if it has all buckets, else empty ones.
+    fn store_to_try(&self, config: &Config) -> Result<Store, OpenError> {
+        let snapshot = self.inner.store.snapshot();
+        let known = |bucket: &BucketConfig| snapshot.bucket_id(&bucket.name).is_some();
+        match config.buckets.iter().all(known) {
+            true => Ok(self.inner.store.clone()),
+            false => Store::scratch(&config.buckets),
+        }
+    }
+
     /// Reads the config's file again and applies it.
     pub(crate) async fn reload(&self) {
         let Some(file) = &self.inner.file else {
@@ -235,7 +265,9 @@ impl Control {
             }
         };
         match self.apply(&text, false).await {
-            Ok(applied) => tracing::info!(?applied, file = %file.display(), "SIGHUP: config read"),
+            Ok(applied) => {
+                tracing::info!(applied = applied.as_str(), file = %file.display(), "SIGHUP: config read")
+            }
             Err(ApplyError::Invalid(problems)) => {
                 let name = file.display().to_string();
                 let shown = crate::config::diagnostic::render(&problems, &text, &name, false);

@@ -109,6 +109,51 @@ async fn a_bad_config_changes_nothing_and_every_problem_has_its_place() {
 }
 
 #[tokio::test]
+async fn a_config_whose_plugin_refuses_changes_nothing() {
+    // `init` is the last step that can fail: by then the buckets of the config were looked at.
+    let upstream = TestUpstream::saying("up").await;
+    let config = |bucket: &str, weights: &str| {
+        Setup::new(format!(
+            "[buckets.{bucket}]\n\
+             [upstreams.app]\nendpoints = [\"{address}\"]\n\
+             [plugins.router]\nsource = \"builtin:by-header\"\nbuckets = {{ {bucket} = \"read\" }}\n\
+             settings = {{ header = \"x-id\", bucket = \"{bucket}\" }}\n\
+             [plugins.split]\nsource = \"builtin:canary\"\nsettings = {{ weights = \"{weights}\" }}\n\
+             [[route]]\nmatch = {{ path = \"/split\" }}\nplugin = \"split\"\n\
+             [[route]]\nplugin = \"router\"\n",
+            address = upstream.address,
+        ))
+    };
+    let proxy = config("upstreams", "app=1").start().await;
+    let admin = proxy.admin();
+    admin.set("upstreams", "id1", "127.0.0.1").await;
+    let fields = [("x-id", "id1"), ("x-port", &*upstream.port())];
+    assert_eq!(proxy.get("/", &fields).await.text(), "up");
+    for path in ["/v1/config", "/v1/config?dry_run=true"] {
+        let refused = admin.put(path, config("renamed", "nonsense").text()).await;
+        assert!(
+            (400..500).contains(&refused.status),
+            "{path}: {}",
+            refused.text()
+        );
+        assert!(refused.text().contains("nonsense"), "{}", refused.text());
+        assert_eq!(proxy.get("/", &fields).await.text(), "up");
+        assert_eq!(
+            admin.get("/v1/kv/upstreams/id1").await.status,
+            200,
+            "{path}"
+        );
+        assert_eq!(admin.get("/v1/kv/renamed/id1").await.status, 404, "{path}");
+    }
+    let good = admin
+        .put("/v1/config", config("renamed", "app=2").text())
+        .await;
+    assert_eq!(good.status, 200, "{}", good.text());
+    assert_eq!(proxy.get("/", &fields).await.status, 404);
+    assert_eq!(proxy.get("/split", &[]).await.text(), "up");
+}
+
+#[tokio::test]
 async fn a_config_that_needs_a_restart_says_so() {
     let (echo, _closes) = websocket::echo().await;
     let proxy = reply("one", &echo).start().await;

@@ -253,6 +253,16 @@ async fn a_route_says_what_becomes_of_a_failure() {
         self::proxy("trap", "on_failure = { upstream = \"spare\" }", "read").await;
     assert_eq!(proxy.get("/", &[("x-trap", "1")]).await.text(), "up");
     drop(upstream);
+    let spare = "on_failure = { upstream = \"spare\" }";
+    let (proxy, _upstream) = self::proxy("bad-decisions", spare, "read").await;
+    for kind in ["upstream-unknown", "address-no-port"] {
+        assert_eq!(
+            proxy.get("/", &[("x-bad", kind)]).await.text(),
+            "up",
+            "{kind}"
+        );
+    }
+    counted(&proxy, "bad_decision", 2.0).await;
 }
 
 #[tokio::test]

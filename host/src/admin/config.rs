@@ -3,7 +3,7 @@
 use super::State as AdminState;
 use super::input::{Actor, DryRun, Query, Tags, audit, etag, read_body};
 use super::problem::Problem;
-use crate::app::{Applied, ApplyError};
+use crate::app::ApplyError;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -58,7 +58,7 @@ pub(super) async fn put(
         .map_err(apply_problem)
         .inspect_err(|problem| audit(&actor, "PUT", path, &problem.detail, None))?;
     if !dry_run {
-        audit(&actor, "PUT", path, outcome(applied), None);
+        audit(&actor, "PUT", path, applied.as_str(), None);
     }
     let running = state.control.running();
     let digest = &*running.digest;
@@ -92,14 +92,6 @@ async fn read_text(headers: &HeaderMap, body: Body) -> Result<String, Problem> {
             format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()),
         )
     })
-}
-
-fn outcome(applied: Applied) -> &'static str {
-    match applied {
-        Applied::Changed => "changed",
-        Applied::Unchanged => "unchanged",
-        Applied::Checked => "checked",
-    }
 }
 
 fn apply_problem(error: ApplyError) -> Problem {

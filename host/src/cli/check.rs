@@ -4,7 +4,9 @@ use super::output::{self, Out, Style};
 use super::serve::read_config;
 use super::{Ended, Exit};
 use crate::config::Config;
-use crate::plugin::{Source, builtin, inspect};
+use crate::plugin::{DeployError, PluginConfig, Plugins, PluginsOptions, Source};
+use crate::store::Store;
+use anyhow::Context;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -32,7 +34,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         return as_json(&args);
     }
     let (_, config) = read_config(&args.file)?;
-    let problems = plugin_problems(&config);
+    let problems = plugin_problems(&config)?;
     if !problems.is_empty() {
         return Err(refused(&problems));
     }
@@ -55,7 +57,7 @@ fn as_json(args: &Args) -> anyhow::Result<()> {
         .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("config {name}: {error}")))?;
     let parsed = Config::parse(&text, Some(&args.file));
     let (problems, plugins) = match &parsed {
-        Ok(config) => (Vec::new(), plugin_problems(config)),
+        Ok(config) => (Vec::new(), plugin_problems(config)?),
         Err(problems) => (problems.clone(), Vec::new()),
     };
     let mut out = Out::stdout();
@@ -85,45 +87,40 @@ fn refused(problems: &[String]) -> anyhow::Error {
     )
 }
 
-/// What is wrong with the components the config names.
-fn plugin_problems(config: &Config) -> Vec<String> {
-    let problem = |plugin: &str, what: String| format!("plugin {plugin:?}: {what}");
-    config
-        .plugins
-        .iter()
-        .filter_map(|plugin| match &plugin.source {
-            Source::Pushed => None,
-            Source::Builtin(name) if builtin::component(name).is_some() => None,
-            Source::Builtin(name) => Some(problem(
-                &plugin.name,
-                format!(
-                    "no built-in plugin {name:?}, expected one of {}",
-                    builtin::NAMES.join(", ")
-                ),
-            )),
-            Source::File(file) => {
-                let checked = std::fs::read(file)
-                    .map_err(|error| error.to_string())
-                    .and_then(|bytes| match bytes.len() {
-                        length if length > config.admin.component_bytes_max => Err(format!(
-                            "is {}, larger than {}",
-                            output::size(length as u64),
-                            output::size(config.admin.component_bytes_max as u64)
-                        )),
-                        _ => inspect::inspect(&bytes).map_err(|error| error.to_string()),
-                    });
-                checked
-                    .err()
-                    .map(|what| problem(&plugin.name, format!("{}: {what}", file.display())))
+/// What is wrong with the plugins of a config: each is loaded as `serve` would from its source, and its `init` is run with
+/// its settings on empty buckets. A version that was pushed since is not looked at.
+fn plugin_problems(config: &Config) -> anyhow::Result<Vec<String>> {
+    let scratch = tempfile::tempdir().context("a directory for compiled code")?;
+    let store = Store::scratch(&config.buckets)?;
+    let plugins = Plugins::new(PluginsOptions {
+        data: scratch.path(),
+        store: store.clone(),
+        workers: 1,
+        component_bytes_max: config.admin.component_bytes_max,
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
+    let problem = |plugin: &PluginConfig| {
+        let checked = plugins.check(std::slice::from_ref(plugin), &store);
+        let (name, error) = runtime.block_on(checked).err()?;
+        Some(match &plugin.source {
+            // Whose message begins with the file.
+            Source::File(file) if !matches!(error, DeployError::Io(_)) => {
+                format!("plugin {name:?}: {}: {error}", file.display())
             }
+            _ => format!("plugin {name:?}: {error}"),
         })
-        .collect()
+    };
+    let problems = config.plugins.iter().filter_map(problem).collect();
+    plugins.close();
+    Ok(problems)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plugin::{PluginConfig, PluginLimits};
+    use crate::plugin::PluginLimits;
 
     fn config_with(source: Source) -> Config {
         Config {
@@ -143,7 +140,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "text").expect("write");
         for path in [file.path().to_owned(), "missing.wasm".into()] {
-            let problems = plugin_problems(&config_with(Source::File(path.clone())));
+            let problems =
+                plugin_problems(&config_with(Source::File(path.clone()))).expect("looked at");
             assert_eq!(problems.len(), 1);
             assert!(problems[0].contains("\"edge\""), "{problems:?}");
             assert!(problems[0].contains(&path.display().to_string()));
@@ -152,11 +150,19 @@ mod tests {
 
     #[test]
     fn plugins_that_are_built_in_or_pushed_later_need_no_file() {
-        assert!(plugin_problems(&config_with(Source::Pushed)).is_empty());
-        let builtin = config_with(Source::Builtin("by-header".to_owned()));
-        assert!(plugin_problems(&builtin).is_empty());
-        let unknown = config_with(Source::Builtin("nope".to_owned()));
-        assert!(plugin_problems(&unknown)[0].contains("by-header"));
+        let problems = |source| plugin_problems(&config_with(source)).expect("looked at");
+        assert!(problems(Source::Pushed).is_empty());
+        assert!(problems(Source::Builtin("maintenance".to_owned())).is_empty());
+        assert!(problems(Source::Builtin("nope".to_owned()))[0].contains("by-header"));
+    }
+
+    #[test]
+    fn settings_that_a_plugin_refuses_are_told() {
+        let mut config = config_with(Source::Builtin("canary".to_owned()));
+        let weights = ("weights".to_owned(), "nonsense".to_owned());
+        config.plugins[0].settings = [weights].into();
+        let problems = plugin_problems(&config).expect("looked at");
+        assert!(problems[0].contains("nonsense"), "{problems:?}");
     }
 
     #[test]

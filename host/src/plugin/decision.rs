@@ -93,6 +93,26 @@ impl DecisionError {
     }
 }
 
+impl Decision {
+    /// The upstream it names, which only who has the config can tell to exist.
+    pub fn upstream(&self) -> Option<&str> {
+        match self {
+            Self::Forward(Forward {
+                to: RouteTarget::Upstream(name, _),
+                ..
+            }) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+impl DecisionError {
+    /// It names an upstream that is not in the config.
+    pub fn no_upstream(name: &str) -> Self {
+        Self(format!("no upstream {} in the config", quote(name)))
+    }
+}
+
 /// Longest part of a guest's text that an error repeats.
 const QUOTE_BYTES_MAX: usize = 100;
 

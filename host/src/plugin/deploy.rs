@@ -35,7 +35,7 @@ pub(super) struct Shared {
     pub(super) artifacts: Artifacts,
     pub(super) compiler: Compiler,
     clock: Arc<EpochClock>,
-    store: Store,
+    pub(super) store: Store,
     workers: usize,
     pub(super) component_bytes_max: usize,
     crew: Mutex<Option<Arc<dyn Crew>>>,
@@ -132,7 +132,9 @@ impl Plugins {
             .await?;
         let compiled = began.elapsed();
         let began = Instant::now();
-        let generation = shared.prepare(slot.config(), loaded.code.clone()).await?;
+        let generation = shared
+            .prepare(slot.config(), loaded.code.clone(), &shared.store)
+            .await?;
         let mut deployed = slot.deployed(&loaded, compiled, began.elapsed());
         if dry_run {
             return Ok(deployed);
@@ -182,7 +184,9 @@ impl Plugins {
         };
         let compiled = began.elapsed();
         let began = Instant::now();
-        let generation = shared.prepare(slot.config(), loaded.code.clone()).await?;
+        let generation = shared
+            .prepare(slot.config(), loaded.code.clone(), &shared.store)
+            .await?;
         let mut deployed = slot.deployed(&loaded, compiled, began.elapsed());
         if dry_run {
             return Ok(deployed);
@@ -212,11 +216,12 @@ impl Shared {
         self.compiler.load(digest.into(), component).await
     }
 
-    /// Makes a generation: takes the grants to buckets, runs a trial instance with `init`, checks its subscription.
+    /// Makes a generation: takes the grants to buckets of `store`, runs a trial instance with `init`, checks its subscription.
     pub(super) async fn prepare(
         self: &Arc<Self>,
         config: Arc<PluginConfig>,
         code: Arc<Code>,
+        store: &Store,
     ) -> Result<Arc<Generation>, DeployError> {
         let limit = config.limits.memory_bytes_max;
         if limit > MEMORY_RESERVATION {
@@ -224,7 +229,7 @@ impl Shared {
                 "memory limit of {limit} bytes, at most {MEMORY_RESERVATION} are possible"
             )));
         }
-        let grants = generation::resolve_grants(&config.grants, &self.store.snapshot())
+        let grants = generation::resolve_grants(&config.grants, &store.snapshot())
             .map_err(DeployError::Init)?;
         let id = GenerationId(self.next_generation.fetch_add(1, Ordering::Relaxed));
         let sandbox = Arc::new(Sandbox {
@@ -238,7 +243,7 @@ impl Shared {
             config,
             code,
             grants,
-            store: self.store.clone(),
+            store: store.clone(),
             clock: Arc::clone(&self.clock),
             stats: (0..self.workers).map(|_| Default::default()).collect(),
             log_gates: (0..self.workers).map(|_| Default::default()).collect(),

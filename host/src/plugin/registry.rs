@@ -6,6 +6,7 @@ use super::deploy::{Plugins, Shared, Warmed, blocking, io_error};
 use super::report::{DeployError, PluginInfo};
 use super::slot::BY_CONFIG;
 use super::{Generation, PluginConfig, PluginSlot, Source, builtin};
+use crate::store::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,8 +43,8 @@ impl Plugins {
                 Some(slot) if *slot.config() == *config => Arc::clone(slot),
                 known => {
                     let change = match known {
-                        Some(slot) => shared.reconfigure(slot, config).await,
-                        None => shared.introduce(config).await,
+                        Some(slot) => shared.reconfigure(slot, config, &shared.store).await,
+                        None => shared.introduce(config, &shared.store).await,
                     };
                     let change = change.map_err(failed)?;
                     let warmed = match &change.active {
@@ -74,6 +75,28 @@ impl Plugins {
         Ok(())
     }
 
+    /// Whether a config's plugins could be applied: the same steps up to their trial with `init`, and no change. `store`
+    /// has the buckets of that config, and is what the trials see.
+    ///
+    /// # Errors
+    /// The first plugin that cannot be loaded, with its name.
+    pub async fn check(
+        &self,
+        plugins: &[PluginConfig],
+        store: &Store,
+    ) -> Result<(), (String, DeployError)> {
+        let now = self.shared.slots.load_full();
+        for config in plugins {
+            let change = match now.get(&config.name) {
+                Some(slot) if *slot.config() == *config => continue,
+                Some(slot) => self.shared.reconfigure(slot, config, store).await,
+                None => self.shared.introduce(config, store).await,
+            };
+            change.map_err(|error| (config.name.clone(), error))?;
+        }
+        Ok(())
+    }
+
     /// The slot that routes hold.
     pub fn slot(&self, name: &str) -> Option<Arc<PluginSlot>> {
         self.shared.slots.load().get(name).cloned()
@@ -97,7 +120,11 @@ impl Plugins {
 
 impl Shared {
     /// A plugin that is new to this process.
-    async fn introduce(self: &Arc<Self>, config: &PluginConfig) -> Result<Change, DeployError> {
+    async fn introduce(
+        self: &Arc<Self>,
+        config: &PluginConfig,
+        store: &Store,
+    ) -> Result<Change, DeployError> {
         if !artifact::is_name(&config.name) {
             return Err(DeployError::Io(format!(
                 "plugin name {:?}: expected {}",
@@ -116,21 +143,26 @@ impl Shared {
         let recorded = blocking(move || reader.artifacts.record(&name).map_err(io_error)).await;
         match recorded {
             Ok(None) => {}
-            Ok(Some(record)) => self.activate_recorded(&mut change, record).await,
+            Ok(Some(record)) => self.activate_recorded(&mut change, record, store).await,
             Err(error) => {
                 tracing::error!(plugin = config.name, %error, "the recorded version is unknown: taking the config's source");
             }
         }
         if change.active.is_none() {
-            self.activate_source(&mut change).await?;
+            self.activate_source(&mut change, store).await?;
         }
         Ok(change)
     }
 
     /// The recorded version, or the one before it.
-    async fn activate_recorded(self: &Arc<Self>, change: &mut Change, mut record: Record) {
+    async fn activate_recorded(
+        self: &Arc<Self>,
+        change: &mut Change,
+        mut record: Record,
+        store: &Store,
+    ) {
         match self
-            .prepare_kept(&change.config, &record.active.digest)
+            .prepare_kept(&change.config, &record.active.digest, store)
             .await
         {
             Ok(active) => change.active = Some(active),
@@ -143,7 +175,7 @@ impl Shared {
             return;
         };
         match (
-            self.prepare_kept(&change.config, &previous).await,
+            self.prepare_kept(&change.config, &previous, store).await,
             &change.active,
         ) {
             (Ok(generation), Some(_)) => change.previous = Some(generation),
@@ -169,18 +201,23 @@ impl Shared {
         self: &Arc<Self>,
         config: &Arc<PluginConfig>,
         digest: &str,
+        store: &Store,
     ) -> Result<Arc<Generation>, DeployError> {
         let loaded = self.load_kept(&config.name, digest).await?;
-        self.prepare(Arc::clone(config), loaded.code).await
+        self.prepare(Arc::clone(config), loaded.code, store).await
     }
 
     /// The version that the config names, if it does.
-    async fn activate_source(self: &Arc<Self>, change: &mut Change) -> Result<(), DeployError> {
+    async fn activate_source(
+        self: &Arc<Self>,
+        change: &mut Change,
+        store: &Store,
+    ) -> Result<(), DeployError> {
         let Some(loaded) = self.load_source(&change.config).await? else {
             return Ok(());
         };
         let active = self
-            .prepare(Arc::clone(&change.config), loaded.code)
+            .prepare(Arc::clone(&change.config), loaded.code, store)
             .await?;
         let record = PluginSlot::new(&change.config).next_record(&active, BY_CONFIG);
         change.active = Some(active);
@@ -226,6 +263,7 @@ impl Shared {
         self: &Arc<Self>,
         slot: &Arc<PluginSlot>,
         config: &PluginConfig,
+        store: &Store,
     ) -> Result<Change, DeployError> {
         let mut change = Change {
             slot: Arc::clone(slot),
@@ -238,14 +276,17 @@ impl Shared {
         match active.filter(|_| slot.is_pushed() || slot.config().source == config.source) {
             Some(active) => {
                 let code = Arc::clone(&active.sandbox.code);
-                change.active = Some(self.prepare(Arc::clone(&change.config), code).await?);
+                change.active = Some(
+                    self.prepare(Arc::clone(&change.config), code, store)
+                        .await?,
+                );
             }
-            None => self.activate_source(&mut change).await?,
+            None => self.activate_source(&mut change, store).await?,
         }
         // With its old config it would keep grants that this one takes away.
         if let Some(previous) = slot.previous.load_full() {
             let code = Arc::clone(&previous.sandbox.code);
-            match self.prepare(Arc::clone(&change.config), code).await {
+            match self.prepare(Arc::clone(&change.config), code, store).await {
                 Ok(previous) => change.previous = Some(previous),
                 Err(error) => self.tell_unloadable(&config.name, &previous.label().digest, &error),
             }

@@ -7,7 +7,8 @@ use super::{OnFailure, Proxy};
 use crate::metrics;
 use crate::plugin::generation::{CallStats, DECISION_BUCKETS};
 use crate::plugin::{
-    Decision, Forward, Generation, Instance, PluginSlot, Reply, RouteError, RouteTarget, Routed,
+    Decision, DecisionError, Forward, Generation, Instance, PluginSlot, Reply, RouteError,
+    RouteTarget, Routed,
 };
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
@@ -48,7 +49,7 @@ impl Proxy {
             match &route.action {
                 Action::Forward(target) => return Ok(trusted(target.clone())),
                 Action::Reply(reply) => return Ok(Verdict::Reply(fill_in(reply, record))),
-                Action::Plugin(slot, on_failure) => match self.ask(slot, record).await {
+                Action::Plugin(slot, on_failure) => match self.ask(view, slot, record).await {
                     Ok(Decision::Pass) => {}
                     Ok(Decision::Forward(forward)) => {
                         return Ok(Verdict::Forward {
@@ -61,7 +62,7 @@ impl Proxy {
                         route.counters[self.worker]
                             .plugin_failures
                             .fetch_add(1, Relaxed);
-                        return self.fall_back(slot, on_failure, error, record).await;
+                        return self.fall_back(view, slot, on_failure, error, record).await;
                     }
                 },
             }
@@ -75,6 +76,7 @@ impl Proxy {
     /// Asks the active version.
     async fn ask(
         &self,
+        view: &SiteView,
         slot: &Arc<PluginSlot>,
         record: &mut Record,
     ) -> Result<Decision, ProxyError> {
@@ -82,7 +84,10 @@ impl Proxy {
         let Some(generation) = &*active else {
             return Err(ProxyError::NoVersion(slot.name().to_string()));
         };
-        let (routed, label) = (self.call(generation, record), generation.label().clone());
+        let (routed, label) = (
+            self.call(view, generation, record),
+            generation.label().clone(),
+        );
         let stats = routed
             .as_ref()
             .ok()
@@ -117,6 +122,7 @@ impl Proxy {
     /// One call of this worker's instance of a generation. This is where a request meets a plugin.
     fn call(
         &self,
+        view: &SiteView,
         generation: &Arc<Generation>,
         record: &mut Record,
     ) -> Result<Routed, RouteError> {
@@ -129,7 +135,12 @@ impl Proxy {
                 if instance.is_poisoned() {
                     instances.discard(generation.id());
                 }
-                outcome
+                outcome.and_then(|routed| match routed.decision.upstream() {
+                    Some(name) if !view.has_upstream(name) => {
+                        Err(DecisionError::no_upstream(name).into())
+                    }
+                    _ => Ok(routed),
+                })
             }
         };
         let nanos = started.elapsed().as_nanos() as u64;
@@ -141,6 +152,7 @@ impl Proxy {
     /// What the route says of a plugin that gave no decision.
     async fn fall_back(
         &self,
+        view: &SiteView,
         slot: &Arc<PluginSlot>,
         on_failure: &OnFailure,
         error: ProxyError,
@@ -184,7 +196,7 @@ impl Proxy {
                 };
                 record.error = Some(error.chain());
                 record.label = Some(generation.label().clone());
-                match self.call(generation, record) {
+                match self.call(view, generation, record) {
                     Ok(Routed {
                         decision: Decision::Forward(forward),
                         writes: None,

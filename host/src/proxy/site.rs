@@ -197,6 +197,11 @@ impl SiteView {
         Rc::new(Self { balancers, site })
     }
 
+    /// Whether the config has an upstream of that name.
+    pub fn has_upstream(&self, name: &str) -> bool {
+        self.balancers.contains_key(name)
+    }
+
     /// An upstream by name.
     pub fn balancer(&self, name: &str) -> Option<Rc<Balancer>> {
         self.balancers.get(name).cloned()

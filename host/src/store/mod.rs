@@ -133,6 +133,20 @@ impl Store {
         Self::with_backends(buckets, Backends::new(dir))
     }
 
+    /// Empty buckets of the same names and kinds of values, in memory only: for trying out what is to use them.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn scratch(buckets: &[BucketConfig]) -> Result<Store, OpenError> {
+        let in_memory = |bucket: &BucketConfig| BucketConfig {
+            backend: BackendKind::Memory,
+            ..bucket.clone()
+        };
+        let buckets: Vec<_> = buckets.iter().map(in_memory).collect();
+        // No backend of these has a file.
+        Self::open(&buckets, Path::new(""))
+    }
+
     fn with_backends(buckets: &[BucketConfig], mut backends: Backends) -> Result<Store, OpenError> {
         let empty = Snapshot {
             revision: Revision::default(),
