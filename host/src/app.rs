@@ -5,7 +5,7 @@ use crate::config::Config;
 pub use crate::control::{Applied, ApplyError, Control, Running};
 use crate::control::{Parts, addresses, bind, own};
 use crate::metrics::{Counters, WorkerCounters};
-use crate::plugin::{Crew, Plugins, PluginsOptions};
+use crate::plugin::{Crew, DeployError, PluginConfig, Plugins, PluginsOptions, Source};
 use crate::proxy::access_log;
 use crate::proxy::site::Site;
 use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
@@ -101,7 +101,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     }
     handle
         .block_on(plugins.apply(&config.plugins))
-        .map_err(|(name, error)| anyhow::Error::new(error).context(format!("plugin {name:?}")))?;
+        .map_err(|(name, error)| not_loaded(&config.plugins, &name, error))?;
     let bound = addresses(&listeners);
     let site = Site::new(
         &config,
@@ -134,7 +134,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         if let Some(generation) = active {
             handle
                 .block_on(workers.warm(generation))
-                .map_err(|e| anyhow!("plugin {:?}: {e}", plugin.name))?;
+                .map_err(|e| not_loaded(&config.plugins, &plugin.name, DeployError::Warm(e)))?;
         }
     }
     let control = Control::new(Parts {
@@ -183,6 +183,17 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         stop_admin,
         stop_control,
     })
+}
+
+/// Why a plugin of the config does not load, with the file if the message has none: at start it is the source's.
+fn not_loaded(plugins: &[PluginConfig], name: &str, error: DeployError) -> anyhow::Error {
+    let source = plugins.iter().find(|plugin| plugin.name == name);
+    let place = match (source.map(|plugin| &plugin.source), &error) {
+        (_, DeployError::Io(_) | DeployError::Warm(_)) => format!("plugin {name:?}"),
+        (Some(Source::File(file)), _) => format!("plugin {name:?}: {}", file.display()),
+        _ => format!("plugin {name:?}"),
+    };
+    anyhow::Error::new(error).context(place)
 }
 
 /// A stream takes two descriptors; the soft limit is often 1,024.

@@ -3,6 +3,7 @@
 //! `serve`, `check`, `demo` and `echo` do their work in this process; `plugin`, `kv` and `streams` are clients of a
 //! running proxy's admin API. Exit codes are [`Exit`].
 
+use crate::plugin::DeployError;
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -138,8 +139,11 @@ pub fn main() -> ExitCode {
 fn exit_of(error: &anyhow::Error) -> Exit {
     error
         .chain()
-        .find_map(|cause| cause.downcast_ref::<Ended>())
-        .map_or(Exit::Failed, |ended| ended.exit)
+        .find_map(|cause| match cause.downcast_ref::<Ended>() {
+            Some(ended) => Some(ended.exit),
+            None => cause.is::<DeployError>().then_some(Exit::PluginRefused),
+        })
+        .unwrap_or(Exit::Failed)
 }
 
 /// Runs a client command on this thread.
@@ -179,6 +183,8 @@ mod tests {
     fn an_error_keeps_its_exit_code_under_added_context() {
         let error = Ended::error(Exit::PluginRefused, "not a component").context("plugin \"x\"");
         assert_eq!(exit_of(&error), Exit::PluginRefused);
+        let refused = anyhow::Error::new(DeployError::Init("no".to_owned()));
+        assert_eq!(exit_of(&refused.context("plugin \"x\"")), Exit::PluginRefused);
         assert_eq!(exit_of(&anyhow::anyhow!("other")), Exit::Failed);
     }
 
