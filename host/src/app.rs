@@ -12,6 +12,7 @@ use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
 use crate::worker::{Shared, Threads, Workers};
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -85,7 +86,8 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     let (handle, control_thread, stop_control) = control_thread()?;
     let _entered = handle.enter();
     handle.block_on(sow(&store, seed))?;
-    let admin_listener = admin::bind(&config.admin)?;
+    let admin_listener =
+        admin::bind(&config.admin).map_err(|error| taken(error.into(), "--admin", file.as_deref(), "[admin]"))?;
     let token = match config.admin.auth {
         admin::Auth::Token => Some(admin::Token::load_or_create(&config.data)?),
         admin::Auth::None => None,
@@ -97,7 +99,9 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     };
     let mut listeners = Vec::new();
     for listener in &config.listeners {
-        listeners.push((listener.clone(), bind(listener, config.workers)?));
+        let sockets = bind(listener, config.workers)
+            .map_err(|error| taken(error, "--listen", file.as_deref(), "[[listener]]"))?;
+        listeners.push((listener.clone(), sockets));
     }
     handle
         .block_on(plugins.apply(&config.plugins))
@@ -183,6 +187,24 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         stop_admin,
         stop_control,
     })
+}
+
+/// The error of a bind, with what can be done if the address is taken.
+fn taken(error: anyhow::Error, option: &str, file: Option<&Path>, table: &str) -> anyhow::Error {
+    let in_use = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::AddrInUse);
+    if !in_use {
+        return error;
+    }
+    let change = match file {
+        Some(file) => format!("`listen` of {table} in {}", file.display()),
+        None => option.to_owned(),
+    };
+    anyhow!(
+        "{error:#}\n  another throwbar may be running, or another program: end it, or change {change}"
+    )
 }
 
 /// Why a plugin of the config does not load, with the file if the message has none: at start it is the source's.
