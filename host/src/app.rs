@@ -75,7 +75,27 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         log_dropped,
     } = start;
     raise_descriptor_limit();
+    // Ports come before anything is written: a start that fails for one that is taken leaves nothing behind.
+    let bind_admin = || {
+        admin::bind(&config.admin)
+            .map_err(|error| taken(error.into(), "--admin", file.as_deref(), "[admin]"))
+    };
+    let admin_port = match &config.admin.listen {
+        admin::Address::Tcp(_) => Some(bind_admin()?),
+        admin::Address::Unix(_) => None,
+    };
+    let mut listeners = Vec::new();
+    for listener in &config.listeners {
+        let sockets = bind(listener, config.workers)
+            .map_err(|error| taken(error, "--listen", file.as_deref(), "[[listener]]"))?;
+        listeners.push((listener.clone(), sockets));
+    }
     make_data_directory(&config.data)?;
+    // A Unix socket may be in the data directory.
+    let admin_listener = match admin_port {
+        Some(listener) => listener,
+        None => bind_admin()?,
+    };
     let store = Store::open(&config.buckets, &config.data)?;
     let plugins = Plugins::new(PluginsOptions {
         data: &config.data,
@@ -86,26 +106,18 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     let (handle, control_thread, stop_control) = control_thread()?;
     let _entered = handle.enter();
     handle.block_on(sow(&store, seed))?;
-    let admin_listener =
-        admin::bind(&config.admin).map_err(|error| taken(error.into(), "--admin", file.as_deref(), "[admin]"))?;
-    let token = match config.admin.auth {
-        admin::Auth::Token => Some(admin::Token::load_or_create(&config.data)?),
-        admin::Auth::None => None,
-    };
     let admin_address = admin_listener.address().clone();
     let own_admin = match &admin_address {
         admin::Address::Tcp(address) => Some(*address),
         admin::Address::Unix(_) => None,
     };
-    let mut listeners = Vec::new();
-    for listener in &config.listeners {
-        let sockets = bind(listener, config.workers)
-            .map_err(|error| taken(error, "--listen", file.as_deref(), "[[listener]]"))?;
-        listeners.push((listener.clone(), sockets));
-    }
     handle
         .block_on(plugins.apply(&config.plugins))
         .map_err(|(name, error)| not_loaded(&config.plugins, &name, error))?;
+    let token = match config.admin.auth {
+        admin::Auth::Token => Some(admin::Token::load_or_create(&config.data)?),
+        admin::Auth::None => None,
+    };
     let bound = addresses(&listeners);
     let site = Site::new(
         &config,
@@ -235,6 +247,11 @@ fn raise_descriptor_limit() {
 
 fn make_data_directory(data: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
+    anyhow::ensure!(
+        data.is_dir() || !data.exists(),
+        "data: {} is a file, expected a directory",
+        data.display()
+    );
     let made = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
