@@ -6,6 +6,7 @@
 use crate::plugin::DeployError;
 use clap::{Parser, Subcommand};
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 mod check;
@@ -146,6 +147,22 @@ fn exit_of(error: &anyhow::Error) -> Exit {
         .unwrap_or(Exit::Failed)
 }
 
+/// Reads a file of text.
+fn read_text(file: &Path) -> std::io::Result<String> {
+    use std::io::{Error, ErrorKind};
+    std::fs::read_to_string(file).map_err(|error| match error.kind() {
+        ErrorKind::InvalidData => Error::new(ErrorKind::InvalidData, "is not text in UTF-8"),
+        _ => error,
+    })
+}
+
+/// This program as it was called, for commands that are shown to be copied.
+fn program() -> String {
+    std::env::args()
+        .next()
+        .unwrap_or_else(|| "throwbar".to_owned())
+}
+
 /// Runs a client command on this thread.
 fn block_on(command: impl std::future::Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
@@ -184,7 +201,10 @@ mod tests {
         let error = Ended::error(Exit::PluginRefused, "not a component").context("plugin \"x\"");
         assert_eq!(exit_of(&error), Exit::PluginRefused);
         let refused = anyhow::Error::new(DeployError::Init("no".to_owned()));
-        assert_eq!(exit_of(&refused.context("plugin \"x\"")), Exit::PluginRefused);
+        assert_eq!(
+            exit_of(&refused.context("plugin \"x\"")),
+            Exit::PluginRefused
+        );
         assert_eq!(exit_of(&anyhow::anyhow!("other")), Exit::Failed);
     }
 
