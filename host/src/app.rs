@@ -5,13 +5,14 @@ use crate::config::Config;
 pub use crate::control::{Applied, ApplyError, Control, Running};
 use crate::control::{Parts, addresses, bind, own};
 use crate::metrics::{Counters, WorkerCounters};
-use crate::plugin::{Crew, Plugins, PluginsOptions};
+use crate::plugin::{Crew, DeployError, PluginConfig, Plugins, PluginsOptions, Source};
 use crate::proxy::access_log;
 use crate::proxy::site::Site;
 use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
 use crate::worker::{Shared, Threads, Workers};
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,7 +75,27 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         log_dropped,
     } = start;
     raise_descriptor_limit();
+    // Ports come before anything is written: a start that fails for one that is taken leaves nothing behind.
+    let bind_admin = || {
+        admin::bind(&config.admin)
+            .map_err(|error| taken(error.into(), "--admin", file.as_deref(), "[admin]"))
+    };
+    let admin_port = match &config.admin.listen {
+        admin::Address::Tcp(_) => Some(bind_admin()?),
+        admin::Address::Unix(_) => None,
+    };
+    let mut listeners = Vec::new();
+    for listener in &config.listeners {
+        let sockets = bind(listener, config.workers)
+            .map_err(|error| taken(error, "--listen", file.as_deref(), "[[listener]]"))?;
+        listeners.push((listener.clone(), sockets));
+    }
     make_data_directory(&config.data)?;
+    // A Unix socket may be in the data directory.
+    let admin_listener = match admin_port {
+        Some(listener) => listener,
+        None => bind_admin()?,
+    };
     let store = Store::open(&config.buckets, &config.data)?;
     let plugins = Plugins::new(PluginsOptions {
         data: &config.data,
@@ -85,23 +106,18 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     let (handle, control_thread, stop_control) = control_thread()?;
     let _entered = handle.enter();
     handle.block_on(sow(&store, seed))?;
-    let admin_listener = admin::bind(&config.admin)?;
-    let token = match config.admin.auth {
-        admin::Auth::Token => Some(admin::Token::load_or_create(&config.data)?),
-        admin::Auth::None => None,
-    };
     let admin_address = admin_listener.address().clone();
     let own_admin = match &admin_address {
         admin::Address::Tcp(address) => Some(*address),
         admin::Address::Unix(_) => None,
     };
-    let mut listeners = Vec::new();
-    for listener in &config.listeners {
-        listeners.push((listener.clone(), bind(listener, config.workers)?));
-    }
     handle
         .block_on(plugins.apply(&config.plugins))
-        .map_err(|(name, error)| anyhow::Error::new(error).context(format!("plugin {name:?}")))?;
+        .map_err(|(name, error)| not_loaded(&config.plugins, &name, error))?;
+    let token = match config.admin.auth {
+        admin::Auth::Token => Some(admin::Token::load_or_create(&config.data)?),
+        admin::Auth::None => None,
+    };
     let bound = addresses(&listeners);
     let site = Site::new(
         &config,
@@ -134,7 +150,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         if let Some(generation) = active {
             handle
                 .block_on(workers.warm(generation))
-                .map_err(|e| anyhow!("plugin {:?}: {e}", plugin.name))?;
+                .map_err(|e| not_loaded(&config.plugins, &plugin.name, DeployError::Warm(e)))?;
         }
     }
     let control = Control::new(Parts {
@@ -185,6 +201,35 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     })
 }
 
+/// The error of a bind, with what can be done if the address is taken.
+fn taken(error: anyhow::Error, option: &str, file: Option<&Path>, table: &str) -> anyhow::Error {
+    let in_use = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::AddrInUse);
+    if !in_use {
+        return error;
+    }
+    let change = match file {
+        Some(file) => format!("`listen` of {table} in {}", file.display()),
+        None => option.to_owned(),
+    };
+    anyhow!(
+        "{error:#}\n  another throwbar may be running, or another program: end it, or change {change}"
+    )
+}
+
+/// Why a plugin of the config does not load, with the file if the message has none: at start it is the source's.
+fn not_loaded(plugins: &[PluginConfig], name: &str, error: DeployError) -> anyhow::Error {
+    let source = plugins.iter().find(|plugin| plugin.name == name);
+    let place = match (source.map(|plugin| &plugin.source), &error) {
+        (_, DeployError::Io(_) | DeployError::Warm(_)) => format!("plugin {name:?}"),
+        (Some(Source::File(file)), _) => format!("plugin {name:?}: {}", file.display()),
+        _ => format!("plugin {name:?}"),
+    };
+    anyhow::Error::new(error).context(place)
+}
+
 /// A stream takes two descriptors; the soft limit is often 1,024.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -202,6 +247,11 @@ fn raise_descriptor_limit() {
 
 fn make_data_directory(data: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
+    anyhow::ensure!(
+        data.is_dir() || !data.exists(),
+        "data: {} is a file, expected a directory",
+        data.display()
+    );
     let made = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

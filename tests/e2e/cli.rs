@@ -143,6 +143,18 @@ async fn kv_commands_do_what_they_say() {
         ok(&proxy, &["kv", "export", "upstreams"]).await,
         "c 10.0.0.3\n"
     );
+    std::fs::write(proxy.file("empty.txt"), "# nothing\n\n").expect("written");
+    let replace = ["kv", "import", "upstreams", "empty.txt", "--replace"];
+    let refused = client(&proxy, &replace).await;
+    assert_eq!(refused.code, 3, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("empty.txt") && refused.stderr.contains("--allow-empty"),
+        "{}",
+        refused.stderr
+    );
+    std::fs::write(proxy.file("number.json"), r#"{"c": 3}"#).expect("written");
+    let refused = client(&proxy, &["kv", "import", "upstreams", "number.json"]).await;
+    assert_eq!(refused.code, 3, "{}", refused.stderr);
     std::fs::write(proxy.file("bad.txt"), "d 10.0.0.4\ne\n").expect("written");
     let refused = client(&proxy, &["kv", "import", "upstreams", "bad.txt"]).await;
     assert_ne!(refused.code, 0);
@@ -150,6 +162,15 @@ async fn kv_commands_do_what_they_say() {
     assert_eq!(
         ok(&proxy, &["kv", "export", "upstreams"]).await,
         "c 10.0.0.3\n"
+    );
+    ok(&proxy, &[&replace[..], &["--allow-empty"]].concat()).await;
+    assert_eq!(ok(&proxy, &["kv", "export", "upstreams"]).await, "");
+    let nowhere = client(&proxy, &["kv", "export", "upstreams", "nowhere/x"]).await;
+    assert_eq!(nowhere.code, 1);
+    assert!(
+        nowhere.stderr.contains("no directory nowhere"),
+        "{}",
+        nowhere.stderr
     );
 }
 
@@ -168,7 +189,12 @@ async fn plugin_commands_push_list_and_roll_back() {
     assert!(again.to_lowercase().contains("unchanged"), "{again}");
     let digest = sha256(&fixture("version-a"));
     let listed = ok(&proxy, &["plugin", "ls", "--json"]).await;
-    serde_json::from_str::<serde_json::Value>(&listed).expect("JSON");
+    let json: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    let since = json["plugins"][0]["versions"][0]["since"].as_str();
+    assert!(
+        since.is_some_and(|since| since.starts_with("20") && since.ends_with('Z')),
+        "{listed}"
+    );
     assert!(listed.contains(&digest), "{listed}");
     assert!(ok(&proxy, &["plugin", "ls"]).await.contains(&digest[..8]));
     let bad = fixture_path("trap-init").display().to_string();
@@ -184,6 +210,13 @@ async fn plugin_commands_push_list_and_roll_back() {
             .contains("by-header")
     );
     assert!(!ok(&proxy, &["plugin", "inspect", &file]).await.is_empty());
+    let other = client(&proxy, &["plugin", "push", "other", &file]).await;
+    assert_eq!(other.code, 1);
+    assert!(
+        other.stderr.contains("there are by-header"),
+        "{}",
+        other.stderr
+    );
     let missing = client(&proxy, &["plugin", "push", "by-header", "none.wasm"]).await;
     assert_ne!(missing.code, 0);
     assert!(missing.stderr.contains("none.wasm"), "{}", missing.stderr);
@@ -236,7 +269,10 @@ async fn wrong_arguments_end_with_2_and_say_what_was_expected() {
             "cannot be used with",
         ),
         (&["kv", "set", "upstreams"], "KEY=VALUE"),
-        (&["streams", "close", "x"], "invalid value"),
+        (
+            &["streams", "close", "x"],
+            "expected an id as `streams ls` shows it",
+        ),
     ];
     for (arguments, expected) in cases {
         let ended = run(Path::new("."), arguments).await;
@@ -258,6 +294,83 @@ async fn nobody_there_ends_with_1_and_names_the_address() {
     let ended = run(Path::new("."), &["kv", "ls", "--admin", &free]).await;
     assert_eq!(ended.code, 1);
     assert!(ended.stderr.contains(&free), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_start_that_fails_for_a_port_leaves_nothing_behind() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = taken.local_addr().expect("bound").to_string();
+    let dir = tempfile::tempdir().expect("a directory");
+    for (option, other) in [("--listen", "--admin"), ("--admin", "--listen")] {
+        let arguments = ["serve", option, &address, other, "127.0.0.1:0"];
+        let ended = run(dir.path(), &arguments).await;
+        assert_eq!(ended.code, 1, "{}", ended.stderr);
+        let change = format!("or change {option}");
+        assert!(ended.stderr.contains(&change), "{}", ended.stderr);
+        let left = std::fs::read_dir(dir.path()).expect("read").count();
+        assert_eq!(left, 0, "{option}");
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_that_is_a_file_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("kept"), "x").expect("written");
+    let free = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let arguments = [&["serve", "--data", "kept"], &free[..]].concat();
+    let ended = run(dir.path(), &arguments).await;
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    let expected = "kept is a file, expected a directory";
+    assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_plugin_that_does_not_load_ends_check_and_serve_alike_and_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = "version = 1\ndata = \"data\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+                [[listener]]\nname = \"web\"\nlisten = \"127.0.0.1:0\"\n\
+                [plugins.canary]\nsource = \"empty.wasm\"\n\
+                [[route]]\nname = \"all\"\nplugin = \"canary\"\n";
+    std::fs::write(dir.path().join("t.toml"), text).expect("written");
+    std::fs::write(dir.path().join("empty.wasm"), "").expect("written");
+    for command in ["check", "serve"] {
+        let ended = run(dir.path(), &[command, "t.toml"]).await;
+        assert_eq!(ended.code, 4, "{command}: {}", ended.stderr);
+        for expected in ["\"canary\"", "empty.wasm", "the file is empty"] {
+            assert!(
+                ended.stderr.contains(expected),
+                "{command}: {}",
+                ended.stderr
+            );
+        }
+    }
+    assert!(!dir.path().join("data/admin.token").exists());
+}
+
+#[tokio::test]
+async fn a_config_that_is_no_text_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("bin.toml"), [0xff, 0xfe]).expect("written");
+    for command in ["check", "serve"] {
+        let ended = run(dir.path(), &[command, "bin.toml"]).await;
+        assert_eq!(ended.code, 3, "{command}: {}", ended.stderr);
+        let expected = "config bin.toml: is not text in UTF-8";
+        assert!(
+            ended.stderr.contains(expected),
+            "{command}: {}",
+            ended.stderr
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_proxys_own_listener_is_no_admin_api() {
+    let proxy = serve(&["--map", "id1=127.0.0.1"]).await;
+    let listener = proxy.address.to_string();
+    let ended = run(proxy.dir(), &["kv", "ls", "--admin", &listener]).await;
+    assert_eq!(ended.code, 1);
+    let expected = format!("{listener}: what answers there is not throwbar's admin API");
+    assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
 }
 
 #[tokio::test]

@@ -220,6 +220,9 @@ async fn a_port_in_use_is_named() {
         assert_eq!(ended.code, 1, "{}", ended.stderr);
         assert!(ended.stderr.contains(&address), "{of}: {}", ended.stderr);
         assert!(ended.stderr.contains("in use"), "{of}: {}", ended.stderr);
+        let change = format!("`listen` of {of} in t.toml");
+        assert!(ended.stderr.contains(&change), "{of}: {}", ended.stderr);
+        assert!(!dir.path().join("data").exists(), "{of}");
     }
 }
 

@@ -9,13 +9,15 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
-use serde_json::json;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 /// `GET /v1/plugins`
 pub(super) async fn list(State(state): State<AdminState>) -> Response {
-    Json(json!({ "plugins": state.plugins.list() })).into_response()
+    let plugins: Vec<Value> = state.plugins.list().iter().map(document).collect();
+    Json(json!({ "plugins": plugins })).into_response()
 }
 
 /// `GET /v1/plugins/{name}`
@@ -25,7 +27,7 @@ pub(super) async fn get(
 ) -> Result<Response, Problem> {
     let plugin = find(&state, &name)?;
     let tag = plugin.active.as_deref().map(etag);
-    let response = Json(plugin).into_response();
+    let response = Json(document(&plugin)).into_response();
     Ok(match tag {
         Some(tag) => ([(header::ETAG, tag)], response).into_response(),
         None => response,
@@ -172,10 +174,25 @@ impl<'a> Change<'a> {
 }
 
 fn find(state: &AdminState, name: &str) -> Result<PluginInfo, Problem> {
-    state
-        .plugins
-        .get(name)
-        .ok_or_else(|| deploy_problem(&DeployError::NoSuchPlugin(name.to_owned())))
+    state.plugins.get(name).ok_or_else(|| {
+        let mut problem = deploy_problem(&DeployError::NoSuchPlugin(name.to_owned()));
+        let names: Vec<_> = state.plugins.list().into_iter().map(|p| p.name).collect();
+        problem.detail.push_str(&match names.is_empty() {
+            true => ": there are none".to_owned(),
+            false => format!(": there are {}", names.join(", ")),
+        });
+        problem
+    })
+}
+
+/// A plugin as it is told, its times as text of RFC 3339.
+fn document(plugin: &PluginInfo) -> Value {
+    let mut document = json!(plugin);
+    for (i, version) in plugin.versions.iter().enumerate() {
+        let since = version.since.and_then(|at| Timestamp::try_from(at).ok());
+        document["versions"][i]["since"] = since.map(|at| format!("{at:.3}")).into();
+    }
+    document
 }
 
 /// `If-Match` names the active version, `If-None-Match: *` wants that there is none.
@@ -261,6 +278,24 @@ mod tests {
         assert!(holds("if-none-match", "*", None));
         assert!(!holds("if-none-match", "*", Some("aa")));
         assert!(check_condition(&HeaderMap::new(), &plugin(None)).is_ok());
+    }
+
+    #[test]
+    fn times_are_told_as_text() {
+        let mut plugin = plugin(None);
+        plugin.versions.push(crate::plugin::VersionInfo {
+            digest: "aa".into(),
+            bytes: None,
+            state: crate::plugin::VersionState::Kept,
+            since: Some(std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_500)),
+            by: "test".into(),
+            streams: 0,
+            calls: 0,
+            errors: 0,
+            decision_ns: 0,
+        });
+        let since = &document(&plugin)["versions"][0]["since"];
+        assert_eq!(since, "1970-01-01T00:00:01.500Z");
     }
 
     #[test]

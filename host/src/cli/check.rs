@@ -2,7 +2,7 @@
 
 use super::output::{self, Out, Style};
 use super::serve::read_config;
-use super::{Ended, Exit};
+use super::{Ended, Exit, read_text};
 use crate::config::Config;
 use crate::plugin::{DeployError, PluginConfig, Plugins, PluginsOptions, Source};
 use crate::store::Store;
@@ -53,7 +53,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
 fn as_json(args: &Args) -> anyhow::Result<()> {
     let name = args.file.display().to_string();
-    let text = std::fs::read_to_string(&args.file)
+    let text = read_text(&args.file)
         .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("config {name}: {error}")))?;
     let parsed = Config::parse(&text, Some(&args.file));
     let (problems, plugins) = match &parsed {

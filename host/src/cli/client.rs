@@ -132,6 +132,16 @@ pub(crate) enum ClientError {
     /// The proxy says no, and why.
     #[error("{0}")]
     Problem(Problem),
+    /// Another program answers there, or another listener of the proxy.
+    #[error(
+        "{address}: what answers there is not throwbar's admin API: {answer}\n  point to it: --admin ADDR, or THROWBAR_ADMIN"
+    )]
+    Foreign {
+        /// The address.
+        address: String,
+        /// What it said.
+        answer: String,
+    },
     /// The conversation broke off.
     #[error("{address}: {reason}")]
     Broken {
@@ -163,6 +173,8 @@ pub(crate) struct Answer {
     pub(crate) etag: Option<String>,
     /// The body.
     pub(crate) body: Bytes,
+    /// Where it came from.
+    address: String,
 }
 
 impl Answer {
@@ -171,8 +183,13 @@ impl Answer {
     /// # Errors
     /// If it is not what we expect: another program, or another release of the proxy.
     pub(crate) fn json<T: serde::de::DeserializeOwned>(&self) -> anyhow::Result<T> {
-        serde_json::from_slice(&self.body)
-            .map_err(|e| anyhow::anyhow!("the admin API's answer is not what was expected: {e}"))
+        serde_json::from_slice(&self.body).map_err(|e| {
+            let foreign = ClientError::Foreign {
+                address: self.address.clone(),
+                answer: e.to_string(),
+            };
+            foreign.into()
+        })
     }
 }
 
@@ -271,7 +288,12 @@ impl Client {
                 .await
                 .map_err(|e| self.broken(e))?
                 .to_bytes();
-            Ok(Answer { etag, body })
+            let address = self.address();
+            Ok(Answer {
+                etag,
+                body,
+                address,
+            })
         };
         match tokio::time::timeout(timeout, walk).await {
             Ok(result) => result,
@@ -405,7 +427,16 @@ impl Client {
             .await
             .map_err(|e| self.broken(format!("status {status}, and then: {e}")))?
             .to_bytes();
-        Err(ClientError::Problem(Problem::of(status, &body)))
+        let problem = Problem::of(status, &body);
+        // A request that the API's HTTP itself cannot take is answered without a document.
+        let unread = body.is_empty() && matches!(status.as_u16(), 400 | 414 | 431);
+        if problem.code.is_none() && !unread {
+            return Err(ClientError::Foreign {
+                address: self.address(),
+                answer: problem.to_string(),
+            });
+        }
+        Err(ClientError::Problem(problem))
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn start(option: Option<String>, config: Option<&str>) -> anyhow::Res
     let filter = EnvFilter::try_new(&filter).map_err(|error| {
         Ended::error(
             Exit::Usage,
-            format!("{place}: {filter:?}: {error}: expected a level such as info, or target=level"),
+            format!("{place}: {filter:?}: {error}; write a level such as info, or target=level"),
         )
     })?;
     let terminal = std::io::stderr().is_terminal();
@@ -55,4 +55,21 @@ pub(super) fn start(option: Option<String>, config: Option<&str>) -> anyhow::Res
     };
     started.map_err(|error| anyhow::anyhow!("start logging: {error}"))?;
     Ok(log)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_is_none_is_named_with_where_it_came_from() {
+        for filter in ["foo=bar=baz", "foo=loud"] {
+            let error = start(Some(filter.to_owned()), None).err().expect("refused");
+            let text = error.to_string();
+            assert!(text.starts_with("--log-level: "), "{text}");
+            assert!(text.contains(filter) && text.contains("info"), "{text}");
+            assert_eq!(text.matches("expected").count(), 1, "{text}");
+            assert_eq!(super::super::exit_of(&error), Exit::Usage);
+        }
+    }
 }

@@ -3,8 +3,10 @@
 //! `serve`, `check`, `demo` and `echo` do their work in this process; `plugin`, `kv` and `streams` are clients of a
 //! running proxy's admin API. Exit codes are [`Exit`].
 
+use crate::plugin::DeployError;
 use clap::{Parser, Subcommand};
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 mod check;
@@ -138,8 +140,27 @@ pub fn main() -> ExitCode {
 fn exit_of(error: &anyhow::Error) -> Exit {
     error
         .chain()
-        .find_map(|cause| cause.downcast_ref::<Ended>())
-        .map_or(Exit::Failed, |ended| ended.exit)
+        .find_map(|cause| match cause.downcast_ref::<Ended>() {
+            Some(ended) => Some(ended.exit),
+            None => cause.is::<DeployError>().then_some(Exit::PluginRefused),
+        })
+        .unwrap_or(Exit::Failed)
+}
+
+/// Reads a file of text.
+fn read_text(file: &Path) -> std::io::Result<String> {
+    use std::io::{Error, ErrorKind};
+    std::fs::read_to_string(file).map_err(|error| match error.kind() {
+        ErrorKind::InvalidData => Error::new(ErrorKind::InvalidData, "is not text in UTF-8"),
+        _ => error,
+    })
+}
+
+/// This program as it was called, for commands that are shown to be copied.
+fn program() -> String {
+    std::env::args()
+        .next()
+        .unwrap_or_else(|| "throwbar".to_owned())
 }
 
 /// Runs a client command on this thread.
@@ -179,6 +200,11 @@ mod tests {
     fn an_error_keeps_its_exit_code_under_added_context() {
         let error = Ended::error(Exit::PluginRefused, "not a component").context("plugin \"x\"");
         assert_eq!(exit_of(&error), Exit::PluginRefused);
+        let refused = anyhow::Error::new(DeployError::Init("no".to_owned()));
+        assert_eq!(
+            exit_of(&refused.context("plugin \"x\"")),
+            Exit::PluginRefused
+        );
         assert_eq!(exit_of(&anyhow::anyhow!("other")), Exit::Failed);
     }
 

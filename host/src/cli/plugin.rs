@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use http::Method;
 use http_body_util::Empty;
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ struct Version {
     digest: String,
     bytes: Option<u64>,
     state: String,
-    since: Option<SystemTime>,
+    since: Option<String>,
     streams: u64,
     calls: u64,
     errors: u64,
@@ -322,7 +323,8 @@ fn table_of(plugins: &[Value]) -> anyhow::Result<Table> {
             table.row(row);
         }
         for version in versions {
-            let age = version.since.and_then(|since| since.elapsed().ok());
+            let since = version.since.and_then(|at| at.parse::<Timestamp>().ok());
+            let age = since.and_then(|at| SystemTime::from(at).elapsed().ok());
             let used = version.calls > 0;
             table.row([
                 name.to_owned(),

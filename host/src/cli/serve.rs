@@ -2,7 +2,7 @@
 
 use super::client::{ADMIN_DEFAULT, DATA_DEFAULT, parse_address, show_address};
 use super::output::Style;
-use super::{Ended, Exit, logging, map};
+use super::{Ended, Exit, logging, map, program, read_text};
 use crate::admin::{self, Address, Auth};
 use crate::app::{self, App, Seed, Start};
 use crate::config::{Config, diagnostic};
@@ -140,7 +140,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 /// Every problem, as text with places, with its exit code.
 pub(super) fn read_config(file: &Path) -> anyhow::Result<(String, Config)> {
     let name = file.display().to_string();
-    let text = std::fs::read_to_string(file)
+    let text = read_text(file)
         .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("config {name}: {error}")))?;
     match Config::parse(&text, Some(file)) {
         Ok(config) => Ok((text, config)),
@@ -177,7 +177,7 @@ fn from_flags(flags: Inline) -> anyhow::Result<Start> {
             length <= MAP_BYTES_MAX,
             "map file {name}: is larger than 1 GiB: import it with `throwbar kv import`"
         );
-        let text = std::fs::read_to_string(file).with_context(|| format!("map file {name}"))?;
+        let text = read_text(file).with_context(|| format!("map file {name}"))?;
         match map::parse_file(&text, &name) {
             Ok(entries) => seed.extend(entries.into_iter().map(|(k, v)| entry(k, v))),
             Err(found) => problems.extend(found),
@@ -366,7 +366,8 @@ impl About {
             ));
         }
         lines.push(format!(
-            "  commands  throwbar kv ls --admin {} --data {}",
+            "  commands  {} kv ls --admin {} --data {}",
+            program(),
             show_address(app.admin_address()),
             self.data.display()
         ));

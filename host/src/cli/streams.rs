@@ -55,6 +55,7 @@ Examples:
     )]
     Close {
         /// Its id, as `streams ls` shows it
+        #[arg(value_parser = parse_id)]
         id: u64,
         /// The WebSocket close code
         #[arg(long, default_value_t = 1001, value_parser = clap::value_parser!(u16).range(1000..=4999))]
@@ -63,6 +64,11 @@ Examples:
         #[arg(long)]
         reason: Option<String>,
     },
+}
+
+fn parse_id(text: &str) -> Result<u64, &'static str> {
+    text.parse()
+        .map_err(|_| "expected an id as `streams ls` shows it")
 }
 
 /// A stream, as far as it is shown.

@@ -20,12 +20,15 @@ pub struct Maintenance {
 #[throwbar::router]
 impl Router for Maintenance {
     fn init(setup: &mut Setup) -> Result<Self, String> {
-        let status = config::parse("status")?.unwrap_or(503);
-        if !(200..=599).contains(&status) {
-            return Err(format!(
-                "setting \"status\" is {status}, expected 200 to 599"
-            ));
-        }
+        let status = config::get_or("status", "503");
+        let status = match status.parse() {
+            Ok(number @ 200..=599) => number,
+            _ => {
+                return Err(format!(
+                    "setting \"status\" is {status:?}, expected 200 to 599"
+                ));
+            }
+        };
         let mut reply = Reply::text(
             status,
             config::get_or("text", "Down for maintenance, back soon\n"),
@@ -110,15 +113,18 @@ mod tests {
 
     #[test]
     fn a_config_that_cannot_work_is_refused() {
-        for (name, value) in [
-            ("status", "199"),
-            ("status", "ok"),
-            ("retry-after", "soon"),
-            ("allow", "10.0.0.0/8"),
+        for (name, value, expected) in [
+            ("status", "199", "200 to 599"),
+            ("status", "ok", "200 to 599"),
+            ("retry-after", "soon", "seconds"),
+            ("allow", "10.0.0.0/8", "an IP address"),
         ] {
             let host = Host::new().config(name, value);
             let error = host.start::<Maintenance>().err().unwrap();
-            assert!(error.contains(name) && error.contains(value), "{error}");
+            let expected = format!("expected {expected}");
+            for part in [name, value, &expected] {
+                assert!(error.contains(part), "{error}");
+            }
         }
     }
 }

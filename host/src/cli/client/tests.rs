@@ -131,10 +131,18 @@ async fn a_problem_is_shown_with_its_detail_and_each_of_its_errors() {
 }
 
 #[tokio::test]
-async fn an_error_that_is_no_problem_json_keeps_its_text() {
+async fn an_answer_that_is_not_ours_is_told_with_its_text() {
     let client = client_of(|_| respond(502, "bad gateway from elsewhere\n")).await;
     let error = client.get("/").await.expect_err("an error");
-    assert_eq!(error.to_string(), "bad gateway from elsewhere (502)");
+    let text = error.to_string();
+    assert!(matches!(error, ClientError::Foreign { .. }), "{text}");
+    for expected in [
+        &*client.address(),
+        "bad gateway from elsewhere (502)",
+        "--admin",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -361,9 +361,7 @@ impl Demo {
     }
 
     fn command(&self, command: &str) -> String {
-        let program = std::env::args().next();
-        let program = program.as_deref().unwrap_or("throwbar");
-        format!("{program} {command}{}", self.options)
+        format!("{} {command}{}", crate::cli::program(), self.options)
     }
 }
 

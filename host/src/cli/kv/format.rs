@@ -60,6 +60,14 @@ pub(super) fn body_of(text: Vec<u8>) -> Result<(&'static str, Vec<u8>), String> 
     Ok((NDJSON, lines))
 }
 
+/// Whether lines to import have one with a key: neither empty nor a comment.
+pub(super) fn has_entry(lines: &[u8]) -> bool {
+    lines
+        .split(|b| *b == b'\n')
+        .map(<[u8]>::trim_ascii)
+        .any(|line| !line.is_empty() && line[0] != b'#')
+}
+
 /// Turns the lines of an export into a format.
 pub(super) struct Exporter {
     format: Format,
@@ -172,6 +180,18 @@ mod tests {
         assert!(kind("{\"a\": 1}").is_err_and(|e| e.contains("\"a\"")));
         assert!(kind("{\"a\": {\"base64\": \"/wA=\"}}").is_ok());
         assert!(kind("{oops").is_err());
+    }
+
+    #[test]
+    fn a_file_of_comments_or_an_empty_object_has_no_entry() {
+        for text in ["", "\n \r\n", "# a b\n  # c d\n", "{}"] {
+            let (_, body) = body_of(text.into()).expect("a form");
+            assert!(!has_entry(&body), "{text:?}");
+        }
+        for text in ["# x\na b", "{\"a\": \"b\"}"] {
+            let (_, body) = body_of(text.into()).expect("a form");
+            assert!(has_entry(&body), "{text:?}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use http_body_util::Full;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use transfer::Replace;
 
 /// Arguments of `kv`.
 #[derive(Debug, clap::Args)]
@@ -121,6 +122,9 @@ Examples:
         /// Delete the keys that the file does not have
         #[arg(long)]
         replace: bool,
+        /// Let a file without keys empty the bucket
+        #[arg(long, requires = "replace")]
+        allow_empty: bool,
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
@@ -215,9 +219,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             bucket,
             file,
             replace,
+            allow_empty,
             dry_run,
             json,
-        } => transfer::import(&client, &bucket, &file, replace, dry_run, json).await,
+        } => {
+            let replace = match (replace, allow_empty) {
+                (false, _) => Replace::No,
+                (true, false) => Replace::ByKeys,
+                (true, true) => Replace::ByAnything,
+            };
+            transfer::import(&client, &bucket, &file, replace, dry_run, json).await
+        }
         Command::Export {
             bucket,
             file,

@@ -1,9 +1,10 @@
 //! `throwbar kv import` and `export`: a whole bucket at once.
 
-use super::format::{Exporter, Format, body_of};
+use super::format::{Exporter, Format, body_of, has_entry};
 use super::{flag, refused, report, segment};
 use crate::cli::client::{Client, with_query};
 use crate::cli::output::{self, Out};
+use crate::cli::{Ended, Exit};
 use anyhow::Context;
 use http::Method;
 use http_body_util::BodyExt;
@@ -14,6 +15,17 @@ use std::path::Path;
 const IMPORT_BYTES_MAX: u64 = 256 << 20;
 const LINE_BYTES_MAX: usize = 8 << 20;
 
+/// Whether an import deletes the keys that the file does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replace {
+    /// It keeps them.
+    No,
+    /// It deletes them, if the file has a key at all: an empty one is more often a mistake than a wish.
+    ByKeys,
+    /// It deletes them, all of them if the file is empty.
+    ByAnything,
+}
+
 /// Sends a whole file as one batch.
 ///
 /// # Errors
@@ -22,15 +34,27 @@ pub(super) async fn import(
     client: &Client,
     bucket: &str,
     file: &Path,
-    replace: bool,
+    replace: Replace,
     dry_run: bool,
     json: bool,
 ) -> anyhow::Result<()> {
     let (text, name) = read(file)?;
-    let (content_type, body) = body_of(text).map_err(|e| anyhow::anyhow!("{name}: {e}"))?;
+    let (content_type, body) =
+        body_of(text).map_err(|e| Ended::error(Exit::ConfigInvalid, format!("{name}: {e}")))?;
+    if replace == Replace::ByKeys && !has_entry(&body) {
+        return Err(Ended::error(
+            Exit::ConfigInvalid,
+            format!(
+                "{name}: has no key, so --replace would empty {bucket:?}: give --allow-empty if it is meant to"
+            ),
+        ));
+    }
     let path = with_query(
         format!("/v1/kv/{}/import", segment("bucket", bucket)?),
-        &[("replace", flag(replace)), ("dry_run", flag(dry_run))],
+        &[
+            ("replace", flag(replace != Replace::No)),
+            ("dry_run", flag(dry_run)),
+        ],
     );
     let answer = client
         .upload(Method::POST, &path, content_type, body, "writing")
@@ -82,8 +106,12 @@ pub(super) async fn export(
                 Some(dir) if !dir.as_os_str().is_empty() => dir,
                 _ => Path::new("."),
             };
-            let kept = tempfile::NamedTempFile::new_in(dir)
-                .with_context(|| format!("{}", file.display()))?;
+            let (name, place) = (file.display(), dir.display());
+            anyhow::ensure!(dir.is_dir(), "{name}: no directory {place}");
+            // Its own message names the temporary file, which nobody asked for.
+            let kept = tempfile::NamedTempFile::new_in(dir).map_err(|error| {
+                anyhow::anyhow!("{name}: cannot create a file in {place}: {}", error.kind())
+            })?;
             Some((file, kept))
         }
     };
