@@ -9,6 +9,7 @@ use crate::listener::{self, Admission};
 use crate::metrics::Counters;
 use crate::plugin::{Crew, Generation, GenerationId, Instance};
 use crate::proxy::access_log::{AccessLog, Batches, Fields};
+use crate::proxy::encode::HeadBuffers;
 use crate::proxy::route::Instances;
 use crate::proxy::site::{Site, SiteView};
 use crate::proxy::{Proxy, TICK};
@@ -267,7 +268,7 @@ fn proxy(worker: usize, shared: Shared) -> io::Result<Rc<Proxy>> {
         resolver: Resolver::default(),
         instances: RefCell::new(Instances::default()),
         view: RefCell::new(view),
-        encoded: Cell::default(),
+        heads: HeadBuffers::default(),
         requests: Cell::new(0),
         id_prefix: format!("{:x}-{worker:x}-", std::process::id()).into(),
         site,

@@ -6,6 +6,7 @@ use crate::plugin::RequestHead;
 use crate::plugin::decision::{Edits, Forward};
 use http::HeaderName;
 use http::header;
+use std::cell::RefCell;
 use std::io::Write;
 
 /// How the body goes out.
@@ -122,6 +123,31 @@ fn set(out: &mut Vec<u8>, [constant, varying]: [Option<&Edits>; 2]) {
     }
     for (name, value) in varying.iter().flat_map(|e| &e.request_set) {
         field(out, name.as_str(), value.as_bytes());
+    }
+}
+
+/// Buffers that heads are encoded into, as many as were in use at once.
+#[derive(Default)]
+pub struct HeadBuffers(RefCell<Vec<Vec<u8>>>);
+
+/// Buffers kept for the next requests of a worker, and the largest kept.
+const BUFFERS_MAX: usize = 128;
+const BUFFER_BYTES_MAX: usize = 4 << 10;
+
+impl HeadBuffers {
+    /// An empty buffer.
+    pub fn take(&self) -> Vec<u8> {
+        let kept = self.0.borrow_mut().pop();
+        kept.unwrap_or_else(|| Vec::with_capacity(1 << 10))
+    }
+
+    /// Keeps a buffer for the next request.
+    pub fn give(&self, mut buffer: Vec<u8>) {
+        let mut kept = self.0.borrow_mut();
+        if kept.len() < BUFFERS_MAX && buffer.capacity() <= BUFFER_BYTES_MAX {
+            buffer.clear();
+            kept.push(buffer);
+        }
     }
 }
 

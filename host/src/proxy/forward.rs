@@ -13,7 +13,7 @@ use crate::store::Target;
 use crate::upstream::balance::Picked;
 use crate::upstream::connection::Connection;
 use crate::upstream::exchange::{self, ExchangeError, Outgoing, Response};
-use http::{Method, header};
+use http::{HeaderMap, Method, header};
 use http_body::Body;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -45,6 +45,16 @@ pub struct Attempt<'a> {
     pub client: &'a str,
 }
 
+/// The map of a request's fields, which are all in the encoded head by now. The response's fields go into it, and the
+/// server keeps that map for its connection's next request, so that none is allocated. A request to upgrade keeps its
+/// own: what answers it is checked against its fields.
+fn spare_map(record: &mut Record) -> HeaderMap {
+    match &mut record.head {
+        Some(head) if !head.websocket => std::mem::take(&mut head.headers),
+        _ => HeaderMap::new(),
+    }
+}
+
 impl Proxy {
     /// Sends the request on and returns the head of the response.
     ///
@@ -71,7 +81,7 @@ impl Proxy {
                 .exact()
                 .map_or(BodyFraming::Chunked, BodyFraming::Length),
         };
-        let mut encoded = self.encoded.take();
+        let mut encoded = self.heads.take();
         let forwarded = view.site.limits.forwarded(attempt.client);
         encode::encode(
             &mut encoded,
@@ -92,10 +102,11 @@ impl Proxy {
                 record,
             )
             .await;
-        self.encoded.replace(encoded);
+        self.heads.give(encoded);
         outcome
     }
 
+    /// Sends the encoded head, and the body, until there is a response.
     async fn attempts(
         &self,
         view: &SiteView,
@@ -112,12 +123,14 @@ impl Proxy {
         if let Some(timeout) = varying.and_then(|v| v.response_timeout) {
             limits.response = limits.response.min(Ticks::at_least(timeout));
         }
+        let mut map = spare_map(record);
         let (mut connection, picked) = self.connect(view, attempt, websocket, record).await?;
         loop {
             let outgoing = Outgoing {
                 head,
                 method,
                 websocket,
+                map: &mut map,
             };
             let sent_body = body.as_mut().as_pin_mut().map(|body| (body, chunked));
             let error = match exchange::exchange(&mut connection, outgoing, sent_body, limits).await

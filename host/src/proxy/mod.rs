@@ -65,8 +65,8 @@ pub struct Proxy {
     pub log: Rc<access_log::AccessLog>,
     /// The site with this worker's own state.
     pub view: RefCell<Rc<SiteView>>,
-    /// The buffer that request heads are written to; taken while in use.
-    pub encoded: Cell<Vec<u8>>,
+    /// What request heads are written to.
+    pub heads: encode::HeadBuffers,
     /// Requests so far.
     pub requests: Cell<u64>,
     /// What makes their numbers unique among workers and processes.

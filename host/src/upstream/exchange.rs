@@ -21,6 +21,8 @@ pub struct Outgoing<'a> {
     pub method: &'a Method,
     /// Whether it asks for a WebSocket.
     pub websocket: bool,
+    /// Taken for the fields of the response: any map that is no longer needed.
+    pub map: &'a mut HeaderMap,
 }
 
 /// Bounds of an exchange.
@@ -101,8 +103,9 @@ where
                 return Poll::Ready(Err(closed(connection, &received, None)));
             }
             while !received.is_empty() {
-                let Some((head, length)) = response::parse(&received, outgoing.method)
-                    .map_err(ExchangeError::BadResponse)?
+                let Some((head, length)) =
+                    response::parse(&received, outgoing.method, outgoing.map)
+                        .map_err(ExchangeError::BadResponse)?
                 else {
                     if received.len() > limits.head_bytes_max {
                         return Poll::Ready(Err(ExchangeError::BadResponse(

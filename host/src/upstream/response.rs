@@ -4,6 +4,7 @@ use super::body::Coding;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
+use std::mem::MaybeUninit;
 
 /// A parsed head.
 #[derive(Debug)]
@@ -23,17 +24,24 @@ pub struct ResponseHead {
 /// Fields of a response head.
 pub const FIELDS_MAX: usize = 100;
 
-/// Parses the head at the beginning of `received`: with the bytes it takes, or none while it is incomplete.
+/// Parses the head at the beginning of `received`: with the bytes it takes, or none while it is incomplete. Its fields go
+/// into `map`, which is taken, so that a map no longer needed serves again.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn parse(
     received: &Bytes,
     method: &Method,
+    map: &mut HeaderMap,
 ) -> Result<Option<(ResponseHead, usize)>, &'static str> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut response = httparse::Response::new(&mut fields);
-    let length = match response.parse(received) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        received,
+        &mut fields,
+    );
+    let length = match parsed {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err("response head has too many fields"),
@@ -52,7 +60,9 @@ pub fn parse(
         keep_alive: version == Version::HTTP_11,
         ..Framing::default()
     };
-    let mut headers = HeaderMap::with_capacity(response.headers.len());
+    let mut headers = std::mem::take(map);
+    headers.clear();
+    headers.reserve(response.headers.len());
     for field in response.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes())
             .map_err(|_| "response field name is invalid")?;
@@ -186,7 +196,7 @@ mod tests {
 
     fn head(text: &str) -> Result<Option<ResponseHead>, &'static str> {
         let received = Bytes::copy_from_slice(text.as_bytes());
-        parse(&received, &Method::GET).map(|parsed| {
+        parse(&received, &Method::GET, &mut HeaderMap::new()).map(|parsed| {
             parsed.map(|(head, length)| {
                 assert_eq!(length, text.len());
                 head

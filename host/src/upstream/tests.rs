@@ -70,6 +70,7 @@ impl Client {
             head: b"GET / HTTP/1.1\r\n\r\n",
             method: &Method::GET,
             websocket: false,
+            map: &mut HeaderMap::new(),
         };
         let sent = exchange::<Full<Bytes>>(&mut connection, outgoing, None, Self::limits()).await;
         let Response {
@@ -250,6 +251,7 @@ fn a_late_response_is_a_timeout() {
             head: b"GET / HTTP/1.1\r\n\r\n",
             method: &Method::GET,
             websocket: false,
+            map: &mut HeaderMap::new(),
         };
         let limits = ExchangeLimits {
             response: Ticks::at_least(Duration::from_millis(1)),
@@ -318,6 +320,7 @@ fn request_bodies_go_out_as_framed() {
                 head: b"",
                 method: &Method::POST,
                 websocket: false,
+                map: &mut HeaderMap::new(),
             };
             let sent = exchange(
                 &mut connection,
