@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::config::diagnostic::Problem;
 use crate::listener;
 use crate::metrics::RouteCounters;
-use crate::plugin::{DeployError, Plugins};
+use crate::plugin::{DeployError, PluginInfo, Plugins};
 use crate::proxy::site::Site;
 use crate::store::{BucketConfig, OpenError, Store};
 use crate::worker::Workers;
@@ -300,6 +300,11 @@ impl Control {
         } else {
             Err(format!("plugins without a version: {}", waiting.join(", ")))
         }
+    }
+
+    /// The plugins, by name.
+    pub fn plugins(&self) -> Vec<PluginInfo> {
+        self.inner.plugins.list()
     }
 
     /// Seconds since start.

@@ -185,6 +185,7 @@ async fn the_active_version_survives_kill_9() {
         proxy.kill().await;
         proxy.start_again().await;
         assert_eq!(version(&proxy, &upstream).await, expected, "round {round}");
+        proxy.says("kept over restarts").await;
     }
     let rolled = proxy.admin().post("/v1/plugins/router/rollback", "").await;
     assert_eq!(rolled.status, 200, "{}", rolled.text());

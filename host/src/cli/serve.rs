@@ -1,12 +1,14 @@
 //! `throwbar serve`: run the proxy, from a config or from flags alone.
 
 use super::client::{ADMIN_DEFAULT, DATA_DEFAULT, parse_address, show_address};
-use super::output::Style;
+use super::output::{Style, short};
 use super::{Ended, Exit, logging, map, program, read_text};
 use crate::admin::{self, Address, Auth};
 use crate::app::{self, App, Seed, Start};
 use crate::config::{Config, diagnostic};
-use crate::plugin::{Access, PluginConfig, PluginLimits, Source};
+use crate::plugin::{
+    Access, BY_CONFIG, PluginConfig, PluginInfo, PluginLimits, Source, VersionState,
+};
 use crate::proxy::access_log::Sink;
 use crate::proxy::{Handler, OnFailure, RouteConfig, matcher::Matcher};
 use crate::store::{BackendKind, BucketConfig, ValueKind};
@@ -354,6 +356,7 @@ impl About {
             None => "  token     none needed".to_owned(),
         });
         lines.push(format!("  data      {}", self.data.display()));
+        lines.extend(app.control().plugins().iter().map(plugin_line));
         if self.inline {
             lines.push(format!(
                 "  map       {} in bucket {BUCKET:?}{}",
@@ -374,6 +377,26 @@ impl About {
         lines.push(style.dim("  Ctrl-C finishes what is running and ends; again ends at once"));
         // Nobody reads standard error: no reason not to serve.
         let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
+    }
+}
+
+/// A version that was pushed outlives restarts, whatever the config or the options name: it has to be seen.
+fn plugin_line(plugin: &PluginInfo) -> String {
+    let name = &plugin.name;
+    match plugin
+        .versions
+        .iter()
+        .find(|version| version.state == VersionState::Active)
+    {
+        None => format!("  plugin    {name}: no version yet, waits for a push"),
+        Some(active) if active.by == BY_CONFIG => {
+            format!("  plugin    {name} {}", short(&active.digest))
+        }
+        Some(active) => format!(
+            "  plugin    {name} {}, activated by {}: kept over restarts, whatever the config names",
+            short(&active.digest),
+            active.by
+        ),
     }
 }
 

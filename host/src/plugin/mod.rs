@@ -39,7 +39,7 @@ pub(crate) use engine::MEMORY_RESERVATION;
 pub use generation::{Generation, GenerationId};
 pub use instance::{Instance, RouteError, Routed};
 pub use request::RequestHead;
-pub use slot::PluginSlot;
+pub use slot::{BY_CONFIG, PluginSlot};
 
 /// One plugin of the config.
 #[derive(Debug, Clone, PartialEq, Eq)]

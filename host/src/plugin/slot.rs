@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// Who activated a version that came from the config.
-pub(super) const BY_CONFIG: &str = "config";
+pub const BY_CONFIG: &str = "config";
 /// Activations remembered of a plugin.
 const HISTORY_MAX: usize = 20;
 
