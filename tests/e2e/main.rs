@@ -18,6 +18,7 @@ mod cli;
 mod config;
 mod demo;
 mod deploy;
+mod fields;
 mod framing;
 mod h2c;
 mod hot_swap;

@@ -28,6 +28,8 @@ const LOCAL_RESETS_MAX: usize = 100;
 /// Flow-control windows of HTTP/2: what a client may send before it is read.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// A response without a `Date` gets one, ours and an endpoint's alike (RFC 9110, 6.6.1).
+const DATE: bool = true;
 /// How long an HTTP/2 client may leave a ping unanswered.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -52,7 +54,7 @@ pub async fn serve(
         let mut builder = http2::Builder::new(Local);
         builder
             .timer(TokioTimer::new())
-            .auto_date_header(false)
+            .auto_date_header(DATE)
             .max_concurrent_streams(limits.h2_streams_max)
             .max_header_list_size(limits.head_bytes_max as u32)
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
@@ -67,7 +69,7 @@ pub async fn serve(
     } else {
         let mut builder = http1::Builder::new();
         builder
-            .auto_date_header(false)
+            .auto_date_header(DATE)
             .half_close(false)
             .header_read_timeout(None)
             .max_buf_size(limits.head_bytes_max.max(BUFFER_BYTES_MAX))
