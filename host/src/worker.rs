@@ -399,7 +399,7 @@ fn log_stream(log: &AccessLog, event: &StreamEvent<'_>) {
         line.number("stream", stream.id.0);
         line.text("route", stream.route);
         if let Some(label) = stream.label {
-            line.text("plugin", &label.plugin);
+            line.plain("plugin", &label.plugin);
             line.plain("version", label.version());
         }
         if let Some(key) = stream.key {

@@ -3,6 +3,7 @@
 use crate::drain::Drain;
 use crate::metrics::WorkerCounters;
 use crate::proxy::Proxy;
+use crate::proxy::access_log::Prepared;
 use crate::upstream::scratch;
 use bytes::Bytes;
 use framing::Framing;
@@ -81,12 +82,10 @@ pub fn check_free(address: SocketAddr) -> io::Result<()> {
 pub struct ClientConnection {
     /// What requests and socket share.
     pub state: Arc<ConnectionState>,
-    /// The listener's name.
-    pub listener: Arc<str>,
     /// The client.
     pub client: SocketAddr,
-    /// The client as text, for the log.
-    pub client_text: Box<str>,
+    /// The listener and the client, as lines of the log have them.
+    pub log: Prepared,
     /// Its address without the port, for `X-Forwarded-For`.
     pub client_ip_text: Box<str>,
     /// Whether it speaks HTTP/2.
@@ -225,11 +224,14 @@ async fn connection(
     let framing = (!http2).then(|| Framing::new(view.site.limits.head()));
     let socket = DownstreamSocket::new(tcp, state.clone(), read_ahead, framing);
     let client_ip = client.ip().to_canonical();
+    let client = SocketAddr::new(client_ip, client.port());
     let connection = Rc::new(ClientConnection {
         state,
-        listener,
-        client: SocketAddr::new(client_ip, client.port()),
-        client_text: SocketAddr::new(client_ip, client.port()).to_string().into(),
+        client,
+        log: Prepared::new(|line| {
+            line.text("listener", &listener);
+            line.address("client", client);
+        }),
         client_ip_text: client_ip.to_string().into(),
         http2,
     });

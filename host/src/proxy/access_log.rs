@@ -193,6 +193,18 @@ impl AccessLog {
     }
 }
 
+/// Fields that many lines have in common, written once.
+pub struct Prepared(Box<[u8]>);
+
+impl Prepared {
+    /// Writes them.
+    pub fn new(fields: impl FnOnce(&mut Fields<'_>)) -> Self {
+        let mut written = Vec::new();
+        fields(&mut Fields(&mut written));
+        Self(written.into())
+    }
+}
+
 /// Appends fields to a line.
 pub struct Fields<'a>(&'a mut Vec<u8>);
 
@@ -203,6 +215,12 @@ impl Fields<'_> {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\":");
+    }
+
+    /// What was written before the request came.
+    #[inline(always)]
+    pub fn prepared(&mut self, fields: &Prepared) {
+        self.0.extend_from_slice(&fields.0);
     }
 
     /// A number.

@@ -86,8 +86,7 @@ impl Drop for Record {
         let ended = Instant::now();
         self.proxy.log.line("request", ended, |line| {
             line.numbered("id", &self.proxy.id_prefix, self.id);
-            line.text("listener", &self.connection.listener);
-            line.plain("client", &self.connection.client_text);
+            line.prepared(&self.connection.log);
             if let Some(head) = &self.head {
                 line.plain("method", head.method.as_str());
                 line.text("authority", head.authority.as_str());
@@ -107,10 +106,10 @@ impl Drop for Record {
                 ended.saturating_duration_since(self.started).as_micros() as u64,
             );
             if let Some(route) = self.route {
-                line.text("route", &self.view.site.routes[route].name);
+                line.prepared(&self.view.site.routes[route].log);
             }
             if let Some(label) = &self.label {
-                line.text("plugin", &label.plugin);
+                line.plain("plugin", &label.plugin);
                 line.plain("version", label.version());
                 line.number("decision_ns", self.decision_ns);
             }

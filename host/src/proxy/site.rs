@@ -1,5 +1,6 @@
 //! What a worker serves: routes, limits and upstreams of one config, published to all workers with one atomic store.
 
+use super::access_log::Prepared;
 use super::encode::Forwarded;
 use super::matcher::Matcher;
 use super::{Handler, Limits, OnFailure};
@@ -49,6 +50,8 @@ pub struct LimitTicks {
 pub struct Route {
     /// Its name.
     pub name: Arc<str>,
+    /// The same, as lines of the log have it.
+    pub log: Prepared,
     /// Which requests it is for.
     pub matcher: Matcher,
     /// What becomes of them.
@@ -109,6 +112,7 @@ impl Site {
             let (name, matcher) = (route.name.as_str().into(), route.matcher.clone());
             Ok(Route {
                 counters: counters(&route.name),
+                log: Prepared::new(|line| line.text("route", &route.name)),
                 name,
                 matcher,
                 action,
