@@ -1,6 +1,6 @@
 //! The command line: arguments in, exit code out; one file per command.
 //!
-//! `serve`, `check`, `demo` and `echo` do their work in this process; `plugin`, `kv` and `streams` are clients of a
+//! `serve`, `check`, `demo` and `echo` do their work in this process; `plugin`, `kv`, `streams` and `top` are clients of a
 //! running proxy's admin API. Exit codes are [`Exit`].
 
 use crate::plugin::DeployError;
@@ -22,6 +22,7 @@ mod problem;
 mod progress;
 mod serve;
 mod streams;
+mod top;
 
 /// How the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,8 @@ enum Command {
     Kv(kv::Args),
     /// List and close open streams
     Streams(streams::Args),
+    /// Watch requests, decisions, streams and map changes, second by second
+    Top(top::Args),
 }
 
 /// Runs the command the arguments name.
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Plugin(args) => block_on(plugin::run(args)),
         Command::Kv(args) => block_on(kv::run(args)),
         Command::Streams(args) => block_on(streams::run(args)),
+        Command::Top(args) => block_on(top::run(args)),
     };
     let exit = match result {
         Ok(()) => Exit::Ok,

@@ -114,7 +114,8 @@ impl Table {
         Ok(())
     }
 
-    fn lines(&self) -> Vec<String> {
+    /// Its lines, headings first.
+    pub(crate) fn lines(&self) -> Vec<String> {
         let mut widths: Vec<usize> = self.columns.iter().map(|(name, _)| name.len()).collect();
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
