@@ -8,13 +8,14 @@
 
 use anyhow::{Context, Result, ensure};
 use std::fmt::Write as _;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 use throwbar_benches::callgrind;
+use throwbar_benches::wire::read_message;
 
 const FEW: usize = 2_000;
 const MANY: usize = 10_000;
@@ -116,7 +117,8 @@ fn arguments(row: Row, directory: &Path, port: u16, upstream: u16) -> Result<Vec
 
 fn start(proxy: &Path, arguments: &[String], directory: &Path, out: &Path) -> Result<Child> {
     let command = Command::new("valgrind")
-        .args(["--tool=callgrind", "--quiet"])
+        // One thread at a time runs; none may wait for long, or a deadline cuts a client.
+        .args(["--tool=callgrind", "--quiet", "--fair-sched=try"])
         .arg(callgrind::out_file(out))
         .arg(std::path::absolute(proxy)?)
         .args(arguments)
@@ -190,27 +192,5 @@ fn answer(mut socket: TcpStream) -> Result<()> {
             socket,
             "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {BODY_BYTES}\r\n\r\n{body}"
         )?;
-    }
-}
-
-/// A head, and how many bytes of body came after it: all that its Content-Length says.
-fn read_message(socket: &mut TcpStream) -> Result<(String, usize)> {
-    let mut buffer = [0; 8192];
-    let mut read = 0;
-    loop {
-        let count = socket.read(&mut buffer[read..])?;
-        ensure!(count > 0, "connection ended");
-        read += count;
-        let text = String::from_utf8_lossy(&buffer[..read]).to_ascii_lowercase();
-        let Some(head) = text.find("\r\n\r\n") else {
-            continue;
-        };
-        let length = text[..head]
-            .split_once("content-length: ")
-            .map_or("0", |(_, rest)| rest.split('\r').next().unwrap_or("0"));
-        let body = read - head - 4;
-        if body >= length.parse()? {
-            return Ok((String::from_utf8_lossy(&buffer[..head]).into_owned(), body));
-        }
     }
 }

@@ -3,3 +3,5 @@
 pub mod callgrind;
 pub mod deploys;
 pub mod doors;
+pub mod running;
+pub mod wire;

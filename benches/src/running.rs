@@ -1,0 +1,141 @@
+//! The binary itself, running: a proxy with the by-header router, and an echo server behind it.
+
+use crate::wire::{read_message, status};
+use anyhow::{Context, Result, ensure};
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use throwbar_host::plugin::builtin;
+
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A proxy and its echo server. Both end with it.
+pub struct Running {
+    proxy: Child,
+    echo: Child,
+    directory: tempfile::TempDir,
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// Lines of a head that lead to the echo server.
+    pub fields: String,
+    admin: SocketAddr,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for child in [&mut self.proxy, &mut self.echo] {
+            // Ended already, if this fails.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Running {
+    /// Starts both.
+    ///
+    /// # Errors
+    /// One does not start.
+    pub fn start(binary: &Path) -> Result<Self> {
+        let binary = std::path::absolute(binary)?;
+        let directory = tempfile::tempdir()?;
+        let [address, admin] = [free_address("127.0.0.1")?, free_address("127.0.0.1")?];
+        // Not the host of our own listener: those are refused.
+        let echo_address = free_address("127.0.0.2")?;
+        let spawn = |arguments: &[&str]| {
+            Command::new(&binary)
+                .args(arguments)
+                .current_dir(directory.path())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .with_context(|| format!("start {}", binary.display()))
+        };
+        let echo = spawn(&["echo", "--listen", &echo_address.to_string()])?;
+        let map = format!("echo={}", echo_address.ip());
+        let arguments = format!(
+            "serve --listen {address} --map {map} --admin {admin} --admin-auth none --access-log access.log --data data"
+        );
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let proxy = spawn(&arguments)?;
+        let running = Self {
+            proxy,
+            echo,
+            fields: format!("X-ID: echo\r\nX-Port: {}\r\n", echo_address.port()),
+            directory,
+            address,
+            admin,
+        };
+        for address in [echo_address, address, admin] {
+            let deadline = Instant::now() + START_TIMEOUT;
+            while TcpStream::connect(address).is_err() {
+                ensure!(Instant::now() < deadline, "nobody listens at {address}");
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(running)
+    }
+
+    /// Deploys a component; returns its digest.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn push(&self, component: &[u8]) -> Result<()> {
+        let mut socket = TcpStream::connect(self.admin)?;
+        write!(
+            socket,
+            "PUT /v1/plugins/by-header HTTP/1.1\r\nHost: {}\r\nContent-Type: application/wasm\r\nContent-Length: {}\r\n\r\n",
+            self.admin,
+            component.len()
+        )?;
+        socket.write_all(component)?;
+        let (head, _) = read_message(&mut socket)?;
+        ensure!(matches!(status(&head)?, 200 | 201), "push: {head}");
+        Ok(())
+    }
+
+    /// Resident memory of the proxy, in KiB.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn rss_kib(&self) -> Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.proxy.id()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        Ok(kib.context("no VmRSS")?.parse()?)
+    }
+
+    /// The access log, once all that was written is in the file: ends the proxy.
+    ///
+    /// # Errors
+    /// It did not end well.
+    pub fn access_log(mut self) -> Result<String> {
+        let pid = rustix::process::Pid::from_child(&self.proxy);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        ensure!(self.proxy.wait()?.success(), "the proxy failed");
+        Ok(std::fs::read_to_string(
+            self.directory.path().join("access.log"),
+        )?)
+    }
+}
+
+fn free_address(host: &str) -> Result<SocketAddr> {
+    Ok(TcpListener::bind((host, 0))?.local_addr()?)
+}
+
+/// The by-header router as another version: the same code, and a section of its own that no engine reads.
+///
+/// # Errors
+/// It is not built in.
+pub fn version(number: u32) -> Result<Vec<u8>> {
+    let mut component = builtin::component("by-header")
+        .context("it is built in")?
+        .to_vec();
+    // Section 0 (custom): its length, the length of its name, the name, anything.
+    component.extend_from_slice(&[0, 6, 1, b'v']);
+    component.extend_from_slice(&number.to_le_bytes());
+    Ok(component)
+}
