@@ -45,7 +45,7 @@ fn memory(binary: &Path, streams: usize, swaps: usize) -> Result<()> {
     println!("| swaps | streams | RSS before | all open | closed |");
     println!("|---|---|---|---|---|");
     for swaps in [1, swaps.max(1)] {
-        let running = Running::start(binary)?;
+        let running = Running::start(binary, &["--data", "data"])?;
         running.push(&version(0)?)?;
         let before = running.rss_kib()?;
         let mut open = Vec::with_capacity(streams);
@@ -68,7 +68,7 @@ fn memory(binary: &Path, streams: usize, swaps: usize) -> Result<()> {
 type Span = (u64, u64);
 
 fn traffic(binary: &Path, seconds: usize) -> Result<()> {
-    let running = Running::start(binary)?;
+    let running = Running::start(binary, &["--data", "data"])?;
     let end = Instant::now() + Duration::from_secs(seconds as u64);
     let stop = AtomicBool::new(false);
     let (pushes, mut latencies) = thread::scope(|scope| -> Result<_> {

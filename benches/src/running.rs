@@ -1,4 +1,4 @@
-//! The binary itself, running: a proxy with the by-header router, and an echo server behind it.
+//! The binary itself, running: a proxy with the by-header router, and two echo servers behind it.
 
 use crate::wire::{read_message, status};
 use anyhow::{Context, Result, ensure};
@@ -12,21 +12,25 @@ use throwbar_host::plugin::builtin;
 
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A proxy and its echo server. Both end with it.
+/// Hosts of the echo servers, both at one port. None is that of the proxy's own listener: it would be refused.
+pub const ECHO_HOSTS: [&str; 2] = ["127.0.0.2", "127.0.0.3"];
+
+/// A proxy and its echo servers. All end with it.
 pub struct Running {
     proxy: Child,
-    echo: Child,
+    echo: Vec<Child>,
     directory: tempfile::TempDir,
     /// Where clients connect.
     pub address: SocketAddr,
-    /// Lines of a head that lead to the echo server.
+    /// Lines of a head that lead to the first echo server, by the entry `echo`.
     pub fields: String,
-    admin: SocketAddr,
+    /// The admin API, without a token.
+    pub admin: SocketAddr,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        for child in [&mut self.proxy, &mut self.echo] {
+        for child in self.echo.iter_mut().chain([&mut self.proxy]) {
             // Ended already, if this fails.
             let _ = child.kill();
             let _ = child.wait();
@@ -35,16 +39,15 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Starts both.
+    /// Starts all, with these options of the proxy beside its addresses.
     ///
     /// # Errors
     /// One does not start.
-    pub fn start(binary: &Path) -> Result<Self> {
+    pub fn start(binary: &Path, options: &[&str]) -> Result<Self> {
         let binary = std::path::absolute(binary)?;
         let directory = tempfile::tempdir()?;
         let [address, admin] = [free_address("127.0.0.1")?, free_address("127.0.0.1")?];
-        // Not the host of our own listener: those are refused.
-        let echo_address = free_address("127.0.0.2")?;
+        let port = free_address(ECHO_HOSTS[0])?.port();
         let spawn = |arguments: &[&str]| {
             Command::new(&binary)
                 .args(arguments)
@@ -54,24 +57,34 @@ impl Running {
                 .spawn()
                 .with_context(|| format!("start {}", binary.display()))
         };
-        let echo = spawn(&["echo", "--listen", &echo_address.to_string()])?;
-        let map = format!("echo={}", echo_address.ip());
+        let echo_addresses = ECHO_HOSTS.map(|host| format!("{host}:{port}"));
+        let echo = echo_addresses
+            .iter()
+            .map(|at| spawn(&["echo", "--listen", at]));
+        let echo = echo.collect::<Result<_>>()?;
         let arguments = format!(
-            "serve --listen {address} --map {map} --admin {admin} --admin-auth none --access-log access.log --data data"
+            "serve --listen {address} --map echo={} --admin {admin} --admin-auth none --access-log access.log",
+            ECHO_HOSTS[0]
         );
-        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let arguments: Vec<&str> = arguments
+            .split(' ')
+            .chain(options.iter().copied())
+            .collect();
         let proxy = spawn(&arguments)?;
         let running = Self {
             proxy,
             echo,
-            fields: format!("X-ID: echo\r\nX-Port: {}\r\n", echo_address.port()),
+            fields: format!("X-ID: echo\r\nX-Port: {}\r\n", port),
             directory,
             address,
             admin,
         };
-        for address in [echo_address, address, admin] {
+        for address in [address.to_string(), admin.to_string()]
+            .into_iter()
+            .chain(echo_addresses)
+        {
             let deadline = Instant::now() + START_TIMEOUT;
-            while TcpStream::connect(address).is_err() {
+            while TcpStream::connect(&*address).is_err() {
                 ensure!(Instant::now() < deadline, "nobody listens at {address}");
                 thread::sleep(Duration::from_millis(20));
             }
@@ -79,7 +92,7 @@ impl Running {
         Ok(running)
     }
 
-    /// Deploys a component; returns its digest.
+    /// Deploys a component.
     ///
     /// # Errors
     /// It is refused.
