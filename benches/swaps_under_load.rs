@@ -8,18 +8,13 @@
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::net::TcpStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use throwbar_benches::load::{beside_load, quantile};
 use throwbar_benches::running::{Running, version};
-use throwbar_benches::wire::{open_websocket, read_message, status};
+use throwbar_benches::wire::open_websocket;
 
-const CLIENTS: usize = 10;
-/// Of each client: 10,000 a second together.
-const REQUESTS_PER_SECOND: u32 = 1_000;
 const SWAP_EVERY: Duration = Duration::from_millis(100);
 /// Deployed in turn, so that after the first turn what is measured is the swap and not the compiler.
 const VERSIONS: usize = 16;
@@ -70,22 +65,8 @@ type Span = (u64, u64);
 fn traffic(binary: &Path, seconds: usize) -> Result<()> {
     let running = Running::start(binary, &["--data", "data"])?;
     let end = Instant::now() + Duration::from_secs(seconds as u64);
-    let stop = AtomicBool::new(false);
-    let (pushes, mut latencies) = thread::scope(|scope| -> Result<_> {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|_| scope.spawn(|| client(&running, &stop)))
-            .collect();
-        let swapped = swap_until(&running, end);
-        stop.store(true, Ordering::Relaxed);
-        let mut latencies = Vec::new();
-        for client in clients {
-            latencies.extend(client.join().expect("a client does not panic")?);
-        }
-        Ok((swapped?, latencies))
-    })?;
+    let (pushes, latencies) = beside_load(&running, || swap_until(&running, end))?;
     let (checked, versions) = check(&running.access_log()?, &pushes)?;
-    latencies.sort_unstable();
-    let quantile = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
     println!(
         "| seconds | swaps | requests | not 200 | by a version not active | versions seen | p50 | p99 |"
     );
@@ -94,8 +75,8 @@ fn traffic(binary: &Path, seconds: usize) -> Result<()> {
         "| {seconds} | {} | {} | 0 | 0 of {checked} | {versions} | {} µs | {} µs |",
         pushes.len(),
         latencies.len(),
-        quantile(0.5),
-        quantile(0.99)
+        quantile(&latencies, 0.5),
+        quantile(&latencies, 0.99)
     );
     Ok(())
 }
@@ -116,29 +97,6 @@ fn swap_until(running: &Running, end: Instant) -> Result<Vec<(String, Span)>> {
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     Ok(pushes)
-}
-
-/// Requests at a pace; microseconds each took.
-fn client(running: &Running, stop: &AtomicBool) -> Result<Vec<u32>> {
-    let mut socket = TcpStream::connect(running.address)?;
-    socket.set_nodelay(true)?;
-    let head = format!(
-        "GET / HTTP/1.1\r\nHost: bench.test\r\n{}\r\n",
-        running.fields
-    );
-    let pace = Duration::from_secs(1) / REQUESTS_PER_SECOND;
-    let mut next = Instant::now();
-    let mut latencies = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
-        let sent = Instant::now();
-        socket.write_all(head.as_bytes())?;
-        let (answer, _) = read_message(&mut socket)?;
-        ensure!(status(&answer)? == 200, "not 200: {answer}");
-        latencies.push(sent.elapsed().as_micros() as u32);
-        next += pace;
-        thread::sleep(next.saturating_duration_since(Instant::now()));
-    }
-    Ok(latencies)
 }
 
 /// Holds each line of the access log against the pushes; how many lines, and how many versions they name.

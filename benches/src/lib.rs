@@ -3,5 +3,6 @@
 pub mod callgrind;
 pub mod deploys;
 pub mod doors;
+pub mod load;
 pub mod running;
 pub mod wire;

@@ -97,10 +97,22 @@ impl Running {
     /// # Errors
     /// It is refused.
     pub fn push(&self, component: &[u8]) -> Result<()> {
+        self.upload("", component)
+    }
+
+    /// Has a component compiled and tried, and changes nothing.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn check(&self, component: &[u8]) -> Result<()> {
+        self.upload("?dry_run=true", component)
+    }
+
+    fn upload(&self, query: &str, component: &[u8]) -> Result<()> {
         let mut socket = TcpStream::connect(self.admin)?;
         write!(
             socket,
-            "PUT /v1/plugins/by-header HTTP/1.1\r\nHost: {}\r\nContent-Type: application/wasm\r\nContent-Length: {}\r\n\r\n",
+            "PUT /v1/plugins/by-header{query} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/wasm\r\nContent-Length: {}\r\n\r\n",
             self.admin,
             component.len()
         )?;
