@@ -42,6 +42,8 @@ pub struct WorkerCounters {
     pub streams_opened: AtomicU64,
     /// Streams closed.
     pub streams_closed: AtomicU64,
+    /// Pings of our own sent in streams.
+    pub stream_pings: AtomicU64,
     /// Bytes from clients in streams.
     pub stream_bytes_up: AtomicU64,
     /// Bytes to clients in streams.

@@ -221,6 +221,11 @@ impl Scrape {
                 sums.streams_closed,
             ),
             (
+                "throwbar_stream_pings",
+                "Pings of the proxy's own sent in streams",
+                sums.stream_pings,
+            ),
+            (
                 "throwbar_stream_bytes_up",
                 "Bytes from clients in streams",
                 sums.stream_bytes_up,

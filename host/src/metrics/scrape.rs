@@ -87,6 +87,7 @@ pub struct WorkerTotals {
     pub upstream_idle: u64,
     pub streams_opened: u64,
     pub streams_closed: u64,
+    pub stream_pings: u64,
     pub stream_bytes_up: u64,
     pub stream_bytes_down: u64,
     pub log_lines_dropped: u64,
@@ -114,6 +115,7 @@ impl WorkerTotals {
             // Closed before opened: a stream between the two reads must not make their difference negative.
             streams_closed: sum(|worker| &worker.streams_closed),
             streams_opened: sum(|worker| &worker.streams_opened),
+            stream_pings: sum(|worker| &worker.stream_pings),
             stream_bytes_up: sum(|worker| &worker.stream_bytes_up),
             stream_bytes_down: sum(|worker| &worker.stream_bytes_down),
             log_lines_dropped: sum(|worker| &worker.log_lines_dropped),

@@ -26,12 +26,18 @@ mod token;
 pub use table::Streams;
 
 /// Upgraded streams.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// No byte either way for so long closes a stream; none by default.
     pub idle_timeout: Option<Duration>,
     /// A stream is closed at this age; none by default.
     pub age_max: Option<Duration>,
+    /// Up to this share of its age a stream is closed earlier, so that streams opened together do not end together.
+    pub age_jitter: f64,
+    /// Between two pings of ours to the client; none by default.
+    pub ping_client: Option<Duration>,
+    /// Between two pings of ours to the endpoint; none by default.
+    pub ping_upstream: Option<Duration>,
     /// How long a drain waits for streams before it closes them with 1001.
     pub shutdown_grace: Duration,
     /// Streams of one worker.
@@ -43,6 +49,9 @@ impl Default for Config {
         Self {
             idle_timeout: None,
             age_max: None,
+            age_jitter: 0.1,
+            ping_client: None,
+            ping_upstream: None,
             shutdown_grace: Duration::from_secs(30),
             streams_max: 100_000,
         }
@@ -60,6 +69,19 @@ impl StreamId {
     /// The worker that has it.
     pub fn worker(self) -> usize {
         (self.0 & 0xff) as usize
+    }
+
+    /// A number that is the stream's own and evenly spread among streams (the finaliser of SplitMix64).
+    pub fn spread(self) -> u64 {
+        let mixed = self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// The stream's own part of a span, from 0 to less than all of it.
+    fn share(self, span: u32) -> u32 {
+        (((self.spread() >> 32) * u64::from(span)) >> 32) as u32
     }
 }
 

@@ -1,6 +1,6 @@
 //! All streams of a worker: opened, listed, timed out, closed.
 
-use super::entry::{Entry, Label, Progress, Timeouts};
+use super::entry::{Entry, Keepalive, Label, Overdue, Progress, Timeouts};
 use super::{
     CloseReason, Config, NewStream, Refused, StreamEvent, StreamFilter, StreamId, StreamInfo,
 };
@@ -169,6 +169,9 @@ impl Streams {
         let tick = ticks(opened).max(self.tick.get());
         self.tick.set(tick);
         let id = StreamId((table.counter + 1) << 8 | self.worker as u64);
+        let intervals = [config.ping_client, config.ping_upstream].map(timeout_ticks);
+        let keepalive = Keepalive::new(intervals, id, tick).map_err(Refused::Socket)?;
+        let age = timeout_ticks(new.age_max.or(config.age_max));
         let mut entry = Entry::new(
             new.downstream,
             new.upstream,
@@ -184,8 +187,9 @@ impl Streams {
                 tick,
                 timeouts: Timeouts {
                     idle: timeout_ticks(new.idle_timeout.or(config.idle_timeout)),
-                    age: timeout_ticks(new.age_max.or(config.age_max)),
+                    age: jittered(age, id, config.age_jitter),
                 },
+                keepalive,
             },
         );
         let index = table.entries.vacant_key();
@@ -247,8 +251,8 @@ impl Streams {
             .collect()
     }
 
-    /// Takes note of the time and ends streams that are idle or open for too long, and closing handshakes that take
-    /// too long. To be called every [`TICK`] while a stream is open.
+    /// Takes note of the time, ends streams that are idle or open for too long and closing handshakes that take too long,
+    /// and sends the pings that are due. To be called every [`TICK`] while a stream is open.
     pub fn sweep(&self, now: Instant) {
         let tick = ticks(now.saturating_duration_since(self.start)).max(self.tick.get());
         self.tick.set(tick);
@@ -261,19 +265,23 @@ impl Streams {
             table.swept = tick;
         }
         for index in self.indices(|entry| entry.due() <= tick) {
-            let (closing, idle) = {
-                let table = self.table.borrow();
-                let entry = &table.entries[index];
-                (entry.is_closing(), entry.is_idle(tick))
-            };
-            if closing {
-                self.apply(index, |entry| {
-                    Progress::Ended(entry.why(CloseReason::Error))
-                });
-            } else if idle {
-                self.begin_close(index, 1001, "idle timeout", CloseReason::IdleTimeout);
-            } else {
-                self.begin_close(index, 1001, "maximum age", CloseReason::AgeMax);
+            let overdue = self.table.borrow().entries[index].overdue(tick);
+            match overdue {
+                None => {}
+                Some(Overdue::Handshake) => {
+                    self.apply(index, |entry| {
+                        Progress::Ended(entry.why(CloseReason::Error))
+                    });
+                }
+                Some(Overdue::Idle) => {
+                    self.begin_close(index, 1001, "idle timeout", CloseReason::IdleTimeout);
+                }
+                Some(Overdue::Age) => {
+                    self.begin_close(index, 1001, "maximum age", CloseReason::AgeMax);
+                }
+                Some(Overdue::Ping) => {
+                    self.apply(index, |entry| entry.ping(tick));
+                }
             }
         }
         let mut table = self.table.borrow_mut();
@@ -324,6 +332,7 @@ impl Streams {
             let after = entry.bytes();
             add(&self.counted().stream_bytes_up, after[0] - before[0]);
             add(&self.counted().stream_bytes_down, after[1] - before[1]);
+            add(&self.counted().stream_pings, entry.take_pings().into());
             if !matches!(progress, Progress::Ended(_))
                 && entry
                     .watch(self.epoll.get_ref().as_fd(), slot(index))
@@ -435,6 +444,13 @@ fn timeout_ticks(timeout: Option<Duration>) -> u32 {
         let ticks = timeout.as_millis().div_ceil(TICK.as_millis()).max(1);
         u32::try_from(ticks).unwrap_or(u32::MAX)
     })
+}
+
+/// An age in ticks, shortened by the stream's own part of `jitter`; 0 for none.
+fn jittered(age: u32, id: StreamId, jitter: f64) -> u32 {
+    // Between 0 and the age, by the bounds of `jitter`.
+    let earlier = id.share((f64::from(age) * jitter) as u32);
+    if age == 0 { 0 } else { (age - earlier).max(1) }
 }
 
 fn unix_ms() -> u64 {

@@ -447,6 +447,12 @@ fn limits(config: &Config, found: &mut Vec<Finding>) {
         0..=10_000_000,
         found,
     );
+    between(
+        "streams.age_jitter",
+        &config.streams.age_jitter,
+        0.0..=0.5,
+        found,
+    );
 }
 
 fn caddy(config: &Config, found: &mut Vec<Finding>) {

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 mod closing;
+mod pinging;
 mod relaying;
 mod table;
 
@@ -125,6 +126,19 @@ impl Worker {
 
     async fn next_closed(&mut self) -> Closed {
         self.closed.recv().await.expect("an event")
+    }
+
+    /// Bytes relayed by the only stream.
+    fn bytes(&self) -> [u64; 2] {
+        let listed = self.streams.list(&StreamFilter::default(), 2);
+        assert_eq!(listed.len(), 1);
+        [listed[0].bytes_up, listed[0].bytes_down]
+    }
+
+    fn leftover_bytes(&self) -> usize {
+        let table = self.streams.table.borrow();
+        let entries = table.entries.iter();
+        entries.map(|(_, entry)| entry.leftover_bytes()).sum()
     }
 
     fn counted(&self, which: impl Fn(&WorkerCounters) -> &AtomicU64) -> u64 {
