@@ -16,6 +16,7 @@ pub mod config;
 pub mod control;
 pub mod deadline;
 pub mod drain;
+pub mod drains;
 pub mod echo;
 pub mod listener;
 pub mod metrics;

@@ -14,7 +14,9 @@ use crate::proxy::route::Instances;
 use crate::proxy::site::{Site, SiteView};
 use crate::proxy::{Proxy, TICK};
 use crate::store::Store;
-use crate::stream::{StreamEvent, StreamFacts, StreamFilter, StreamId, StreamInfo, Streams};
+use crate::stream::{
+    Close, Spot, StreamEvent, StreamFacts, StreamFilter, StreamId, StreamInfo, Streams,
+};
 use crate::upstream::connection::Pool;
 use crate::upstream::resolve::Resolver;
 use arc_swap::ArcSwap;
@@ -47,6 +49,8 @@ enum Command {
     Retire(GenerationId),
     Streams(StreamFilter, usize, oneshot::Sender<Vec<StreamInfo>>),
     CloseStream(StreamId, u16, String, oneshot::Sender<bool>),
+    SelectStreams(Arc<StreamFilter>, oneshot::Sender<Vec<Spot>>),
+    CloseStreams(Vec<Spot>, Arc<Close>, oneshot::Sender<usize>),
     Listen(listener::Config, std::net::TcpListener),
     Unlisten(String),
     Drain(Duration, oneshot::Sender<()>),
@@ -143,6 +147,37 @@ impl Workers {
             .await
             .is_ok()
             && answered.await.unwrap_or(false)
+    }
+
+    /// Where the streams are that the filter lets through, on every worker.
+    pub async fn select_streams(&self, filter: StreamFilter) -> Vec<Spot> {
+        let filter = Arc::new(filter);
+        let found = self
+            .ask(|answer| Command::SelectStreams(filter.clone(), answer))
+            .await;
+        found.into_iter().flatten().collect()
+    }
+
+    /// Closes streams; says how many of them were there still.
+    pub async fn close_streams(&self, spots: &[Spot], close: &Arc<Close>) -> usize {
+        let mut answers = Vec::with_capacity(self.senders.len());
+        for (worker, sender) in self.senders.iter().enumerate() {
+            let spots = spots.iter().filter(|spot| spot.id.worker() == worker);
+            let spots: Vec<Spot> = spots.copied().collect();
+            if spots.is_empty() {
+                continue;
+            }
+            let (answer, answered) = oneshot::channel();
+            let command = Command::CloseStreams(spots, close.clone(), answer);
+            if sender.send(command).await.is_ok() {
+                answers.push(answered);
+            }
+        }
+        let mut closed = 0;
+        for answered in answers {
+            closed += answered.await.unwrap_or(0);
+        }
+        closed
     }
 
     /// Gives each worker a listening socket of its own.
@@ -340,6 +375,12 @@ impl Worker {
             }
             Command::CloseStream(id, code, reason, answer) => {
                 let _ = answer.send(proxy.streams.close(id, code, &reason));
+            }
+            Command::SelectStreams(filter, answer) => {
+                let _ = answer.send(proxy.streams.select(&filter));
+            }
+            Command::CloseStreams(spots, close, answer) => {
+                let _ = answer.send(proxy.streams.close_many(&spots, &close));
             }
             Command::Listen(config, socket) => {
                 let closing = Rc::new(Drain::default());

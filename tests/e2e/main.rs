@@ -25,6 +25,7 @@ mod hot_swap;
 mod limits;
 mod seed;
 mod store;
+mod stream_drain;
 mod timeouts;
 mod upstreams;
 mod websocket;

@@ -100,6 +100,7 @@ impl Proxy {
                 key,
                 client: connection.client,
                 endpoint,
+                upstream_name: picked.as_ref().map(|picked| picked.upstream().clone()),
                 idle_timeout: varying.stream_idle_timeout.or(configured.idle_timeout),
                 age_max: varying.stream_age_max.or(configured.age_max),
                 // The upstream's policy counts the stream as long as it is open.

@@ -6,7 +6,7 @@
 use super::frame;
 use super::leg::Leg;
 use super::token::{Side, Token};
-use super::{CloseReason, StreamFacts, StreamFilter, StreamId};
+use super::{CloseReason, StreamFacts, StreamId};
 use crate::plugin::generation::GenerationLabel;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use std::io::{self, ErrorKind, Read};
@@ -53,6 +53,7 @@ pub(super) struct Entry {
     key: Option<Box<str>>,
     client: Address,
     endpoint: Address,
+    upstream: Option<Arc<str>>,
     on_close: Option<Box<dyn FnOnce()>>,
     /// Since the table's start.
     opened: Duration,
@@ -72,6 +73,7 @@ pub(super) struct Label {
     pub(super) key: Option<Box<str>>,
     pub(super) client: SocketAddr,
     pub(super) endpoint: SocketAddr,
+    pub(super) upstream: Option<Arc<str>>,
     pub(super) opened: Duration,
     pub(super) started_ms: u64,
     pub(super) tick: u32,
@@ -116,6 +118,7 @@ impl Entry {
             key: label.key,
             client: label.client.into(),
             endpoint: label.endpoint.into(),
+            upstream: label.upstream,
             on_close: None,
             opened: label.opened,
             started_ms: label.started_ms,
@@ -155,27 +158,8 @@ impl Entry {
             key: self.key.as_deref(),
             client: self.client.get(),
             endpoint: self.endpoint.get(),
+            upstream: self.upstream.as_deref(),
         }
-    }
-
-    pub(super) fn matches(&self, filter: &StreamFilter) -> bool {
-        let label = self.label.get();
-        filter
-            .plugin
-            .as_deref()
-            .is_none_or(|plugin| label.is_some_and(|label| &*label.plugin == plugin))
-            && filter
-                .version
-                .as_deref()
-                .is_none_or(|version| label.is_some_and(|label| label.digest.starts_with(version)))
-            && filter
-                .key
-                .as_deref()
-                .is_none_or(|key| self.key.as_deref() == Some(key))
-            && filter
-                .route
-                .as_deref()
-                .is_none_or(|route| &*self.route == route)
     }
 
     /// Sets what is to be called when the stream is over.

@@ -18,12 +18,14 @@ mod entry;
 pub(crate) mod frame;
 mod leg;
 mod relay;
+mod select;
 mod table;
 #[cfg(test)]
 mod tests;
 mod token;
 
-pub use table::Streams;
+pub use select::{Spot, StreamFilter, UpstreamFilter};
+pub use table::{Close, Streams};
 
 /// Upgraded streams.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,6 +106,8 @@ pub struct StreamInfo {
     pub client: SocketAddr,
     /// The endpoint.
     pub endpoint: SocketAddr,
+    /// The upstream of the config that the endpoint is of.
+    pub upstream: Option<String>,
     /// Milliseconds since the Unix epoch at its start.
     pub started_ms: u64,
     /// Seconds it is open.
@@ -112,19 +116,6 @@ pub struct StreamInfo {
     pub bytes_up: u64,
     /// Bytes to the client.
     pub bytes_down: u64,
-}
-
-/// Which streams: every given condition holds.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct StreamFilter {
-    /// This plugin's.
-    pub plugin: Option<String>,
-    /// Accepted by the version whose digest begins so.
-    pub version: Option<String>,
-    /// With this key.
-    pub key: Option<String>,
-    /// Of this route.
-    pub route: Option<String>,
 }
 
 /// A stream to be: both sockets taken out of the HTTP engine after a 101.
@@ -147,6 +138,8 @@ pub struct NewStream {
     pub client: SocketAddr,
     /// The endpoint.
     pub endpoint: SocketAddr,
+    /// The upstream of the config that the endpoint is of.
+    pub upstream_name: Option<Arc<str>>,
     /// In place of the config's.
     pub idle_timeout: Option<Duration>,
     /// In place of the config's.
@@ -185,14 +178,28 @@ pub enum CloseReason {
     IdleTimeout,
     /// Open for too long.
     AgeMax,
-    /// Closed by hand.
+    /// Closed by hand, by itself.
     Admin,
-    /// The process drains.
+    /// Closed by hand, with others.
     Drain,
+    /// The process ends.
+    Shutdown,
 }
 
 impl CloseReason {
-    /// Its name in logs.
+    /// Every reason, each at its own place.
+    pub const ALL: [Self; 8] = [
+        Self::ClientClosed,
+        Self::UpstreamClosed,
+        Self::Error,
+        Self::IdleTimeout,
+        Self::AgeMax,
+        Self::Admin,
+        Self::Drain,
+        Self::Shutdown,
+    ];
+
+    /// Its name in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::ClientClosed => "client-closed",
@@ -202,6 +209,7 @@ impl CloseReason {
             Self::AgeMax => "age-max",
             Self::Admin => "admin",
             Self::Drain => "drain",
+            Self::Shutdown => "shutdown",
         }
     }
 }
@@ -221,6 +229,8 @@ pub struct StreamFacts<'a> {
     pub client: SocketAddr,
     /// The endpoint.
     pub endpoint: SocketAddr,
+    /// The upstream of the config that the endpoint is of.
+    pub upstream: Option<&'a str>,
 }
 
 /// What the access log says of streams: one event at the start, one at the end.

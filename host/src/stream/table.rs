@@ -22,6 +22,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+mod drain;
+
+pub use drain::Close;
+
 /// Bytes read from a socket at once; also the most that is kept for a peer that does not read.
 pub(super) const SCRATCH_BYTES: usize = 64 << 10;
 
@@ -182,6 +186,7 @@ impl Streams {
                 key: new.key,
                 client: new.client,
                 endpoint: new.endpoint,
+                upstream: new.upstream_name,
                 opened,
                 started_ms: unix_ms(),
                 tick,
@@ -229,21 +234,19 @@ impl Streams {
     /// Closes every stream as [`Streams::close`] does.
     pub fn close_all(&self, code: u16, reason: &str) {
         for index in self.indices(|_| true) {
-            self.begin_close(index, code, reason, CloseReason::Drain);
+            self.begin_close(index, code, reason, CloseReason::Shutdown);
         }
     }
 
     /// The oldest streams that the filter lets through.
     pub fn list(&self, filter: &StreamFilter, limit: usize) -> Vec<StreamInfo> {
         let table = self.table.borrow();
-        let mut found: Vec<&Entry> = table
-            .entries
-            .iter()
-            .map(|(_, entry)| entry)
-            .filter(|entry| entry.matches(filter))
-            .collect();
-        found.sort_unstable_by_key(|entry| entry.id());
         let now = self.elapsed();
+        let is_meant =
+            |entry: &&Entry| filter.matches(&entry.facts(), now.saturating_sub(entry.opened()));
+        let entries = table.entries.iter().map(|(_, entry)| entry);
+        let mut found: Vec<&Entry> = entries.filter(is_meant).collect();
+        found.sort_unstable_by_key(|entry| entry.id());
         found
             .into_iter()
             .take(limit)
@@ -364,6 +367,7 @@ impl Streams {
     /// Tells of the end of a stream that is out of the table, and frees it.
     fn finish(&self, mut entry: Entry, reason: CloseReason) {
         add(&self.counted().streams_closed, 1);
+        add(&self.counted().streams_closed_by[reason as usize], 1);
         let [bytes_up, bytes_down] = entry.bytes();
         (self.on_event)(StreamEvent::Closed {
             stream: entry.facts(),
@@ -394,7 +398,7 @@ impl Streams {
 impl Drop for Streams {
     fn drop(&mut self) {
         for entry in std::mem::take(&mut self.table.get_mut().entries) {
-            let reason = entry.1.why(CloseReason::Drain);
+            let reason = entry.1.why(CloseReason::Shutdown);
             self.finish(entry.1, reason);
         }
     }
@@ -412,6 +416,7 @@ fn info(entry: &Entry, now: Duration) -> StreamInfo {
         key: facts.key.map(str::to_owned),
         client: facts.client,
         endpoint: facts.endpoint,
+        upstream: facts.upstream.map(str::to_owned),
         started_ms: entry.started_ms(),
         age_s: now.saturating_sub(entry.opened()).as_secs(),
         bytes_up,

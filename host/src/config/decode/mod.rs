@@ -15,13 +15,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
-mod address;
+pub(crate) mod address;
 mod limits;
 mod plugins;
 mod routes;
 mod table;
 mod text;
-mod units;
+pub(crate) mod units;
 
 use table::{Field, Table, Walk};
 pub use text::Sources;

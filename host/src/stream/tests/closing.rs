@@ -217,7 +217,7 @@ fn close_all_ends_every_stream_and_drained_tells() {
         drop(all);
         drained.await.expect("drained");
         for _ in 0..20 {
-            assert_eq!(worker.next_closed().await.reason, CloseReason::Drain);
+            assert_eq!(worker.next_closed().await.reason, CloseReason::Shutdown);
         }
     });
 }

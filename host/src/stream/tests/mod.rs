@@ -150,6 +150,7 @@ fn new_stream(downstream: TcpStream, upstream: TcpStream) -> NewStream {
     NewStream {
         client: downstream.peer_addr().expect("connected"),
         endpoint: upstream.peer_addr().expect("connected"),
+        upstream_name: None,
         downstream,
         downstream_read_ahead: Bytes::new(),
         upstream,
