@@ -11,6 +11,7 @@
 
 pub mod admin;
 pub mod app;
+mod changes;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -13,7 +13,7 @@ use crate::proxy::encode::HeadBuffers;
 use crate::proxy::route::Instances;
 use crate::proxy::site::{Site, SiteView};
 use crate::proxy::{Proxy, TICK};
-use crate::store::Store;
+use crate::store::{BucketId, Store};
 use crate::stream::{
     Close, Spot, StreamEvent, StreamFacts, StreamFilter, StreamId, StreamInfo, Streams,
 };
@@ -43,6 +43,9 @@ const GOING_AWAY: u16 = 1001;
 /// How long streams have for their closing handshake when a drain ends.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
 
+/// Entries of the store that have other values now.
+pub type ChangedEntries = Arc<[(BucketId, Box<str>)]>;
+
 /// What the control plane asks of a worker.
 enum Command {
     Warm(Arc<Generation>, oneshot::Sender<Result<(), String>>),
@@ -51,6 +54,7 @@ enum Command {
     CloseStream(StreamId, u16, String, oneshot::Sender<bool>),
     SelectStreams(Arc<StreamFilter>, oneshot::Sender<Vec<Spot>>),
     CloseStreams(Vec<Spot>, Arc<Close>, oneshot::Sender<usize>),
+    EntriesChanged(ChangedEntries),
     Listen(listener::Config, std::net::TcpListener),
     Unlisten(String),
     Drain(Duration, oneshot::Sender<()>),
@@ -178,6 +182,14 @@ impl Workers {
             closed += answered.await.unwrap_or(0);
         }
         closed
+    }
+
+    /// Tells one worker of entries that its streams may follow; returns when it has room for the news.
+    pub async fn entries_changed(&self, worker: usize, keys: ChangedEntries) {
+        if let Some(sender) = self.senders.get(worker) {
+            // A worker that is gone has no streams.
+            let _ = sender.send(Command::EntriesChanged(keys)).await;
+        }
     }
 
     /// Gives each worker a listening socket of its own.
@@ -381,6 +393,10 @@ impl Worker {
             }
             Command::CloseStreams(spots, close, answer) => {
                 let _ = answer.send(proxy.streams.close_many(&spots, &close));
+            }
+            Command::EntriesChanged(keys) => {
+                let mut reader = proxy.reader.borrow_mut();
+                proxy.streams.entries_changed(reader.load(), &keys);
             }
             Command::Listen(config, socket) => {
                 let closing = Rc::new(Drain::default());

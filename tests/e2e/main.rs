@@ -23,6 +23,8 @@ mod framing;
 mod h2c;
 mod hot_swap;
 mod limits;
+mod on_change;
+mod pings;
 mod seed;
 mod store;
 mod stream_drain;

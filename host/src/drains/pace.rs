@@ -24,9 +24,8 @@ impl Pace {
 
     /// When the stream at a place has its turn.
     fn time(&self, at: usize, count: usize, spot: &Spot) -> Duration {
-        // The high bits gave the order; these are as random, and say nothing of it.
-        let random = f64::from(spot.id.spread() as u32) / (f64::from(u32::MAX) + 1.0);
-        self.over.mul_f64((at as f64 + random) / count as f64)
+        self.over
+            .mul_f64((at as f64 + spot.id.fraction()) / count as f64)
     }
 }
 

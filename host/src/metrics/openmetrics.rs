@@ -347,7 +347,7 @@ mod tests {
             workers: WorkerTotals {
                 streams_opened: 5,
                 streams_closed: 2,
-                streams_closed_by: [0, 0, 0, 0, 0, 0, 2, 0],
+                streams_closed_by: [0, 0, 0, 0, 0, 0, 2, 0, 0],
                 ..WorkerTotals::default()
             },
             routes: vec![RouteRow {

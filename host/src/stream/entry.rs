@@ -15,11 +15,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod follow;
 mod keepalive;
 mod origin;
 
+pub(super) use follow::Followed;
 pub(super) use keepalive::Keepalive;
-use origin::{Address, LabelLease};
+use origin::{Addresses, LabelLease};
 
 /// Reads of one socket before others get their turn.
 const READS_PER_TURN: usize = 4;
@@ -48,15 +50,15 @@ pub(super) struct Entry {
     legs: [Leg; 2],
     closing: Option<Box<Closing>>,
     keepalive: Option<Box<Keepalive>>,
+    followed: Option<Box<Followed>>,
     label: LabelLease,
     route: Arc<str>,
     key: Option<Box<str>>,
-    client: Address,
-    endpoint: Address,
+    addresses: Addresses,
     upstream: Option<Arc<str>>,
     on_close: Option<Box<dyn FnOnce()>>,
-    /// Since the table's start.
-    opened: Duration,
+    /// Microseconds since the table's start.
+    opened_us: u64,
     started_ms: u64,
     opened_tick: u32,
     active_tick: u32,
@@ -79,6 +81,7 @@ pub(super) struct Label {
     pub(super) tick: u32,
     pub(super) timeouts: Timeouts,
     pub(super) keepalive: Option<Box<Keepalive>>,
+    pub(super) followed: Option<Box<Followed>>,
 }
 
 /// What is to be done with a stream at its time.
@@ -90,6 +93,8 @@ pub(super) enum Overdue {
     Idle,
     /// It is too old.
     Age,
+    /// The entry it follows has changed.
+    Change,
     /// It gets a ping.
     Ping,
 }
@@ -113,14 +118,14 @@ impl Entry {
             legs: [Leg::new(downstream), Leg::new(upstream)],
             closing: None,
             keepalive: label.keepalive,
+            followed: label.followed,
             label: LabelLease::new(label.label),
             route: label.route,
             key: label.key,
-            client: label.client.into(),
-            endpoint: label.endpoint.into(),
+            addresses: Addresses::new(label.client, label.endpoint),
             upstream: label.upstream,
             on_close: None,
-            opened: label.opened,
+            opened_us: u64::try_from(label.opened.as_micros()).unwrap_or(u64::MAX),
             started_ms: label.started_ms,
             opened_tick: label.tick,
             active_tick: label.tick,
@@ -134,7 +139,7 @@ impl Entry {
     }
 
     pub(super) fn opened(&self) -> Duration {
-        self.opened
+        Duration::from_micros(self.opened_us)
     }
 
     pub(super) fn started_ms(&self) -> u64 {
@@ -151,13 +156,14 @@ impl Entry {
     }
 
     pub(super) fn facts(&self) -> StreamFacts<'_> {
+        let [client, endpoint] = self.addresses.get();
         StreamFacts {
             id: self.id,
             route: &self.route,
             label: self.label.get(),
             key: self.key.as_deref(),
-            client: self.client.get(),
-            endpoint: self.endpoint.get(),
+            client,
+            endpoint,
             upstream: self.upstream.as_deref(),
         }
     }
@@ -176,7 +182,10 @@ impl Entry {
     pub(super) fn due(&self) -> u32 {
         match &self.closing {
             Some(closing) => closing.deadline,
-            None => self.idle_due().min(self.age_due()).min(self.ping_due()),
+            None => {
+                let ends = self.idle_due().min(self.age_due());
+                ends.min(self.change_due()).min(self.ping_due())
+            }
         }
     }
 
@@ -187,6 +196,7 @@ impl Entry {
             Some(closing) => due(closing.deadline, Overdue::Handshake),
             None => due(self.idle_due(), Overdue::Idle)
                 .or_else(|| due(self.age_due(), Overdue::Age))
+                .or_else(|| due(self.change_due(), Overdue::Change))
                 .or_else(|| due(self.ping_due(), Overdue::Ping)),
         }
     }
@@ -197,6 +207,11 @@ impl Entry {
 
     fn age_due(&self) -> u32 {
         after(self.opened_tick, self.timeouts.age)
+    }
+
+    fn change_due(&self) -> u32 {
+        let followed = self.followed.as_ref();
+        followed.map_or(u32::MAX, |followed| followed.due())
     }
 
     /// Relays what was read before the sockets came here.

@@ -7,6 +7,7 @@
 //! Invariants: no buffer while idle; a peer that does not read costs at most one scratch buffer; each opened stream is
 //! closed once, with one event, whatever ended it.
 
+use crate::plugin::decision::Follow;
 use crate::plugin::generation::GenerationLabel;
 use bytes::Bytes;
 use std::io;
@@ -81,6 +82,11 @@ impl StreamId {
         mixed ^ mixed >> 31
     }
 
+    /// A random number from 0 to less than 1, of other bits than the order by [`StreamId::spread`].
+    pub fn fraction(self) -> f64 {
+        f64::from(self.spread() as u32) / (f64::from(u32::MAX) + 1.0)
+    }
+
     /// The stream's own part of a span, from 0 to less than all of it.
     fn share(self, span: u32) -> u32 {
         (((self.spread() >> 32) * u64::from(span)) >> 32) as u32
@@ -144,8 +150,19 @@ pub struct NewStream {
     pub idle_timeout: Option<Duration>,
     /// In place of the config's.
     pub age_max: Option<Duration>,
+    /// The entry it was routed by, if something is to become of it when that changes.
+    pub follow: Option<Following>,
     /// Called once when the stream is over, or when it is refused.
     pub on_close: Option<Box<dyn FnOnce()>>,
+}
+
+/// An entry that a stream follows.
+pub struct Following {
+    /// Which one, and what becomes of the stream when it changes.
+    pub entry: Follow,
+    /// Whether the newest state of the store still has its value. Asked once the stream can be told of changes, so that
+    /// none is missed between decision and stream.
+    pub is_current: Box<dyn FnOnce(&Follow) -> bool>,
 }
 
 /// Why a stream was not opened; both its sockets are closed.
@@ -182,13 +199,15 @@ pub enum CloseReason {
     Admin,
     /// Closed by hand, with others.
     Drain,
+    /// The entry it was routed by changed.
+    OnChange,
     /// The process ends.
     Shutdown,
 }
 
 impl CloseReason {
     /// Every reason, each at its own place.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ClientClosed,
         Self::UpstreamClosed,
         Self::Error,
@@ -196,6 +215,7 @@ impl CloseReason {
         Self::AgeMax,
         Self::Admin,
         Self::Drain,
+        Self::OnChange,
         Self::Shutdown,
     ];
 
@@ -209,6 +229,7 @@ impl CloseReason {
             Self::AgeMax => "age-max",
             Self::Admin => "admin",
             Self::Drain => "drain",
+            Self::OnChange => "on-change",
             Self::Shutdown => "shutdown",
         }
     }

@@ -1,6 +1,6 @@
 //! All streams of a worker: opened, listed, timed out, closed.
 
-use super::entry::{Entry, Keepalive, Label, Overdue, Progress, Timeouts};
+use super::entry::{Entry, Followed, Keepalive, Label, Overdue, Progress, Timeouts};
 use super::{
     CloseReason, Config, NewStream, Refused, StreamEvent, StreamFilter, StreamId, StreamInfo,
 };
@@ -23,8 +23,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 mod drain;
+mod follow;
 
 pub use drain::Close;
+use follow::Follows;
 
 /// Bytes read from a socket at once; also the most that is kept for a peer that does not read.
 pub(super) const SCRATCH_BYTES: usize = 64 << 10;
@@ -37,6 +39,9 @@ const SWEEP_ALWAYS_MAX: usize = 1_000;
 
 /// Ticks between two looks at the timeouts of many streams.
 const SWEEP_TICKS: u32 = 10;
+
+/// Streams closed at one tick for changes of what they follow, which may be that of a whole map.
+const CHANGES_PER_SWEEP: usize = 500;
 
 /// A silent peer is probed after this time: one that is gone for good would hold its stream for ever.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -62,6 +67,8 @@ pub(super) struct Table {
     counter: u64,
     /// Streams in a closing handshake.
     closing: usize,
+    /// Streams by the entries they follow.
+    follows: Follows,
     /// No stream is over by itself before this tick.
     due: u32,
     /// The tick of the last look at all streams.
@@ -102,6 +109,7 @@ impl Streams {
                 entries: Slab::new(),
                 counter: 0,
                 closing: 0,
+                follows: Follows::default(),
                 due: u32::MAX,
                 swept: 0,
             }),
@@ -176,6 +184,10 @@ impl Streams {
         let intervals = [config.ping_client, config.ping_upstream].map(timeout_ticks);
         let keepalive = Keepalive::new(intervals, id, tick).map_err(Refused::Socket)?;
         let age = timeout_ticks(new.age_max.or(config.age_max));
+        let (followed, is_current) = match new.follow {
+            Some(follow) => (Some(Followed::new(follow.entry)), Some(follow.is_current)),
+            None => (None, None),
+        };
         let mut entry = Entry::new(
             new.downstream,
             new.upstream,
@@ -195,6 +207,7 @@ impl Streams {
                     age: jittered(age, id, config.age_jitter),
                 },
                 keepalive,
+                followed,
             },
         );
         let index = table.entries.vacant_key();
@@ -204,6 +217,15 @@ impl Streams {
         table.counter += 1;
         table.due = table.due.min(entry.due());
         table.entries.insert(entry);
+        if let Some(is_current) = is_current {
+            self.begin_to_follow(&mut table, index);
+            if table.entries[index]
+                .follow()
+                .is_some_and(|entry| !is_current(entry))
+            {
+                self.outdate(&mut table, index, id.fraction());
+            }
+        }
         add(&self.counted().streams_opened, 1);
         Ok((
             id,
@@ -267,6 +289,7 @@ impl Streams {
             }
             table.swept = tick;
         }
+        let mut changes = 0;
         for index in self.indices(|entry| entry.due() <= tick) {
             let overdue = self.table.borrow().entries[index].overdue(tick);
             match overdue {
@@ -282,6 +305,12 @@ impl Streams {
                 Some(Overdue::Age) => {
                     self.begin_close(index, 1001, "maximum age", CloseReason::AgeMax);
                 }
+                Some(Overdue::Change) if changes < CHANGES_PER_SWEEP => {
+                    changes += 1;
+                    self.begin_close(index, 1012, "entry changed", CloseReason::OnChange);
+                }
+                // Its turn comes with the next tick.
+                Some(Overdue::Change) => {}
                 Some(Overdue::Ping) => {
                     self.apply(index, |entry| entry.ping(tick));
                 }
@@ -354,6 +383,7 @@ impl Streams {
 
     fn remove(&self, table: &mut Table, index: usize) -> Entry {
         let entry = table.entries.remove(index);
+        self.end_to_follow(table, index, &entry);
         if entry.is_closing() {
             table.closing -= 1;
         }

@@ -1,7 +1,7 @@
 //! What a stream keeps of where it came from, in little room.
 
 use crate::plugin::generation::GenerationLabel;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -29,26 +29,25 @@ impl Drop for LabelLease {
     }
 }
 
-/// A socket address in half the room: IPv6 is kept apart.
-pub(super) enum Address {
-    V4(SocketAddrV4),
-    V6(Box<SocketAddrV6>),
+/// The client's address and the endpoint's in a quarter of the room: with IPv6 they are kept apart.
+pub(super) enum Addresses {
+    V4([SocketAddrV4; 2]),
+    Other(Box<[SocketAddr; 2]>),
 }
 
-impl From<SocketAddr> for Address {
-    fn from(address: SocketAddr) -> Self {
-        match address {
-            SocketAddr::V4(address) => Self::V4(address),
-            SocketAddr::V6(address) => Self::V6(Box::new(address)),
+impl Addresses {
+    pub(super) fn new(client: SocketAddr, endpoint: SocketAddr) -> Self {
+        match (client, endpoint) {
+            (SocketAddr::V4(client), SocketAddr::V4(endpoint)) => Self::V4([client, endpoint]),
+            _ => Self::Other(Box::new([client, endpoint])),
         }
     }
-}
 
-impl Address {
-    pub(super) fn get(&self) -> SocketAddr {
+    /// The client, then the endpoint.
+    pub(super) fn get(&self) -> [SocketAddr; 2] {
         match self {
-            Self::V4(address) => SocketAddr::V4(*address),
-            Self::V6(address) => SocketAddr::V6(**address),
+            Self::V4(addresses) => addresses.map(SocketAddr::V4),
+            Self::Other(addresses) => **addresses,
         }
     }
 }

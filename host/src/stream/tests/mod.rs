@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 mod closing;
+mod following;
 mod pinging;
 mod relaying;
 mod table;
@@ -160,6 +161,7 @@ fn new_stream(downstream: TcpStream, upstream: TcpStream) -> NewStream {
         key: None,
         idle_timeout: None,
         age_max: None,
+        follow: None,
         on_close: None,
     }
 }
