@@ -136,6 +136,10 @@ impl Drains {
             kept.drains.push_back(drain.clone());
             drain
         };
+        if spots.is_empty() {
+            drain.end();
+            return Ok(drain);
+        }
         tokio::spawn(run(drain.clone(), workers.clone(), spots));
         Ok(drain)
     }
