@@ -2,6 +2,7 @@
 
 use crate::bindings::throwbar::plugin::types::Edits;
 pub use crate::bindings::throwbar::plugin::types::{Decision, Forward, Reply, Target};
+use crate::stream_options::{self, OnChange};
 use std::time::Duration;
 
 impl Target {
@@ -129,10 +130,17 @@ impl Forward {
         self.stream_max_age_ms = Some(millis(age));
         self
     }
+
+    /// What becomes of an upgraded stream when its own entry changes. The host is told at once: it holds for whatever
+    /// decision this call returns, as [`stream_options::on_change`] says.
+    pub fn on_change(self, policy: OnChange) -> Self {
+        stream_options::on_change(policy);
+        self
+    }
 }
 
 /// Whole milliseconds, rounded up, so that a short timeout is not none at all.
-fn millis(span: Duration) -> u32 {
+pub(crate) fn millis(span: Duration) -> u32 {
     u32::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
 

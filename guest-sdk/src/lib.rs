@@ -46,6 +46,7 @@ pub mod log;
 pub mod request;
 pub mod router;
 pub mod setup;
+pub mod stream_options;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 
@@ -53,12 +54,13 @@ pub use decision::{Decision, Forward, Reply, Target};
 pub use request::{Entry, Request};
 pub use router::Router;
 pub use setup::{Bucket, Field, Setup, Slot, Subscribed};
+pub use stream_options::OnChange;
 pub use throwbar_macros::router;
 
 /// What most plugins use.
 pub mod prelude {
     pub use crate::{
-        Bucket, Decision, Entry, Field, Forward, Reply, Request, Router, Setup, Slot, Subscribed,
-        Target, config, json, kv, log,
+        Bucket, Decision, Entry, Field, Forward, OnChange, Reply, Request, Router, Setup, Slot,
+        Subscribed, Target, config, json, kv, log,
     };
 }

@@ -216,3 +216,27 @@ fn the_whole_request_can_be_asked_for() {
     let to = plugin.route(ask).forwarded().to;
     assert_eq!(to, Target::address("127.0.0.1:81"));
 }
+
+struct Choosy;
+
+impl Router for Choosy {
+    fn init(_: &mut Setup) -> Result<Self, String> {
+        Ok(Self)
+    }
+
+    fn route(&self, req: &Request) -> Decision {
+        let forward = Forward::to(Target::upstream("app"));
+        match req.is_websocket() {
+            true => forward.on_change(OnChange::Close).into(),
+            false => forward.into(),
+        }
+    }
+}
+
+#[test]
+fn what_is_said_of_a_stream_holds_for_one_call() {
+    let plugin = Host::new().start::<Choosy>().unwrap();
+    let said = |ask| plugin.route(ask).forwarded().on_change;
+    assert_eq!(said(get("/").websocket()), Some(OnChange::Close));
+    assert_eq!(said(get("/")), None);
+}

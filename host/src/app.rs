@@ -162,6 +162,8 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         file,
         admin: own_admin,
     });
+    let watching = crate::changes::watch(store.clone(), workers.clone(), counters.clone());
+    handle.spawn(watching);
     let (stop_admin, stopping) = watch::channel(false);
     let token_path = token
         .as_ref()

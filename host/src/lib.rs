@@ -11,11 +11,13 @@
 
 pub mod admin;
 pub mod app;
+mod changes;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod deadline;
 pub mod drain;
+pub mod drains;
 pub mod echo;
 pub mod listener;
 pub mod metrics;

@@ -1,5 +1,6 @@
 //! Every metric: name, unit, labels, one line of help.
 
+use crate::stream::CloseReason;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 mod history;
@@ -42,6 +43,14 @@ pub struct WorkerCounters {
     pub streams_opened: AtomicU64,
     /// Streams closed.
     pub streams_closed: AtomicU64,
+    /// The same by [`CloseReason`].
+    pub streams_closed_by: [AtomicU64; CloseReason::ALL.len()],
+    /// No count, but the buckets that streams of the worker follow entries of, as [`BucketId::bit`] has them.
+    ///
+    /// [`BucketId::bit`]: crate::store::BucketId::bit
+    pub followed_buckets: AtomicU64,
+    /// Pings of our own sent in streams.
+    pub stream_pings: AtomicU64,
     /// Bytes from clients in streams.
     pub stream_bytes_up: AtomicU64,
     /// Bytes to clients in streams.

@@ -13,8 +13,10 @@ use crate::proxy::encode::HeadBuffers;
 use crate::proxy::route::Instances;
 use crate::proxy::site::{Site, SiteView};
 use crate::proxy::{Proxy, TICK};
-use crate::store::Store;
-use crate::stream::{StreamEvent, StreamFacts, StreamFilter, StreamId, StreamInfo, Streams};
+use crate::store::{BucketId, Store};
+use crate::stream::{
+    Close, Spot, StreamEvent, StreamFacts, StreamFilter, StreamId, StreamInfo, Streams,
+};
 use crate::upstream::connection::Pool;
 use crate::upstream::resolve::Resolver;
 use arc_swap::ArcSwap;
@@ -41,12 +43,18 @@ const GOING_AWAY: u16 = 1001;
 /// How long streams have for their closing handshake when a drain ends.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
 
+/// Entries of the store that have other values now.
+pub type ChangedEntries = Arc<[(BucketId, Box<str>)]>;
+
 /// What the control plane asks of a worker.
 enum Command {
     Warm(Arc<Generation>, oneshot::Sender<Result<(), String>>),
     Retire(GenerationId),
     Streams(StreamFilter, usize, oneshot::Sender<Vec<StreamInfo>>),
     CloseStream(StreamId, u16, String, oneshot::Sender<bool>),
+    SelectStreams(Arc<StreamFilter>, oneshot::Sender<Vec<Spot>>),
+    CloseStreams(Vec<Spot>, Arc<Close>, oneshot::Sender<usize>),
+    EntriesChanged(ChangedEntries),
     Listen(listener::Config, std::net::TcpListener),
     Unlisten(String),
     Drain(Duration, oneshot::Sender<()>),
@@ -143,6 +151,45 @@ impl Workers {
             .await
             .is_ok()
             && answered.await.unwrap_or(false)
+    }
+
+    /// Where the streams are that the filter lets through, on every worker.
+    pub async fn select_streams(&self, filter: StreamFilter) -> Vec<Spot> {
+        let filter = Arc::new(filter);
+        let found = self
+            .ask(|answer| Command::SelectStreams(filter.clone(), answer))
+            .await;
+        found.into_iter().flatten().collect()
+    }
+
+    /// Closes streams; says how many of them were there still.
+    pub async fn close_streams(&self, spots: &[Spot], close: &Arc<Close>) -> usize {
+        let mut answers = Vec::with_capacity(self.senders.len());
+        for (worker, sender) in self.senders.iter().enumerate() {
+            let spots = spots.iter().filter(|spot| spot.id.worker() == worker);
+            let spots: Vec<Spot> = spots.copied().collect();
+            if spots.is_empty() {
+                continue;
+            }
+            let (answer, answered) = oneshot::channel();
+            let command = Command::CloseStreams(spots, close.clone(), answer);
+            if sender.send(command).await.is_ok() {
+                answers.push(answered);
+            }
+        }
+        let mut closed = 0;
+        for answered in answers {
+            closed += answered.await.unwrap_or(0);
+        }
+        closed
+    }
+
+    /// Tells one worker of entries that its streams may follow; returns when it has room for the news.
+    pub async fn entries_changed(&self, worker: usize, keys: ChangedEntries) {
+        if let Some(sender) = self.senders.get(worker) {
+            // A worker that is gone has no streams.
+            let _ = sender.send(Command::EntriesChanged(keys)).await;
+        }
     }
 
     /// Gives each worker a listening socket of its own.
@@ -340,6 +387,16 @@ impl Worker {
             }
             Command::CloseStream(id, code, reason, answer) => {
                 let _ = answer.send(proxy.streams.close(id, code, &reason));
+            }
+            Command::SelectStreams(filter, answer) => {
+                let _ = answer.send(proxy.streams.select(&filter));
+            }
+            Command::CloseStreams(spots, close, answer) => {
+                let _ = answer.send(proxy.streams.close_many(&spots, &close));
+            }
+            Command::EntriesChanged(keys) => {
+                let mut reader = proxy.reader.borrow_mut();
+                proxy.streams.entries_changed(reader.load(), &keys);
             }
             Command::Listen(config, socket) => {
                 let closing = Rc::new(Drain::default());

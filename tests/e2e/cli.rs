@@ -246,9 +246,50 @@ async fn streams_commands_list_and_close() {
         "{}",
         refused.stderr
     );
+    let none = ["streams", "ls", "--client", "10.0.0.0/8"];
+    assert!(!ok(&proxy, &none).await.contains("id1"));
+    let refused = client(&proxy, &["streams", "drain", "--over", "0s"]).await;
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("no selector"), "{}", refused.stderr);
+    let drain = ["streams", "drain", "--key", "id1", "--over", "24h"];
+    let counted = ok(&proxy, &[&drain[..], &["--dry-run"]].concat()).await;
+    assert!(counted.starts_with("1 stream would be closed"), "{counted}");
+    let started = ok(&proxy, &drain).await;
+    assert!(
+        started.starts_with("drain 1: closes 1 stream over 24h"),
+        "{started}"
+    );
+    let cancelled = ok(&proxy, &["streams", "cancel", "1"]).await;
+    assert!(
+        cancelled.starts_with("drain 1: cancelled, 0 closed"),
+        "{cancelled}"
+    );
+    let mut other =
+        websocket::open(proxy.address, &[("x-id", "id1"), ("x-port", &echo.port())]).await;
+    other.echo("hello").await;
+    let network = format!("{}/32", other.0.get_ref().local_addr().expect("bound").ip());
+    let drain = [
+        "streams",
+        "drain",
+        "--client",
+        &network,
+        "--over",
+        "1s",
+        "--older-than",
+        "0s",
+    ];
     socket.echo("still open").await;
     ok(&proxy, &["streams", "close", &id, "--code", "4000"]).await;
     assert_eq!(socket.close_code().await, Some(4000));
+    let closing = tokio::spawn(async move { other.close_code().await });
+    let drained = ok(&proxy, &[&drain[..], &["--wait"]].concat()).await;
+    assert!(drained.starts_with("drain 2: done, 1 closed"), "{drained}");
+    assert_eq!(closing.await.expect("closed"), Some(1012));
+    let listed = ok(&proxy, &["streams", "drains"]).await;
+    assert!(
+        listed.contains("key=id1") && listed.contains("cancelled"),
+        "{listed}"
+    );
     assert_eq!(
         client(&proxy, &["streams", "close", "999999"]).await.code,
         1

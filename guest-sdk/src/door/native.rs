@@ -3,6 +3,7 @@
 use crate::kv::{Entry, Error};
 use crate::log::Level;
 use crate::setup::Field;
+use crate::stream_options::OnChange;
 use crate::testing::current;
 
 pub(crate) fn entry(bucket: u32, key: &str, port: Option<u16>) -> Option<u32> {
@@ -63,6 +64,10 @@ pub(crate) fn kv_keys(
     limit: u32,
 ) -> Result<Vec<String>, Error> {
     current(|call| call.store.keys(bucket, prefix, after, limit))
+}
+
+pub(crate) fn on_change(policy: OnChange) {
+    current(|call| call.on_change = Some(policy));
 }
 
 pub(crate) fn config_get(name: &str) -> Option<String> {

@@ -1,10 +1,12 @@
 //! Calls of the real host.
 
-use crate::bindings::throwbar::plugin::kv;
+use crate::bindings::throwbar::plugin::{kv, stream_options};
 use crate::bindings::wasi::config::store as config;
 use crate::bindings::wasi::logging::logging;
+use crate::decision::millis;
 use crate::kv::{Entry, Error};
 use crate::log::Level;
+use crate::stream_options::OnChange;
 
 pub(crate) use crate::bindings::throwbar::plugin::lookup::{entry, entry_at};
 pub(crate) use crate::bindings::throwbar::plugin::request::{get, header_all, header_names, slot};
@@ -50,6 +52,18 @@ impl From<kv::Error> for Error {
             kv::Error::Conflict(revision) => Error::Conflict(revision),
         }
     }
+}
+
+pub(crate) fn on_change(policy: OnChange) {
+    use stream_options::{ChangePolicy, Spread};
+    stream_options::on_change(match policy {
+        OnChange::Keep => ChangePolicy::Keep,
+        OnChange::Drain { after, over } => ChangePolicy::Drain(Spread {
+            after_ms: millis(after),
+            over_ms: millis(over),
+        }),
+        OnChange::Close => ChangePolicy::Close,
+    });
 }
 
 pub(crate) fn config_get(name: &str) -> Option<String> {

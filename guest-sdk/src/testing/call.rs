@@ -6,6 +6,7 @@ use crate::bindings::throwbar::plugin::types::Subscription;
 use crate::log::Level;
 use crate::request::parse_port;
 use crate::setup::Field;
+use crate::stream_options::OnChange;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,6 +25,7 @@ pub(crate) struct Call {
     pub(crate) store: Draft,
     pub(crate) log: Vec<(Level, String)>,
     pub(super) entries: Vec<Found>,
+    pub(crate) on_change: Option<OnChange>,
 }
 
 /// What a handle of this call stands for.
@@ -69,6 +71,7 @@ impl Call {
             store: Draft::new(store),
             log: Vec::new(),
             entries: Vec::new(),
+            on_change: None,
         }
     }
 

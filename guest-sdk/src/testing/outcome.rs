@@ -2,7 +2,7 @@
 
 use super::call::Call;
 use crate::bindings::throwbar::plugin::types::{Edits, Subscription};
-use crate::{Decision, Forward, Reply, Target};
+use crate::{Decision, Forward, OnChange, Reply, Target};
 
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,8 @@ pub struct Forwarded {
     pub response_set: Vec<(String, String)>,
     /// Its label: the key looked up, or what the plugin said.
     pub key: Option<String>,
+    /// What it said of the stream when its entry changes.
+    pub on_change: Option<OnChange>,
     /// The decision as it was made, for its timeouts.
     pub decision: Forward,
 }
@@ -102,6 +104,7 @@ impl Outcome {
             response_remove,
             response_set,
             key: forward.key.clone().or(looked_up),
+            on_change: call.on_change,
             decision: forward,
         }))
     }

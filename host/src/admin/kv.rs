@@ -6,7 +6,7 @@ use super::problem::Problem;
 use super::transfer;
 use crate::store::bucket::VALUE_BYTES_MAX;
 use crate::store::{
-    Bucket, BucketId, CommitError, Entry, Expect, Snapshot, Value, Write, WriteBatch,
+    Bucket, BucketId, CommitError, Entry, Expect, OnChange, Snapshot, Value, Write, WriteBatch,
 };
 use axum::Json;
 use axum::body::Body;
@@ -42,7 +42,19 @@ pub(super) fn bucket_json(bucket: &Bucket) -> serde_json::Value {
         "bytes": bucket.bytes(),
         "bytes_max": config.bytes_max,
         "revision": bucket.revision(),
+        "on_change": on_change_json(config.on_change),
     })
+}
+
+/// As the config says it, with times in milliseconds.
+fn on_change_json(on_change: OnChange) -> serde_json::Value {
+    match on_change {
+        OnChange::Keep => "keep".into(),
+        OnChange::Close => "close".into(),
+        OnChange::Drain { after, over } => {
+            json!({ "drain": { "after_ms": after.as_millis(), "over_ms": over.as_millis() } })
+        }
+    }
 }
 
 /// What part of a bucket.

@@ -26,6 +26,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 pub mod auth;
 mod caddy;
 mod config;
+mod drains;
 mod input;
 mod kv;
 mod plugins;
@@ -122,6 +123,8 @@ pub struct Own {
     swaps: Swaps,
     /// Calls of generations that are gone, for metrics.
     calls: CallHistory,
+    /// Drains of streams.
+    drains: crate::drains::Drains,
     /// Plugins with a deploy between the check of its conditions and its end.
     deploying: plugins::Deploying,
     /// Held from the check of a config's `If-Match` to the end of its apply.
@@ -175,6 +178,11 @@ fn endpoints() -> Router<State> {
         .route("/v1/plugins/{name}", get(plugins::get).put(plugins::put))
         .route("/v1/plugins/{name}/rollback", post(plugins::rollback))
         .route("/v1/streams", get(streams::list))
+        .route("/v1/streams/drain", get(drains::list).post(drains::start))
+        .route(
+            "/v1/streams/drain/{id}",
+            get(drains::get).delete(drains::cancel),
+        )
         .route("/v1/streams/{id}", axum::routing::delete(streams::close))
         .route("/id/{id}/mappings", patch(caddy::patch).get(caddy::get))
         .merge(data_routes())

@@ -37,8 +37,11 @@ PUT    /v1/kv/{bucket}/{key}        set; If-Match, If-None-Match: *
 DELETE /v1/kv/{bucket}/{key}        delete; If-Match
 POST   /v1/kv/{bucket}/batch        sets and deletes, all or none
 POST   /v1/kv/{bucket}/import       lines of JSON or text, all or none
-GET    /v1/streams                  open streams: plugin, version, key, route, limit
+GET    /v1/streams                  open streams: key, upstream, route, plugin, version, client, older_than, limit
 DELETE /v1/streams/{id}             close one: code, reason
+POST   /v1/streams/drain            close those that match, spread over a time
+GET    /v1/streams/drain[/{id}]     how far drains are
+DELETE /v1/streams/drain/{id}       close no more of them
 GET    /id/{id}/mappings            a bucket as Caddy shows a map
 PATCH  /id/{id}/mappings            replace it as Caddy does, closing nothing
 
@@ -157,6 +160,7 @@ fn gather(state: &AdminState) -> Scrape {
         plugins: gather_plugins(state),
         buckets,
         store_revision: snapshot.revision().0,
+        drains_running: state.own.drains.running() as u64,
         swaps: state.own.swaps.rows(),
         process_log_dropped: state
             .log_dropped

@@ -3,7 +3,8 @@
 use super::State as AdminState;
 use super::input::{Actor, Path, Query, audit};
 use super::problem::Problem;
-use crate::stream::{StreamFilter, StreamId};
+use crate::config::decode::{address, units};
+use crate::stream::{StreamFilter, StreamId, UpstreamFilter};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -17,14 +18,83 @@ const CODE_DEFAULT: u16 = 1001;
 /// A close frame holds 125 bytes, its code included.
 const REASON_BYTES_MAX: usize = 123;
 
+/// Closing to start again elsewhere: what a drain is.
+pub(super) const CODE_RESTART: u16 = 1012;
+
+/// Which streams: what lists and drains may say.
+#[derive(Debug, Default, serde::Serialize)]
+pub(super) struct Selector {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) upstream: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) route: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) plugin: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) older_than: Option<String>,
+}
+
+impl Selector {
+    /// The conditions.
+    ///
+    /// # Errors
+    /// What is none, with what was expected.
+    pub(super) fn filter(self) -> Result<StreamFilter, String> {
+        for (name, value) in [
+            ("upstream", &self.upstream),
+            ("route", &self.route),
+            ("plugin", &self.plugin),
+        ] {
+            if value.as_deref() == Some("") {
+                return Err(format!("{name} \"\": expected a name"));
+            }
+        }
+        let is_digest = |version: &str| {
+            (1..=64).contains(&version.len())
+                && version.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        if let Some(version) = self.version.as_deref()
+            && !is_digest(version)
+        {
+            return Err(format!(
+                "version {version:?}: expected the beginning of a digest in hex"
+            ));
+        }
+        let client = self.client.map(|client| {
+            address::network(&client).map_err(|why| format!("client {client:?}: {why}"))
+        });
+        let older_than = self.older_than.map(|span| {
+            units::duration(&span).map_err(|why| format!("older_than {span:?}: {why}"))
+        });
+        Ok(StreamFilter {
+            plugin: self.plugin,
+            version: self.version.map(|version| version.to_ascii_lowercase()),
+            key: self.key,
+            route: self.route,
+            upstream: self.upstream.as_deref().map(UpstreamFilter::of),
+            client: client.transpose()?,
+            older_than: older_than.transpose()?,
+        })
+    }
+}
+
 /// Which streams.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
+    key: Option<String>,
+    upstream: Option<String>,
+    route: Option<String>,
     plugin: Option<String>,
     version: Option<String>,
-    key: Option<String>,
-    route: Option<String>,
+    client: Option<String>,
+    older_than: Option<String>,
     limit: Option<usize>,
 }
 
@@ -35,21 +105,28 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(Problem::bad_request(
-            "query",
-            format!("query: limit {limit}: expected 1 to {LIMIT_MAX}"),
-        ));
+        return Err(bad_query(format!(
+            "limit {limit}: expected 1 to {LIMIT_MAX}"
+        )));
     }
-    let filter = StreamFilter {
+    let selector = Selector {
+        key: query.key,
+        upstream: query.upstream,
+        route: query.route,
         plugin: query.plugin,
         version: query.version,
-        key: query.key,
-        route: query.route,
+        client: query.client,
+        older_than: query.older_than,
     };
+    let filter = selector.filter().map_err(bad_query)?;
     let mut streams = state.workers.streams(filter, limit + 1).await;
     let more = streams.len() > limit;
     streams.truncate(limit);
     Ok(Json(json!({ "streams": streams, "more": more })).into_response())
+}
+
+fn bad_query(detail: String) -> Problem {
+    Problem::bad_request("query", format!("query: {detail}"))
 }
 
 /// How to close a stream.
@@ -85,22 +162,27 @@ pub(super) async fn close(
 /// What RFC 6455 allows in a close frame.
 fn check(query: CloseQuery) -> Result<(u16, String), Problem> {
     let code = query.code.unwrap_or(CODE_DEFAULT);
-    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
-        return Err(Problem::bad_request(
-            "query",
-            format!("query: code {code}: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999"),
-        ));
-    }
-    if query.reason.len() > REASON_BYTES_MAX {
-        return Err(Problem::bad_request(
-            "query",
-            format!(
-                "query: reason has {} bytes, expected at most {REASON_BYTES_MAX}",
-                query.reason.len()
-            ),
-        ));
-    }
+    check_close(code, &query.reason).map_err(bad_query)?;
     Ok((code, query.reason))
+}
+
+/// Checks what a close frame is to hold.
+///
+/// # Errors
+/// What it may not hold, with what was expected.
+pub(super) fn check_close(code: u16, reason: &str) -> Result<(), String> {
+    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+        return Err(format!(
+            "code {code}: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999"
+        ));
+    }
+    if reason.len() > REASON_BYTES_MAX {
+        return Err(format!(
+            "reason has {} bytes, expected at most {REASON_BYTES_MAX}",
+            reason.len()
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

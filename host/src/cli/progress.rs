@@ -1,4 +1,4 @@
-//! Progress of what takes over a second, on a terminal only: an upload with its bytes, or a wait.
+//! Progress of what takes over a second, on a terminal only: an upload with its bytes, things done of many, or a wait.
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -15,6 +15,7 @@ use std::time::Duration;
 /// What takes less is not worth a bar.
 const PATIENCE: Duration = Duration::from_secs(1);
 const REDRAW: Duration = Duration::from_millis(100);
+const COUNTED: &str = "{spinner} {bar:30} {pos}/{len}  {elapsed}";
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// A request body sent in chunks that counts what was sent.
@@ -103,6 +104,33 @@ pub(crate) async fn watch<F: Future>(
     output
 }
 
+/// Things done of many; hidden where there is no terminal.
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    /// None of `total` is done.
+    pub(crate) fn new(total: u64) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        bar.set_style(style(COUNTED));
+        Self(bar)
+    }
+
+    /// So many are done.
+    pub(crate) fn at(&self, done: u64) {
+        self.0.set_position(done);
+        self.0.tick();
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the template is a constant that parses")
 }
@@ -130,6 +158,7 @@ mod tests {
     fn the_templates_parse() {
         style("{spinner} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}");
         style("{spinner} {msg}  {elapsed}");
+        style(COUNTED);
     }
 
     #[tokio::test]

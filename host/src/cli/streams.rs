@@ -1,12 +1,15 @@
-//! `throwbar streams`: list and close open streams, through the admin API.
+//! `throwbar streams`: list, close and drain open streams, through the admin API.
 
 use super::client::{Connect, encode, with_query};
 use super::output::{self, Align, Out, Table};
+use crate::config::decode::{address, units};
 use clap::Subcommand;
 use http::Method;
 use http_body_util::Empty;
 use serde::Deserialize;
 use serde_json::Value;
+
+mod drain;
 
 /// Arguments of `streams`.
 #[derive(Debug, clap::Args)]
@@ -14,6 +17,7 @@ use serde_json::Value;
 Examples:
   throwbar streams ls
   throwbar streams ls --key id1
+  throwbar streams drain --key id1 --over 5m
   throwbar streams close 513")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -30,18 +34,8 @@ Examples:
   throwbar streams ls --plugin by-header --version 9f2c11    who is still on the old version?
   throwbar streams ls --json")]
     Ls {
-        /// Only those this plugin routed
-        #[arg(long)]
-        plugin: Option<String>,
-        /// Only those accepted by the version whose digest begins so
-        #[arg(long)]
-        version: Option<String>,
-        /// Only those with this key
-        #[arg(long)]
-        key: Option<String>,
-        /// Only those of this route
-        #[arg(long)]
-        route: Option<String>,
+        #[command(flatten)]
+        selector: Selector,
         /// At most so many
         #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
         limit: u64,
@@ -64,6 +58,72 @@ Examples:
         #[arg(long)]
         reason: Option<String>,
     },
+    /// Close all that match, spread evenly over a time
+    Drain(drain::Args),
+    /// How far drains are, newest first
+    #[command(after_help = "Example:\n  throwbar streams drains")]
+    Drains {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a drain: what it has not closed yet stays open
+    #[command(after_help = "Example:\n  throwbar streams cancel 1")]
+    Cancel {
+        /// Its number, as `streams drains` shows it
+        id: u64,
+    },
+}
+
+/// Which streams.
+#[derive(Debug, Default, clap::Args)]
+struct Selector {
+    /// Only those with this key
+    #[arg(long)]
+    key: Option<String>,
+    /// Only those to this endpoint (IP:PORT or IP), or to this upstream of the config
+    #[arg(long, value_name = "ENDPOINT|NAME")]
+    upstream: Option<String>,
+    /// Only those of this route
+    #[arg(long)]
+    route: Option<String>,
+    /// Only those this plugin routed
+    #[arg(long)]
+    plugin: Option<String>,
+    /// Only those accepted by the version whose digest begins so
+    #[arg(long)]
+    version: Option<String>,
+    /// Only those of clients in this network, such as 10.0.0.0/8
+    #[arg(long, value_name = "NETWORK", value_parser = network)]
+    client: Option<String>,
+    /// Only those that are open for at least so long, such as 4h
+    #[arg(long, value_name = "AGE", value_parser = duration)]
+    older_than: Option<String>,
+}
+
+impl Selector {
+    /// Names and values, as the admin API has them.
+    fn pairs(self) -> [(&'static str, Option<String>); 7] {
+        [
+            ("key", self.key),
+            ("upstream", self.upstream),
+            ("route", self.route),
+            ("plugin", self.plugin),
+            ("version", self.version),
+            ("client", self.client),
+            ("older_than", self.older_than),
+        ]
+    }
+}
+
+/// A duration, left as it is written.
+fn duration(text: &str) -> Result<String, String> {
+    units::duration(text).map(|_| text.to_owned())
+}
+
+/// A network, left as it is written.
+fn network(text: &str) -> Result<String, String> {
+    address::network(text).map(|_| text.to_owned())
 }
 
 fn parse_id(text: &str) -> Result<u64, &'static str> {
@@ -95,23 +155,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut out = Out::stdout();
     match args.command {
         Command::Ls {
-            plugin,
-            version,
-            key,
-            route,
+            selector,
             limit,
             json,
         } => {
-            let path = with_query(
-                "/v1/streams".to_owned(),
-                &[
-                    ("plugin", plugin),
-                    ("version", version),
-                    ("key", key),
-                    ("route", route),
-                    ("limit", Some(limit.to_string())),
-                ],
-            );
+            let mut query = selector.pairs().to_vec();
+            query.push(("limit", Some(limit.to_string())));
+            let path = with_query("/v1/streams".to_owned(), &query);
             let answer: Value = client.get(&path).await?.json()?;
             if json {
                 out.json(&answer)?;
@@ -129,6 +179,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
                 .await?;
             out.line(format_args!("stream {id}: closed with code {code}"))?;
         }
+        Command::Drain(args) => drain::start(&client, args, &mut out).await?,
+        Command::Drains { json } => drain::list(&client, json, &mut out).await?,
+        Command::Cancel { id } => drain::cancel(&client, id, &mut out).await?,
     }
     out.flush()
 }

@@ -5,9 +5,10 @@ use crate::plugin::{Access, PluginLimits, Source};
 use crate::proxy::access_log::Sink;
 use crate::proxy::matcher::{HeaderPattern, HostPattern, Matcher, PathPattern};
 use crate::proxy::{Handler, Limits, OnFailure};
-use crate::store::{BackendKind, BucketConfig, Target, ValueKind};
+use crate::store::{BackendKind, BucketConfig, OnChange, Target, ValueKind};
 use crate::upstream::Policy;
 use proptest::prelude::*;
+use std::time::Duration;
 
 mod bad;
 
@@ -132,6 +133,22 @@ fn reference_example_names_every_setting() {
         }
     }
     assert!(sections >= 10, "{sections}");
+}
+
+#[test]
+fn streams_may_end_with_their_entry_and_get_pings() {
+    let text = format!(
+        "buckets.a.on_change = \"close\"\nbuckets.b.on_change = {{ drain = {{ over = \"5m\" }} }}\n{LISTENER}\n\
+         [streams]\nping_client = \"45s\"\nage_jitter = 0\n"
+    );
+    let config = good(&text);
+    let over = Duration::from_secs(300);
+    assert_eq!(config.buckets[0].on_change, OnChange::Close);
+    let after = Duration::ZERO;
+    assert_eq!(config.buckets[1].on_change, OnChange::Drain { after, over });
+    let streams = &config.streams;
+    assert_eq!(streams.ping_client, Some(Duration::from_secs(45)));
+    assert_eq!((streams.ping_upstream, streams.age_jitter), (None, 0.0));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use super::Scrape;
 use crate::plugin::generation::DECISION_BUCKETS;
+use crate::stream::CloseReason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -216,9 +217,9 @@ impl Scrape {
                 sums.streams_opened,
             ),
             (
-                "throwbar_streams_closed",
-                "Streams closed",
-                sums.streams_closed,
+                "throwbar_stream_pings",
+                "Pings of the proxy's own sent in streams",
+                sums.stream_pings,
             ),
             (
                 "throwbar_stream_bytes_up",
@@ -243,6 +244,20 @@ impl Scrape {
         ] {
             out.counter(name, help, count)?;
         }
+        let closed = CloseReason::ALL.map(|reason| {
+            let count = sums.streams_closed_by[reason as usize];
+            ([("reason", reason.name())], count)
+        });
+        out.counters(
+            "throwbar_streams_closed",
+            "Streams closed by reason",
+            closed,
+        )?;
+        out.gauge(
+            "throwbar_stream_drains_running",
+            "Drains of streams that run",
+            self.drains_running,
+        )?;
         out.gauge(
             "throwbar_connections_open",
             "Connections open",
@@ -332,6 +347,7 @@ mod tests {
             workers: WorkerTotals {
                 streams_opened: 5,
                 streams_closed: 2,
+                streams_closed_by: [0, 0, 0, 0, 0, 0, 2, 0, 0],
                 ..WorkerTotals::default()
             },
             routes: vec![RouteRow {
@@ -354,6 +370,7 @@ mod tests {
                 bytes: 30,
             }],
             store_revision: 9,
+            drains_running: 1,
             swaps: vec![("p".into(), "swapped", 6)],
             process_log_dropped: 11,
         })
@@ -373,6 +390,8 @@ mod tests {
             "throwbar_streams{plugin=\"p\",version=\"aa\"} 3",
             "throwbar_streams_open 3",
             "throwbar_streams_opened_total 5",
+            "throwbar_streams_closed_total{reason=\"drain\"} 2",
+            "throwbar_stream_drains_running 1",
             "throwbar_swaps_total{plugin=\"p\",result=\"swapped\"} 6",
             "throwbar_store_revision 9",
             "throwbar_bucket_keys{bucket=\"upstreams\"} 2",

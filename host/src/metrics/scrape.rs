@@ -1,6 +1,7 @@
 //! One scrape: the state of all counters at one moment.
 
 use super::{CallTotals, WorkerCounters};
+use crate::stream::CloseReason;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Everything that is told at one moment.
@@ -22,6 +23,8 @@ pub struct Scrape {
     pub buckets: Vec<BucketRow>,
     /// The store's revision.
     pub store_revision: u64,
+    /// Drains of streams that run.
+    pub drains_running: u64,
     /// Plugin, result and count.
     pub swaps: Vec<(String, &'static str, u64)>,
     /// Lines of the process's own log dropped because its reader was behind.
@@ -87,6 +90,8 @@ pub struct WorkerTotals {
     pub upstream_idle: u64,
     pub streams_opened: u64,
     pub streams_closed: u64,
+    pub streams_closed_by: [u64; CloseReason::ALL.len()],
+    pub stream_pings: u64,
     pub stream_bytes_up: u64,
     pub stream_bytes_down: u64,
     pub log_lines_dropped: u64,
@@ -113,7 +118,13 @@ impl WorkerTotals {
             upstream_idle: sum(|worker| &worker.upstream_idle),
             // Closed before opened: a stream between the two reads must not make their difference negative.
             streams_closed: sum(|worker| &worker.streams_closed),
+            streams_closed_by: CloseReason::ALL.map(|reason| {
+                let by = workers.iter().map(|worker| &worker.streams_closed_by);
+                by.map(|by| by[reason as usize].load(Ordering::Relaxed))
+                    .sum()
+            }),
             streams_opened: sum(|worker| &worker.streams_opened),
+            stream_pings: sum(|worker| &worker.stream_pings),
             stream_bytes_up: sum(|worker| &worker.stream_bytes_up),
             stream_bytes_down: sum(|worker| &worker.stream_bytes_down),
             log_lines_dropped: sum(|worker| &worker.log_lines_dropped),

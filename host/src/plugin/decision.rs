@@ -3,7 +3,7 @@
 use super::PluginLimits;
 use super::imports::lookup::split_port;
 use super::imports::{HostState, wit};
-use crate::store::{Target, bucket::KEY_BYTES_MAX};
+use crate::store::{BucketId, OnChange, Target, bucket::KEY_BYTES_MAX};
 use http::{HeaderName, HeaderValue, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,21 @@ pub struct Forward {
     pub constant: Option<Arc<Edits>>,
     /// What varies; none in the common case.
     pub varying: Option<Box<Varying>>,
+    /// The entry it was routed by, if the stream that it opens is not to be kept when that changes.
+    pub follow: Option<Box<Follow>>,
+}
+
+/// An entry, and what becomes of a stream that was routed by it once it is another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Follow {
+    /// Where it is.
+    pub bucket: BucketId,
+    /// Its key.
+    pub key: Box<str>,
+    /// Its value when the stream was routed.
+    pub value: Target,
+    /// Never [`OnChange::Keep`].
+    pub on_change: OnChange,
 }
 
 /// What a decision may set beside its target.
@@ -141,7 +156,11 @@ pub(super) fn check(raw: wit::Decision, state: &mut HostState) -> Result<Decisio
         }
         wit::Decision::Pass => return Ok(Decision::Pass),
     };
-    let (to, looked_up) = check_target(to, state)?;
+    let Routed {
+        to,
+        key: looked_up,
+        follow,
+    } = check_target(to, state)?;
     let (key, varying) = match forward {
         None => (looked_up, None),
         Some(mut forward) => {
@@ -157,24 +176,30 @@ pub(super) fn check(raw: wit::Decision, state: &mut HostState) -> Result<Decisio
         key,
         constant: state.plan.edits.clone(),
         varying,
+        follow,
     }))
 }
 
-fn check_target(
-    to: wit::Target,
-    state: &mut HostState,
-) -> Result<(RouteTarget, Option<Box<str>>), DecisionError> {
-    Ok(match to {
+/// A checked target, and what is known of how it was found.
+struct Routed {
+    to: RouteTarget,
+    key: Option<Box<str>>,
+    follow: Option<Box<Follow>>,
+}
+
+fn check_target(to: wit::Target, state: &mut HostState) -> Result<Routed, DecisionError> {
+    let (to, key) = match to {
         wit::Target::Entry(handle) => {
             let entry = state.take_entry(handle).ok_or_else(|| {
                 DecisionError::new(format!(
                     "entry {handle} is no handle of this call's lookups"
                 ))
             })?;
-            (
-                RouteTarget::Address(entry.target, entry.port),
-                Some(entry.key),
-            )
+            return Ok(Routed {
+                follow: state.follow(&entry),
+                to: RouteTarget::Address(entry.target, entry.port),
+                key: Some(entry.key),
+            });
         }
         wit::Target::Address(address) => (check_address(&address)?, None),
         wit::Target::Upstream(name) => (RouteTarget::Upstream(name.into(), None), None),
@@ -185,6 +210,11 @@ fn check_target(
                 Some(key),
             )
         }
+    };
+    Ok(Routed {
+        to,
+        key,
+        follow: None,
     })
 }
 

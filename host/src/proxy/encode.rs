@@ -181,6 +181,7 @@ mod tests {
             key: None,
             constant: Some(Arc::new(constant)),
             varying: varying.map(Box::new),
+            follow: None,
         }
     }
 

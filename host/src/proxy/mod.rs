@@ -237,6 +237,7 @@ impl Proxy {
             forwarded,
             client,
             varying: forward.varying.take(),
+            follow: forward.follow.take(),
         };
         if let Err(error) = self.join(view, connection, pending, &record) {
             return failure(error, record);

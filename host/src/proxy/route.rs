@@ -250,6 +250,7 @@ fn trusted(to: RouteTarget) -> Verdict {
             key: None,
             constant: None,
             varying: None,
+            follow: None,
         },
         trusted: true,
     }

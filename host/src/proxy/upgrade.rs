@@ -7,8 +7,8 @@ use super::record::Record;
 use super::site::SiteView;
 use crate::listener::ClientConnection;
 use crate::listener::socket::DownstreamSocket;
-use crate::plugin::decision::Varying;
-use crate::stream::NewStream;
+use crate::plugin::decision::{Follow, Varying};
+use crate::stream::{Following, NewStream};
 use base64::Engine;
 use http::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
@@ -42,6 +42,8 @@ pub struct Pending {
     pub client: OnUpgrade,
     /// What the plugin said of the stream.
     pub varying: Option<Box<Varying>>,
+    /// The entry it follows.
+    pub follow: Option<Box<Follow>>,
 }
 
 impl Proxy {
@@ -68,6 +70,7 @@ impl Proxy {
             forwarded,
             client,
             varying,
+            follow,
         } = pending;
         let configured = view.site.streams.clone();
         let (proxy, connection) = (self.clone(), connection.clone());
@@ -90,6 +93,7 @@ impl Proxy {
                 return;
             };
             let varying = varying.unwrap_or_default();
+            let follow = follow.map(|entry| proxy.following(*entry));
             let opened = proxy.streams.open(NewStream {
                 downstream,
                 downstream_read_ahead: parts.read_buf,
@@ -100,8 +104,10 @@ impl Proxy {
                 key,
                 client: connection.client,
                 endpoint,
+                upstream_name: picked.as_ref().map(|picked| picked.upstream().clone()),
                 idle_timeout: varying.stream_idle_timeout.or(configured.idle_timeout),
                 age_max: varying.stream_age_max.or(configured.age_max),
+                follow,
                 // The upstream's policy counts the stream as long as it is open.
                 on_close: picked.map(|picked| Box::new(move || drop(picked)) as _),
             });
@@ -110,6 +116,17 @@ impl Proxy {
             }
         });
         Ok(())
+    }
+
+    fn following(self: &Rc<Self>, entry: Follow) -> Following {
+        let proxy = self.clone();
+        let is_current = Box::new(move |follow: &Follow| {
+            let mut reader = proxy.reader.borrow_mut();
+            let bucket = reader.load().bucket(follow.bucket);
+            let entry = bucket.and_then(|bucket| bucket.get(&follow.key));
+            entry.and_then(|entry| entry.value.target()) == Some(&follow.value)
+        });
+        Following { entry, is_current }
     }
 }
 

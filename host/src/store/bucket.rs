@@ -1,8 +1,17 @@
 //! What a bucket is: its place, its values, its limits.
 
+use std::time::Duration;
+
 /// A bucket's place in every snapshot of this process; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BucketId(pub u32);
+
+impl BucketId {
+    /// The bit that stands for it in a set of 64, which some share.
+    pub fn bit(self) -> u64 {
+        1 << (self.0 % 64)
+    }
+}
 
 /// Where a bucket keeps its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -37,6 +46,25 @@ pub struct BucketConfig {
     pub keys_max: u64,
     /// Most bytes of keys and values together.
     pub bytes_max: u64,
+    /// What becomes of streams when the entry they were routed by changes, unless their decision says so.
+    pub on_change: OnChange,
+}
+
+/// What becomes of a stream when the entry it was routed by gets another value, or is deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnChange {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// It is closed later, the streams of an entry one after the other.
+    Drain {
+        /// From the change to the first that may be closed.
+        after: Duration,
+        /// From there to the last.
+        over: Duration,
+    },
+    /// It is closed.
+    Close,
 }
 
 /// Most keys of a bucket unless the config says otherwise.
@@ -57,6 +85,7 @@ impl BucketConfig {
             values,
             keys_max: KEYS_MAX_DEFAULT,
             bytes_max: BYTES_MAX_DEFAULT,
+            on_change: OnChange::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 mod apply;
 pub mod backend;
@@ -24,7 +24,7 @@ pub mod value;
 mod writer;
 
 pub use batch::{CommitError, Committed, Expect, Write, WriteBatch, check_key};
-pub use bucket::{BackendKind, BucketConfig, BucketId, ValueKind};
+pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use snapshot::{Bucket, Entry, Page, Snapshot};
 pub use value::{Target, Value, ValueError};
 
@@ -68,6 +68,7 @@ struct Inner {
     /// Bounded by `places`: each batch in it holds one.
     commands: Sender<Command>,
     places: Arc<Semaphore>,
+    published: watch::Receiver<Revision>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -156,7 +157,8 @@ impl Store {
         let first = writer::configure(&empty, buckets, &mut backends)?;
         let newest = Arc::new(ArcSwap::from_pointee(first));
         let (commands, queue) = channel();
-        let writer = Writer::new(Arc::clone(&newest), backends);
+        let (publish, published) = watch::channel(Revision::default());
+        let writer = Writer::new(Arc::clone(&newest), backends, publish);
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&queue))
@@ -166,6 +168,7 @@ impl Store {
                 newest,
                 commands,
                 places: Arc::new(Semaphore::new(QUEUE_BATCHES_MAX)),
+                published,
                 writer: Mutex::new(Some(thread)),
             }),
         })
@@ -192,6 +195,12 @@ impl Store {
     /// The newest state.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.inner.newest.load_full()
+    }
+
+    /// Tells of each new state, after it can be read; of the last only, if there were several. Ends when the store is
+    /// closed.
+    pub fn changes(&self) -> watch::Receiver<Revision> {
+        self.inner.published.clone()
     }
 
     /// A reader for one thread: one atomic load when nothing changed.

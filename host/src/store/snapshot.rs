@@ -50,6 +50,23 @@ impl Snapshot {
         self.buckets.get(id.0 as usize)
     }
 
+    /// Entries of the buckets asked for whose value is another than in `before`, those that came or went among them.
+    pub fn changed_since(
+        &self,
+        before: &Snapshot,
+        is_wanted: impl Fn(BucketId) -> bool,
+    ) -> Vec<(BucketId, Box<str>)> {
+        let ids = (0..).map(BucketId);
+        let buckets = ids.zip(before.buckets.iter().zip(&self.buckets));
+        let changed = buckets
+            .filter(|(id, (before, after))| is_wanted(*id) && !after.table.is_same(&before.table));
+        let keys = changed.flat_map(|(id, (before, after))| {
+            let keys = after.table.changed_since(&before.table);
+            keys.map(move |key| (id, key.into()))
+        });
+        keys.collect()
+    }
+
     /// Every bucket of the config, in order of name.
     pub fn buckets(&self) -> impl Iterator<Item = (BucketId, &Bucket)> {
         self.names

@@ -160,6 +160,11 @@ impl Table {
         table
     }
 
+    /// Whether both are the very same.
+    pub(super) fn is_same(&self, other: &Table) -> bool {
+        Arc::ptr_eq(&self.root, &other.root)
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -236,10 +241,36 @@ impl Table {
         }
     }
 
+    /// Keys whose value is another than in `before`, or which are in only one of both. Looks at what the two do not share:
+    /// after a change of few keys that is little.
+    pub(super) fn changed_since<'t>(&'t self, before: &'t Table) -> impl Iterator<Item = &'t str> {
+        let now = unshared(&self.root, &before.root).filter(|slot| {
+            let old = before.get(slot.record.key());
+            old.is_none_or(|old| old.entry.value != slot.record.entry.value)
+        });
+        let gone =
+            unshared(&before.root, &self.root).filter(|slot| self.get(slot.record.key()).is_none());
+        now.chain(gone).map(|slot| slot.record.key())
+    }
+
     /// Every record, in no order that means anything.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Record>> {
         self.root.iter().flat_map(slots).map(|slot| &slot.record)
     }
+}
+
+/// Slots of the leaves that another root does not have at the same place.
+fn unshared<'t>(root: &'t [Branch], other: &'t [Branch]) -> impl Iterator<Item = &'t Slot> {
+    let branches = root.iter().zip(other);
+    let branches = branches.filter(|(branch, other)| !Arc::ptr_eq(branch, other));
+    let leaves = branches.flat_map(|(branch, other)| {
+        let other = (branch.len() == other.len()).then_some(other);
+        branch
+            .iter()
+            .enumerate()
+            .filter(move |(at, leaf)| !other.is_some_and(|other| Arc::ptr_eq(leaf, &other[*at])))
+    });
+    leaves.flat_map(|(_, leaf)| leaf.iter())
 }
 
 fn branch_of(hash: u64) -> usize {

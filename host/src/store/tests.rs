@@ -8,6 +8,7 @@ use super::backend::{Faults, faulty};
 use super::batch::check_key;
 use super::*;
 
+mod changes;
 mod model;
 
 fn wait<T>(future: impl Future<Output = T>) -> T {

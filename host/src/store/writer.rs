@@ -7,14 +7,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::apply::apply;
 use super::backend::{Backends, Failed};
 use super::batch::{CommitError, Committed, WriteBatch};
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
-use super::{BucketConfig, BucketId, OpenError, Value};
+use super::{BucketConfig, BucketId, OpenError, Revision, Value};
 
 /// Most batches that share one transaction.
 const GROUP_BATCHES_MAX: usize = 256;
@@ -45,14 +45,21 @@ pub(super) struct Writer {
     /// Old snapshots that a reader may still hold. Kept here so that it is this thread that frees them: what only
     /// they hold can be a whole bucket, too long a work for a thread that serves requests.
     retired: Vec<Arc<Snapshot>>,
+    /// Told of each state once it is the newest.
+    published: watch::Sender<Revision>,
 }
 
 impl Writer {
-    pub(super) fn new(newest: Arc<ArcSwap<Snapshot>>, backends: Backends) -> Self {
+    pub(super) fn new(
+        newest: Arc<ArcSwap<Snapshot>>,
+        backends: Backends,
+        published: watch::Sender<Revision>,
+    ) -> Self {
         Self {
             newest,
             backends,
             retired: Vec::new(),
+            published,
         }
     }
 
@@ -135,7 +142,9 @@ impl Writer {
     }
 
     fn publish(&mut self, next: Snapshot) {
+        let revision = next.revision;
         self.retired.push(self.newest.swap(Arc::new(next)));
+        self.published.send_replace(revision);
     }
 
     /// Nobody can begin to hold a retired snapshot, so one that is held only here stays so.

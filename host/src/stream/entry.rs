@@ -6,15 +6,22 @@
 use super::frame;
 use super::leg::Leg;
 use super::token::{Side, Token};
-use super::{CloseReason, StreamFacts, StreamFilter, StreamId};
+use super::{CloseReason, StreamFacts, StreamId};
 use crate::plugin::generation::GenerationLabel;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use std::io::{self, ErrorKind, Read};
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+mod follow;
+mod keepalive;
+mod origin;
+
+pub(super) use follow::Followed;
+pub(super) use keepalive::Keepalive;
+use origin::{Addresses, LabelLease};
 
 /// Reads of one socket before others get their turn.
 const READS_PER_TURN: usize = 4;
@@ -30,50 +37,6 @@ struct Closing {
     deadline: u32,
 }
 
-/// Counts a stream in the label of its generation while it lives.
-struct LabelLease(Option<Arc<GenerationLabel>>);
-
-impl LabelLease {
-    fn new(label: Option<Arc<GenerationLabel>>) -> Self {
-        if let Some(label) = &label {
-            label.streams.fetch_add(1, Ordering::Relaxed);
-        }
-        Self(label)
-    }
-}
-
-impl Drop for LabelLease {
-    fn drop(&mut self) {
-        if let Some(label) = &self.0 {
-            label.streams.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// A socket address in half the room: IPv6 is kept apart.
-enum Address {
-    V4(SocketAddrV4),
-    V6(Box<SocketAddrV6>),
-}
-
-impl From<SocketAddr> for Address {
-    fn from(address: SocketAddr) -> Self {
-        match address {
-            SocketAddr::V4(address) => Self::V4(address),
-            SocketAddr::V6(address) => Self::V6(Box::new(address)),
-        }
-    }
-}
-
-impl Address {
-    fn get(&self) -> SocketAddr {
-        match self {
-            Self::V4(address) => SocketAddr::V4(*address),
-            Self::V6(address) => SocketAddr::V6(**address),
-        }
-    }
-}
-
 /// When a stream ends by itself, in ticks; 0 is never.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Timeouts {
@@ -86,14 +49,16 @@ pub(super) struct Entry {
     id: StreamId,
     legs: [Leg; 2],
     closing: Option<Box<Closing>>,
+    keepalive: Option<Box<Keepalive>>,
+    followed: Option<Box<Followed>>,
     label: LabelLease,
     route: Arc<str>,
     key: Option<Box<str>>,
-    client: Address,
-    endpoint: Address,
+    addresses: Addresses,
+    upstream: Option<Arc<str>>,
     on_close: Option<Box<dyn FnOnce()>>,
-    /// Since the table's start.
-    opened: Duration,
+    /// Microseconds since the table's start.
+    opened_us: u64,
     started_ms: u64,
     opened_tick: u32,
     active_tick: u32,
@@ -110,10 +75,28 @@ pub(super) struct Label {
     pub(super) key: Option<Box<str>>,
     pub(super) client: SocketAddr,
     pub(super) endpoint: SocketAddr,
+    pub(super) upstream: Option<Arc<str>>,
     pub(super) opened: Duration,
     pub(super) started_ms: u64,
     pub(super) tick: u32,
     pub(super) timeouts: Timeouts,
+    pub(super) keepalive: Option<Box<Keepalive>>,
+    pub(super) followed: Option<Box<Followed>>,
+}
+
+/// What is to be done with a stream at its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overdue {
+    /// Its closing handshake takes too long.
+    Handshake,
+    /// Nothing moved for too long.
+    Idle,
+    /// It is too old.
+    Age,
+    /// The entry it follows has changed.
+    Change,
+    /// It gets a ping.
+    Ping,
 }
 
 /// What an event made of a stream.
@@ -134,13 +117,15 @@ impl Entry {
             id: label.id,
             legs: [Leg::new(downstream), Leg::new(upstream)],
             closing: None,
+            keepalive: label.keepalive,
+            followed: label.followed,
             label: LabelLease::new(label.label),
             route: label.route,
             key: label.key,
-            client: label.client.into(),
-            endpoint: label.endpoint.into(),
+            addresses: Addresses::new(label.client, label.endpoint),
+            upstream: label.upstream,
             on_close: None,
-            opened: label.opened,
+            opened_us: u64::try_from(label.opened.as_micros()).unwrap_or(u64::MAX),
             started_ms: label.started_ms,
             opened_tick: label.tick,
             active_tick: label.tick,
@@ -154,7 +139,7 @@ impl Entry {
     }
 
     pub(super) fn opened(&self) -> Duration {
-        self.opened
+        Duration::from_micros(self.opened_us)
     }
 
     pub(super) fn started_ms(&self) -> u64 {
@@ -171,34 +156,16 @@ impl Entry {
     }
 
     pub(super) fn facts(&self) -> StreamFacts<'_> {
+        let [client, endpoint] = self.addresses.get();
         StreamFacts {
             id: self.id,
             route: &self.route,
-            label: self.label.0.as_deref(),
+            label: self.label.get(),
             key: self.key.as_deref(),
-            client: self.client.get(),
-            endpoint: self.endpoint.get(),
+            client,
+            endpoint,
+            upstream: self.upstream.as_deref(),
         }
-    }
-
-    pub(super) fn matches(&self, filter: &StreamFilter) -> bool {
-        let label = self.label.0.as_deref();
-        filter
-            .plugin
-            .as_deref()
-            .is_none_or(|plugin| label.is_some_and(|label| &*label.plugin == plugin))
-            && filter
-                .version
-                .as_deref()
-                .is_none_or(|version| label.is_some_and(|label| label.digest.starts_with(version)))
-            && filter
-                .key
-                .as_deref()
-                .is_none_or(|key| self.key.as_deref() == Some(key))
-            && filter
-                .route
-                .as_deref()
-                .is_none_or(|route| &*self.route == route)
     }
 
     /// Sets what is to be called when the stream is over.
@@ -211,22 +178,40 @@ impl Entry {
         self.on_close.take()
     }
 
-    /// The first tick at which this stream might be over by itself.
+    /// The first tick at which something is to be done with this stream by itself.
     pub(super) fn due(&self) -> u32 {
-        if let Some(closing) = &self.closing {
-            return closing.deadline;
+        match &self.closing {
+            Some(closing) => closing.deadline,
+            None => {
+                let ends = self.idle_due().min(self.age_due());
+                ends.min(self.change_due()).min(self.ping_due())
+            }
         }
-        // One more than the span: a tick already begun must not shorten it.
-        let after = |from: u32, span: u32| match span {
-            0 => u32::MAX,
-            span => from.saturating_add(span).saturating_add(1),
-        };
-        after(self.active_tick, self.timeouts.idle).min(after(self.opened_tick, self.timeouts.age))
     }
 
-    /// Whether a stream that is due has been idle for too long, rather than open for too long.
-    pub(super) fn is_idle(&self, tick: u32) -> bool {
-        self.timeouts.idle != 0 && tick.saturating_sub(self.active_tick) > self.timeouts.idle
+    /// What is to be done now.
+    pub(super) fn overdue(&self, tick: u32) -> Option<Overdue> {
+        let due = |due: u32, what| (due <= tick).then_some(what);
+        match &self.closing {
+            Some(closing) => due(closing.deadline, Overdue::Handshake),
+            None => due(self.idle_due(), Overdue::Idle)
+                .or_else(|| due(self.age_due(), Overdue::Age))
+                .or_else(|| due(self.change_due(), Overdue::Change))
+                .or_else(|| due(self.ping_due(), Overdue::Ping)),
+        }
+    }
+
+    fn idle_due(&self) -> u32 {
+        after(self.active_tick, self.timeouts.idle)
+    }
+
+    fn age_due(&self) -> u32 {
+        after(self.opened_tick, self.timeouts.age)
+    }
+
+    fn change_due(&self) -> u32 {
+        let followed = self.followed.as_ref();
+        followed.map_or(u32::MAX, |followed| followed.due())
     }
 
     /// Relays what was read before the sockets came here.
@@ -245,8 +230,13 @@ impl Entry {
         scratch: &mut [u8],
         tick: u32,
     ) -> Progress {
+        let (active_tick, bytes) = (self.active_tick, self.bytes());
         self.active_tick = tick;
         let moved = self.relay_event(side, flags, scratch);
+        // A pong of ours is no activity. Only a leftover waits for OUT.
+        if self.keepalive.is_some() && self.bytes() == bytes && !flags.contains(EventFlags::OUT) {
+            self.active_tick = active_tick;
+        }
         self.settle(moved)
     }
 
@@ -261,6 +251,7 @@ impl Entry {
         if self.leg(side).leftover.is_some() && (failed || flags.contains(EventFlags::OUT)) {
             handled = true;
             self.leg_mut(side).flush()?;
+            self.send_waiting_ping(side)?;
             self.shut_if_done(side)?;
         }
         if self.wants_read(side) && (failed || flags.intersects(EventFlags::IN | EventFlags::RDHUP))
@@ -284,6 +275,7 @@ impl Entry {
             }
             match (&self.leg(side).socket).read(scratch) {
                 Ok(0) => {
+                    self.release_held(side)?;
                     self.leg_mut(side).ended = true;
                     self.first.get_or_insert(side);
                     self.shut_if_done(side.other())?;
@@ -303,8 +295,16 @@ impl Entry {
         Ok(true)
     }
 
-    /// Sends bytes of a side to the other; while we close, only to the end of the current frame.
+    /// Sends bytes of a side to the other.
     fn relay(&mut self, from: Side, chunk: &[u8]) -> io::Result<()> {
+        match self.keepalive {
+            None => self.pass(from, chunk),
+            Some(_) => self.relay_between_pings(from, chunk),
+        }
+    }
+
+    /// Sends bytes of a side to the other; while we close, only to the end of the current frame.
+    fn pass(&mut self, from: Side, chunk: &[u8]) -> io::Result<()> {
         let to = from.other();
         let cut = self.leg(to).cut;
         let closing = self.closing.is_some();
@@ -367,10 +367,7 @@ impl Entry {
             .closing
             .as_ref()
             .expect("data is cut only while closing");
-        let mask = match to {
-            Side::Downstream => None,
-            Side::Upstream => Some(getrandom::u32().map_err(io::Error::other)?.to_ne_bytes()),
-        };
+        let mask = mask_towards(to)?;
         leg.send(&frame::close_frame(closing.code, &closing.reason, mask))
     }
 
@@ -453,6 +450,25 @@ impl Entry {
 
     fn leg_mut(&mut self, side: Side) -> &mut Leg {
         &mut self.legs[side as usize]
+    }
+}
+
+/// The tick after a span that began at `from`; a span of 0 never ends. One more than the span: a tick already begun must
+/// not shorten it.
+fn after(from: u32, span: u32) -> u32 {
+    match span {
+        0 => u32::MAX,
+        span => from.saturating_add(span).saturating_add(1),
+    }
+}
+
+/// What frames of ours to a side are masked with: we are a client to the endpoint only.
+fn mask_towards(side: Side) -> io::Result<Option<[u8; 4]>> {
+    match side {
+        Side::Downstream => Ok(None),
+        Side::Upstream => Ok(Some(
+            getrandom::u32().map_err(io::Error::other)?.to_ne_bytes(),
+        )),
     }
 }
 

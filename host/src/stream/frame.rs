@@ -129,8 +129,13 @@ pub(crate) fn close_frame(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec
     let mut payload = Vec::with_capacity(2 + reason.len());
     payload.extend_from_slice(&code.to_be_bytes());
     payload.extend_from_slice(reason.as_bytes());
+    control_frame(opcode::CLOSE, payload, mask)
+}
+
+/// A control frame, masked with `mask` as clients must; its payload has at most [`CONTROL_BYTES_MAX`].
+pub(crate) fn control_frame(opcode: u8, mut payload: Vec<u8>, mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut frame = Vec::with_capacity(6 + payload.len());
-    frame.push(0x80 | opcode::CLOSE);
+    frame.push(0x80 | opcode);
     // At most `CONTROL_BYTES_MAX`.
     let length = payload.len() as u8;
     match mask {

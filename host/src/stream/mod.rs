@@ -7,6 +7,7 @@
 //! Invariants: no buffer while idle; a peer that does not read costs at most one scratch buffer; each opened stream is
 //! closed once, with one event, whatever ended it.
 
+use crate::plugin::decision::Follow;
 use crate::plugin::generation::GenerationLabel;
 use bytes::Bytes;
 use std::io;
@@ -18,20 +19,28 @@ mod entry;
 pub(crate) mod frame;
 mod leg;
 mod relay;
+mod select;
 mod table;
 #[cfg(test)]
 mod tests;
 mod token;
 
-pub use table::Streams;
+pub use select::{Spot, StreamFilter, UpstreamFilter};
+pub use table::{Close, Streams};
 
 /// Upgraded streams.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// No byte either way for so long closes a stream; none by default.
     pub idle_timeout: Option<Duration>,
     /// A stream is closed at this age; none by default.
     pub age_max: Option<Duration>,
+    /// Up to this share of its age a stream is closed earlier, so that streams opened together do not end together.
+    pub age_jitter: f64,
+    /// Between two pings of ours to the client; none by default.
+    pub ping_client: Option<Duration>,
+    /// Between two pings of ours to the endpoint; none by default.
+    pub ping_upstream: Option<Duration>,
     /// How long a drain waits for streams before it closes them with 1001.
     pub shutdown_grace: Duration,
     /// Streams of one worker.
@@ -43,6 +52,9 @@ impl Default for Config {
         Self {
             idle_timeout: None,
             age_max: None,
+            age_jitter: 0.1,
+            ping_client: None,
+            ping_upstream: None,
             shutdown_grace: Duration::from_secs(30),
             streams_max: 100_000,
         }
@@ -60,6 +72,24 @@ impl StreamId {
     /// The worker that has it.
     pub fn worker(self) -> usize {
         (self.0 & 0xff) as usize
+    }
+
+    /// A number that is the stream's own and evenly spread among streams (the finaliser of SplitMix64).
+    pub fn spread(self) -> u64 {
+        let mixed = self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// A random number from 0 to less than 1, of other bits than the order by [`StreamId::spread`].
+    pub fn fraction(self) -> f64 {
+        f64::from(self.spread() as u32) / (f64::from(u32::MAX) + 1.0)
+    }
+
+    /// The stream's own part of a span, from 0 to less than all of it.
+    fn share(self, span: u32) -> u32 {
+        (((self.spread() >> 32) * u64::from(span)) >> 32) as u32
     }
 }
 
@@ -82,6 +112,8 @@ pub struct StreamInfo {
     pub client: SocketAddr,
     /// The endpoint.
     pub endpoint: SocketAddr,
+    /// The upstream of the config that the endpoint is of.
+    pub upstream: Option<String>,
     /// Milliseconds since the Unix epoch at its start.
     pub started_ms: u64,
     /// Seconds it is open.
@@ -90,19 +122,6 @@ pub struct StreamInfo {
     pub bytes_up: u64,
     /// Bytes to the client.
     pub bytes_down: u64,
-}
-
-/// Which streams: every given condition holds.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct StreamFilter {
-    /// This plugin's.
-    pub plugin: Option<String>,
-    /// Accepted by the version whose digest begins so.
-    pub version: Option<String>,
-    /// With this key.
-    pub key: Option<String>,
-    /// Of this route.
-    pub route: Option<String>,
 }
 
 /// A stream to be: both sockets taken out of the HTTP engine after a 101.
@@ -125,12 +144,25 @@ pub struct NewStream {
     pub client: SocketAddr,
     /// The endpoint.
     pub endpoint: SocketAddr,
+    /// The upstream of the config that the endpoint is of.
+    pub upstream_name: Option<Arc<str>>,
     /// In place of the config's.
     pub idle_timeout: Option<Duration>,
     /// In place of the config's.
     pub age_max: Option<Duration>,
+    /// The entry it was routed by, if something is to become of it when that changes.
+    pub follow: Option<Following>,
     /// Called once when the stream is over, or when it is refused.
     pub on_close: Option<Box<dyn FnOnce()>>,
+}
+
+/// An entry that a stream follows.
+pub struct Following {
+    /// Which one, and what becomes of the stream when it changes.
+    pub entry: Follow,
+    /// Whether the newest state of the store still has its value. Asked once the stream can be told of changes, so that
+    /// none is missed between decision and stream.
+    pub is_current: Box<dyn FnOnce(&Follow) -> bool>,
 }
 
 /// Why a stream was not opened; both its sockets are closed.
@@ -163,14 +195,31 @@ pub enum CloseReason {
     IdleTimeout,
     /// Open for too long.
     AgeMax,
-    /// Closed by hand.
+    /// Closed by hand, by itself.
     Admin,
-    /// The process drains.
+    /// Closed by hand, with others.
     Drain,
+    /// The entry it was routed by changed.
+    OnChange,
+    /// The process ends.
+    Shutdown,
 }
 
 impl CloseReason {
-    /// Its name in logs.
+    /// Every reason, each at its own place.
+    pub const ALL: [Self; 9] = [
+        Self::ClientClosed,
+        Self::UpstreamClosed,
+        Self::Error,
+        Self::IdleTimeout,
+        Self::AgeMax,
+        Self::Admin,
+        Self::Drain,
+        Self::OnChange,
+        Self::Shutdown,
+    ];
+
+    /// Its name in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::ClientClosed => "client-closed",
@@ -180,6 +229,8 @@ impl CloseReason {
             Self::AgeMax => "age-max",
             Self::Admin => "admin",
             Self::Drain => "drain",
+            Self::OnChange => "on-change",
+            Self::Shutdown => "shutdown",
         }
     }
 }
@@ -199,6 +250,8 @@ pub struct StreamFacts<'a> {
     pub client: SocketAddr,
     /// The endpoint.
     pub endpoint: SocketAddr,
+    /// The upstream of the config that the endpoint is of.
+    pub upstream: Option<&'a str>,
 }
 
 /// What the access log says of streams: one event at the start, one at the end.

@@ -1,6 +1,6 @@
 //! All streams of a worker: opened, listed, timed out, closed.
 
-use super::entry::{Entry, Label, Progress, Timeouts};
+use super::entry::{Entry, Followed, Keepalive, Label, Overdue, Progress, Timeouts};
 use super::{
     CloseReason, Config, NewStream, Refused, StreamEvent, StreamFilter, StreamId, StreamInfo,
 };
@@ -22,6 +22,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+mod drain;
+mod follow;
+
+pub use drain::Close;
+use follow::Follows;
+
 /// Bytes read from a socket at once; also the most that is kept for a peer that does not read.
 pub(super) const SCRATCH_BYTES: usize = 64 << 10;
 
@@ -33,6 +39,9 @@ const SWEEP_ALWAYS_MAX: usize = 1_000;
 
 /// Ticks between two looks at the timeouts of many streams.
 const SWEEP_TICKS: u32 = 10;
+
+/// Streams closed at one tick for changes of what they follow, which may be that of a whole map.
+const CHANGES_PER_SWEEP: usize = 500;
 
 /// A silent peer is probed after this time: one that is gone for good would hold its stream for ever.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -58,6 +67,8 @@ pub(super) struct Table {
     counter: u64,
     /// Streams in a closing handshake.
     closing: usize,
+    /// Streams by the entries they follow.
+    follows: Follows,
     /// No stream is over by itself before this tick.
     due: u32,
     /// The tick of the last look at all streams.
@@ -98,6 +109,7 @@ impl Streams {
                 entries: Slab::new(),
                 counter: 0,
                 closing: 0,
+                follows: Follows::default(),
                 due: u32::MAX,
                 swept: 0,
             }),
@@ -169,6 +181,13 @@ impl Streams {
         let tick = ticks(opened).max(self.tick.get());
         self.tick.set(tick);
         let id = StreamId((table.counter + 1) << 8 | self.worker as u64);
+        let intervals = [config.ping_client, config.ping_upstream].map(timeout_ticks);
+        let keepalive = Keepalive::new(intervals, id, tick).map_err(Refused::Socket)?;
+        let age = timeout_ticks(new.age_max.or(config.age_max));
+        let (followed, is_current) = match new.follow {
+            Some(follow) => (Some(Followed::new(follow.entry)), Some(follow.is_current)),
+            None => (None, None),
+        };
         let mut entry = Entry::new(
             new.downstream,
             new.upstream,
@@ -179,13 +198,16 @@ impl Streams {
                 key: new.key,
                 client: new.client,
                 endpoint: new.endpoint,
+                upstream: new.upstream_name,
                 opened,
                 started_ms: unix_ms(),
                 tick,
                 timeouts: Timeouts {
                     idle: timeout_ticks(new.idle_timeout.or(config.idle_timeout)),
-                    age: timeout_ticks(new.age_max.or(config.age_max)),
+                    age: jittered(age, id, config.age_jitter),
                 },
+                keepalive,
+                followed,
             },
         );
         let index = table.entries.vacant_key();
@@ -195,6 +217,15 @@ impl Streams {
         table.counter += 1;
         table.due = table.due.min(entry.due());
         table.entries.insert(entry);
+        if let Some(is_current) = is_current {
+            self.begin_to_follow(&mut table, index);
+            if table.entries[index]
+                .follow()
+                .is_some_and(|entry| !is_current(entry))
+            {
+                self.outdate(&mut table, index, id.fraction());
+            }
+        }
         add(&self.counted().streams_opened, 1);
         Ok((
             id,
@@ -225,21 +256,19 @@ impl Streams {
     /// Closes every stream as [`Streams::close`] does.
     pub fn close_all(&self, code: u16, reason: &str) {
         for index in self.indices(|_| true) {
-            self.begin_close(index, code, reason, CloseReason::Drain);
+            self.begin_close(index, code, reason, CloseReason::Shutdown);
         }
     }
 
     /// The oldest streams that the filter lets through.
     pub fn list(&self, filter: &StreamFilter, limit: usize) -> Vec<StreamInfo> {
         let table = self.table.borrow();
-        let mut found: Vec<&Entry> = table
-            .entries
-            .iter()
-            .map(|(_, entry)| entry)
-            .filter(|entry| entry.matches(filter))
-            .collect();
-        found.sort_unstable_by_key(|entry| entry.id());
         let now = self.elapsed();
+        let is_meant =
+            |entry: &&Entry| filter.matches(&entry.facts(), now.saturating_sub(entry.opened()));
+        let entries = table.entries.iter().map(|(_, entry)| entry);
+        let mut found: Vec<&Entry> = entries.filter(is_meant).collect();
+        found.sort_unstable_by_key(|entry| entry.id());
         found
             .into_iter()
             .take(limit)
@@ -247,8 +276,8 @@ impl Streams {
             .collect()
     }
 
-    /// Takes note of the time and ends streams that are idle or open for too long, and closing handshakes that take
-    /// too long. To be called every [`TICK`] while a stream is open.
+    /// Takes note of the time, ends streams that are idle or open for too long and closing handshakes that take too long,
+    /// and sends the pings that are due. To be called every [`TICK`] while a stream is open.
     pub fn sweep(&self, now: Instant) {
         let tick = ticks(now.saturating_duration_since(self.start)).max(self.tick.get());
         self.tick.set(tick);
@@ -260,20 +289,31 @@ impl Streams {
             }
             table.swept = tick;
         }
+        let mut changes = 0;
         for index in self.indices(|entry| entry.due() <= tick) {
-            let (closing, idle) = {
-                let table = self.table.borrow();
-                let entry = &table.entries[index];
-                (entry.is_closing(), entry.is_idle(tick))
-            };
-            if closing {
-                self.apply(index, |entry| {
-                    Progress::Ended(entry.why(CloseReason::Error))
-                });
-            } else if idle {
-                self.begin_close(index, 1001, "idle timeout", CloseReason::IdleTimeout);
-            } else {
-                self.begin_close(index, 1001, "maximum age", CloseReason::AgeMax);
+            let overdue = self.table.borrow().entries[index].overdue(tick);
+            match overdue {
+                None => {}
+                Some(Overdue::Handshake) => {
+                    self.apply(index, |entry| {
+                        Progress::Ended(entry.why(CloseReason::Error))
+                    });
+                }
+                Some(Overdue::Idle) => {
+                    self.begin_close(index, 1001, "idle timeout", CloseReason::IdleTimeout);
+                }
+                Some(Overdue::Age) => {
+                    self.begin_close(index, 1001, "maximum age", CloseReason::AgeMax);
+                }
+                Some(Overdue::Change) if changes < CHANGES_PER_SWEEP => {
+                    changes += 1;
+                    self.begin_close(index, 1012, "entry changed", CloseReason::OnChange);
+                }
+                // Its turn comes with the next tick.
+                Some(Overdue::Change) => {}
+                Some(Overdue::Ping) => {
+                    self.apply(index, |entry| entry.ping(tick));
+                }
             }
         }
         let mut table = self.table.borrow_mut();
@@ -324,6 +364,7 @@ impl Streams {
             let after = entry.bytes();
             add(&self.counted().stream_bytes_up, after[0] - before[0]);
             add(&self.counted().stream_bytes_down, after[1] - before[1]);
+            add(&self.counted().stream_pings, entry.take_pings().into());
             if !matches!(progress, Progress::Ended(_))
                 && entry
                     .watch(self.epoll.get_ref().as_fd(), slot(index))
@@ -342,6 +383,7 @@ impl Streams {
 
     fn remove(&self, table: &mut Table, index: usize) -> Entry {
         let entry = table.entries.remove(index);
+        self.end_to_follow(table, index, &entry);
         if entry.is_closing() {
             table.closing -= 1;
         }
@@ -355,6 +397,7 @@ impl Streams {
     /// Tells of the end of a stream that is out of the table, and frees it.
     fn finish(&self, mut entry: Entry, reason: CloseReason) {
         add(&self.counted().streams_closed, 1);
+        add(&self.counted().streams_closed_by[reason as usize], 1);
         let [bytes_up, bytes_down] = entry.bytes();
         (self.on_event)(StreamEvent::Closed {
             stream: entry.facts(),
@@ -385,7 +428,7 @@ impl Streams {
 impl Drop for Streams {
     fn drop(&mut self) {
         for entry in std::mem::take(&mut self.table.get_mut().entries) {
-            let reason = entry.1.why(CloseReason::Drain);
+            let reason = entry.1.why(CloseReason::Shutdown);
             self.finish(entry.1, reason);
         }
     }
@@ -403,6 +446,7 @@ fn info(entry: &Entry, now: Duration) -> StreamInfo {
         key: facts.key.map(str::to_owned),
         client: facts.client,
         endpoint: facts.endpoint,
+        upstream: facts.upstream.map(str::to_owned),
         started_ms: entry.started_ms(),
         age_s: now.saturating_sub(entry.opened()).as_secs(),
         bytes_up,
@@ -435,6 +479,13 @@ fn timeout_ticks(timeout: Option<Duration>) -> u32 {
         let ticks = timeout.as_millis().div_ceil(TICK.as_millis()).max(1);
         u32::try_from(ticks).unwrap_or(u32::MAX)
     })
+}
+
+/// An age in ticks, shortened by the stream's own part of `jitter`; 0 for none.
+fn jittered(age: u32, id: StreamId, jitter: f64) -> u32 {
+    // Between 0 and the age, by the bounds of `jitter`.
+    let earlier = id.share((f64::from(age) * jitter) as u32);
+    if age == 0 { 0 } else { (age - earlier).max(1) }
 }
 
 fn unix_ms() -> u64 {

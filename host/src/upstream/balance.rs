@@ -5,9 +5,11 @@ use crate::store::Target;
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// One worker's state of one upstream.
 pub struct Balancer {
+    name: Arc<str>,
     config: Config,
     next: Cell<usize>,
     active: Box<[Cell<u32>]>,
@@ -29,6 +31,7 @@ impl Balancer {
     pub fn new(config: Config) -> Rc<Self> {
         let count = config.endpoints.len();
         Rc::new(Self {
+            name: config.name.as_str().into(),
             config,
             next: Cell::new(0),
             active: (0..count).map(|_| Cell::new(0)).collect(),
@@ -107,6 +110,11 @@ impl Hasher for Fnv {
 }
 
 impl Picked {
+    /// The name of its upstream.
+    pub fn upstream(&self) -> &Arc<str> {
+        &self.balancer.name
+    }
+
     /// Its host and port.
     pub fn endpoint(&self) -> &(Target, u16) {
         &self.balancer.config.endpoints[self.index]

@@ -98,7 +98,7 @@ pub(super) fn host_name(text: &str) -> Result<String, String> {
 }
 
 /// Reads a network: `10.0.0.0/8`, or an address for that one alone.
-pub(super) fn network(text: &str) -> Result<IpNet, String> {
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(ip.to_canonical()));
     }

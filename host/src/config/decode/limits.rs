@@ -44,11 +44,14 @@ pub(super) fn streams(mut table: Table<'_>, streams: &mut stream::Config, walk: 
     for (key, slot) in [
         ("idle_timeout", &mut streams.idle_timeout),
         ("age_max", &mut streams.age_max),
+        ("ping_client", &mut streams.ping_client),
+        ("ping_upstream", &mut streams.ping_upstream),
     ] {
         let mut duration = slot.unwrap_or_default();
         table.duration(key, &mut duration, walk);
         *slot = (duration > Duration::ZERO).then_some(duration);
     }
+    table.share("age_jitter", &mut streams.age_jitter, walk);
     table.duration("shutdown_grace", &mut streams.shutdown_grace, walk);
     table.integer("streams_max", &mut streams.streams_max, walk);
     table.finish(walk);

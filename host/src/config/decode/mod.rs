@@ -9,19 +9,20 @@ use super::{Config, validate};
 use crate::admin;
 use crate::listener;
 use crate::proxy::access_log;
-use crate::store::{BackendKind, BucketConfig, ValueKind};
+use crate::store::{BackendKind, BucketConfig, OnChange, ValueKind};
 use crate::upstream::{self, Policy, guard};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
-mod address;
+pub(crate) mod address;
 mod limits;
 mod plugins;
 mod routes;
 mod table;
 mod text;
-mod units;
+pub(crate) mod units;
 
 use table::{Field, Table, Walk};
 pub use text::Sources;
@@ -284,8 +285,47 @@ fn bucket(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> BucketConfig
     }
     table.integer("keys_max", &mut config.keys_max, walk);
     table.size("bytes_max", &mut config.bytes_max, walk);
+    if let Some(on_change) = table.take("on_change")
+        && let Some(on_change) = on_change_of(&on_change, walk)
+    {
+        config.on_change = on_change;
+    }
     table.finish(walk);
     config
+}
+
+fn on_change_of(field: &Field<'_>, walk: &mut Walk<'_>) -> Option<OnChange> {
+    match field.value() {
+        DeValue::String(_) => {
+            let words = [("keep", OnChange::Keep), ("close", OnChange::Close)];
+            field.text(walk)?.choice("on_change", &words, walk)
+        }
+        DeValue::Table(_) => {
+            let mut table = field.table(walk)?;
+            let drain = table.take("drain");
+            if drain.is_none() {
+                table.missing(
+                    "drain",
+                    "{ drain = { after = \"0s\", over = \"5m\" } }",
+                    walk,
+                );
+            }
+            table.finish(walk);
+            let mut drain = drain?.table(walk)?;
+            let (mut after, mut over) = (Duration::ZERO, Duration::ZERO);
+            drain.duration("after", &mut after, walk);
+            drain.duration("over", &mut over, walk);
+            drain.finish(walk);
+            Some(OnChange::Drain { after, over })
+        }
+        _ => {
+            field.wrong_type(
+                "`\"keep\"`, `\"close\"` or `{ drain = { after = \"0s\", over = \"5m\" } }`",
+                walk,
+            );
+            None
+        }
+    }
 }
 
 fn upstream(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> upstream::Config {

@@ -241,6 +241,20 @@ impl<'t> Table<'t> {
         }
     }
 
+    /// A share of something, such as 0.1; its bounds are checked elsewhere.
+    pub(super) fn share(&mut self, key: &'static str, slot: &mut f64, walk: &mut Walk<'_>) {
+        let Some(field) = self.take(key) else { return };
+        let number = match field.value {
+            DeValue::Float(number) => number.as_str().parse().ok(),
+            DeValue::Integer(number) => number.as_str().parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(number) => *slot = number,
+            None => field.wrong_type("a number such as 0.1", walk),
+        }
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str, slot: &mut bool, walk: &mut Walk<'_>) {
         let Some(field) = self.take(key) else { return };
         match field.value {

@@ -6,7 +6,7 @@ use std::time::Duration;
 const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Reads a duration such as `250ms`, `5s`, `10m`, `4h` or `30d`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str =
         r#"expected a number with its unit, such as "250ms", "5s", "10m" or "4h""#;
     let (number, unit) = split(text).ok_or(EXPECTED)?;

@@ -6,6 +6,34 @@ const BAD: &[(&str, &str)] = &[
         "worker = 2",
         "4:1 worker: unknown key `worker` [did you mean `workers`?]",
     ),
+    (
+        "buckets.b.on_change = \"drop\"",
+        "4:23 buckets.b.on_change: unknown on_change \"drop\": expected `keep` or `close`",
+    ),
+    (
+        "buckets.b.on_change = 5",
+        "4:23 buckets.b.on_change: `on_change` is the integer 5, expected `\"keep\"`, `\"close\"` or `{ drain = { after = \"0s\", over = \"5m\" } }`",
+    ),
+    (
+        "buckets.b.on_change = { drain = { ovr = \"5s\" } }",
+        "4:35 buckets.b.on_change.drain.ovr: unknown key `ovr` in buckets.b.on_change.drain [did you mean `over`?]",
+    ),
+    (
+        "buckets.b.on_change = { drain = { over = \"2d\" } }",
+        "4:42 buckets.b.on_change.drain.over: `over` is 172800s: expected at most 86400s",
+    ),
+    (
+        "buckets.b = { values = \"bytes\", on_change = \"close\" }",
+        "4:45 buckets.b.on_change: the values of bucket \"b\" are bytes: no stream is routed by them",
+    ),
+    (
+        "streams.age_jitter = 0.6",
+        "4:22 streams.age_jitter: `age_jitter` is 0.6: expected 0 to 0.5",
+    ),
+    (
+        "streams.age_jitter = \"10%\"",
+        "4:22 streams.age_jitter: `age_jitter` is a string, expected a number such as 0.1",
+    ),
     ("version = 2", "4:11 version: `version` is 2, expected 1"),
     (
         "workers = \"2\"",

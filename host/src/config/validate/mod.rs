@@ -7,7 +7,7 @@ use super::diagnostic::{Finding, did_you_mean, join, one_of, shorten};
 use crate::admin::{Address, Auth};
 use crate::plugin::{MEMORY_RESERVATION, PluginConfig, Source};
 use crate::proxy::{Handler, OnFailure};
-use crate::store::{Target, ValueKind};
+use crate::store::{BucketConfig, OnChange, Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
 use crate::worker::WORKERS_MAX;
 use std::fmt::Display;
@@ -31,6 +31,9 @@ const UPSTREAMS_MAX: usize = 10_000;
 const PLUGINS_MAX: usize = 1_000;
 /// Most endpoints of an upstream.
 const ENDPOINTS_MAX: usize = 1_000;
+
+/// Longest time from the change of an entry to the end of its streams, and over which they are closed.
+const ON_CHANGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything that is wrong with a config whose values are each right in their type.
 pub fn check(config: &Config) -> Vec<Finding> {
@@ -71,6 +74,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
             1..=1 << 50,
             found,
         );
+        on_change(join(&path, "on_change"), bucket, found);
     }
     upstreams(config, found);
     for plugin in &config.plugins {
@@ -80,6 +84,26 @@ pub fn check(config: &Config) -> Vec<Finding> {
     limits(config, found);
     caddy(config, found);
     findings
+}
+
+fn on_change(path: String, bucket: &BucketConfig, found: &mut Vec<Finding>) {
+    if bucket.on_change != OnChange::Keep && bucket.values != ValueKind::Endpoint {
+        let message = format!(
+            "the values of bucket {:?} are bytes: no stream is routed by them",
+            bucket.name
+        );
+        found.push(Finding::new(&path, message, "not a bucket of endpoints"));
+    }
+    if let OnChange::Drain { after, over } = bucket.on_change {
+        let path = join(&path, "drain");
+        for (key, span) in [("after", after), ("over", over)] {
+            if span > ON_CHANGE_MAX {
+                let expected = format!("expected at most {ON_CHANGE_MAX:?}");
+                let message = format!("`{key}` is {span:?}: {expected}");
+                found.push(Finding::new(join(&path, key), message, expected));
+            }
+        }
+    }
 }
 
 fn between<T: PartialOrd + Display>(
@@ -445,6 +469,12 @@ fn limits(config: &Config, found: &mut Vec<Finding>) {
         "streams.streams_max",
         &config.streams.streams_max,
         0..=10_000_000,
+        found,
+    );
+    between(
+        "streams.age_jitter",
+        &config.streams.age_jitter,
+        0.0..=0.5,
         found,
     );
 }

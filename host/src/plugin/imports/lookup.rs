@@ -90,7 +90,9 @@ impl HostState {
         Some(Resolved {
             target,
             port: port.or(own_port)?,
+            bucket,
             key: key.into(),
+            own_port,
         })
     }
 }

@@ -6,7 +6,7 @@
 use super::generation::Sandbox;
 use super::subscription::Plan;
 use super::{PluginLimits, RequestHead};
-use crate::store::{Snapshot, Target};
+use crate::store::{BucketId, OnChange, Snapshot, Target};
 use std::sync::Arc;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, StoreLimits, StoreLimitsBuilder};
@@ -18,6 +18,7 @@ pub(crate) mod kv;
 pub(crate) mod logging;
 pub(crate) mod lookup;
 pub(crate) mod request;
+pub(crate) mod stream_options;
 pub(crate) mod wasi;
 
 /// Types and traits made from `guest-sdk/wit`.
@@ -48,8 +49,22 @@ pub(crate) struct Resolved {
     pub(crate) target: Target,
     /// The port to dial.
     pub(crate) port: u16,
+    /// The bucket it is in.
+    pub(crate) bucket: BucketId,
     /// The key it was kept under.
     pub(crate) key: Box<str>,
+    /// The port it has itself.
+    pub(crate) own_port: Option<u16>,
+}
+
+impl Resolved {
+    /// Its value, as the bucket has it.
+    fn value(&self) -> Target {
+        match &self.target {
+            Target::Ip(ip, _) => Target::Ip(*ip, self.own_port),
+            Target::Name(name, _) => Target::Name(name.clone(), self.own_port),
+        }
+    }
 }
 
 /// What the imports of one instance act on.
@@ -62,6 +77,8 @@ pub(crate) struct HostState {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) entries: Vec<Resolved>,
     pub(super) overlay: kv::Overlay,
+    /// What the call said of the stream it opens.
+    pub(super) on_change: Option<OnChange>,
     pub(super) limits: StoreLimits,
     pub(super) worker: usize,
     table: ResourceTable,
@@ -79,6 +96,7 @@ impl HostState {
             snapshot: sandbox.store.snapshot(),
             entries: Vec::new(),
             overlay: kv::Overlay::default(),
+            on_change: None,
             limits: store_limits(&sandbox.config.limits),
             worker,
             table,
@@ -90,6 +108,7 @@ impl HostState {
     /// Takes the request and the snapshot of a call.
     pub(super) fn begin(&mut self, head: &mut Option<RequestHead>, snapshot: &Arc<Snapshot>) {
         self.entries.clear();
+        self.on_change = None;
         if !Arc::ptr_eq(&self.snapshot, snapshot) {
             self.snapshot = Arc::clone(snapshot);
         }
@@ -146,6 +165,7 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
     bindings::throwbar::plugin::types::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::throwbar::plugin::request::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::throwbar::plugin::kv::add_to_linker::<_, Own>(l, |state| state)?;
+    bindings::throwbar::plugin::stream_options::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::wasi::config::store::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::wasi::logging::logging::add_to_linker::<_, Own>(l, |state| state)?;
     keyvalue::add_to_linker(l)?;
@@ -159,6 +179,7 @@ pub(crate) const OFFERED: &[&str] = &[
     "throwbar:plugin/lookup@0.1",
     "throwbar:plugin/request@0.1",
     "throwbar:plugin/kv@0.1",
+    "throwbar:plugin/stream-options@0.1",
     "wasi:config/store@0.2.0-rc.1",
     "wasi:logging/logging@0.1.0-draft",
     "wasi:keyvalue/store@0.2.0-draft",

@@ -146,7 +146,11 @@ fn an_idle_stream_is_closed_and_a_busy_one_is_not() {
 
 #[test]
 fn a_stream_is_closed_at_its_age_however_busy() {
-    on_worker(Config::default(), |mut worker| async move {
+    let config = Config {
+        age_jitter: 0.0,
+        ..Config::default()
+    };
+    on_worker(config, |mut worker| async move {
         let start = Instant::now();
         let mut ends = worker
             .open_as(|new| new.age_max = Some(Duration::from_secs(3_600)))
@@ -160,6 +164,37 @@ fn a_stream_is_closed_at_its_age_however_busy() {
         expect(&mut ends.client, &close_frame(1001, "maximum age", None)).await;
         worker.streams.sweep(late + LONG);
         assert_eq!(worker.next_closed().await.reason, CloseReason::AgeMax);
+    });
+}
+
+#[test]
+fn streams_opened_together_do_not_grow_too_old_together() {
+    let config = Config {
+        age_max: Some(Duration::from_secs(1_000)),
+        age_jitter: 0.5,
+        ..Config::default()
+    };
+    on_worker(config, |mut worker| async move {
+        let start = Instant::now();
+        let mut all = Vec::new();
+        for _ in 0..100 {
+            all.push(worker.open().await);
+        }
+        let mut left = vec![100];
+        for second in [499, 625, 750, 875, 1_001] {
+            let now = start + Duration::from_secs(second);
+            worker.streams.sweep(now);
+            worker.streams.sweep(now + LONG);
+            left.push(worker.streams.len());
+        }
+        assert_eq!((left[1], left[5]), (100, 0), "{left:?}");
+        for pair in left[1..].windows(2) {
+            let ended = pair[0] - pair[1];
+            assert!((10..=40).contains(&ended), "a quarter each: {left:?}");
+        }
+        for _ in 0..100 {
+            assert_eq!(worker.next_closed().await.reason, CloseReason::AgeMax);
+        }
     });
 }
 
@@ -182,7 +217,7 @@ fn close_all_ends_every_stream_and_drained_tells() {
         drop(all);
         drained.await.expect("drained");
         for _ in 0..20 {
-            assert_eq!(worker.next_closed().await.reason, CloseReason::Drain);
+            assert_eq!(worker.next_closed().await.reason, CloseReason::Shutdown);
         }
     });
 }

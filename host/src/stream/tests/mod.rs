@@ -14,6 +14,8 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 mod closing;
+mod following;
+mod pinging;
 mod relaying;
 mod table;
 
@@ -127,6 +129,19 @@ impl Worker {
         self.closed.recv().await.expect("an event")
     }
 
+    /// Bytes relayed by the only stream.
+    fn bytes(&self) -> [u64; 2] {
+        let listed = self.streams.list(&StreamFilter::default(), 2);
+        assert_eq!(listed.len(), 1);
+        [listed[0].bytes_up, listed[0].bytes_down]
+    }
+
+    fn leftover_bytes(&self) -> usize {
+        let table = self.streams.table.borrow();
+        let entries = table.entries.iter();
+        entries.map(|(_, entry)| entry.leftover_bytes()).sum()
+    }
+
     fn counted(&self, which: impl Fn(&WorkerCounters) -> &AtomicU64) -> u64 {
         which(&self.counters.workers[3]).load(Ordering::Relaxed)
     }
@@ -136,6 +151,7 @@ fn new_stream(downstream: TcpStream, upstream: TcpStream) -> NewStream {
     NewStream {
         client: downstream.peer_addr().expect("connected"),
         endpoint: upstream.peer_addr().expect("connected"),
+        upstream_name: None,
         downstream,
         downstream_read_ahead: Bytes::new(),
         upstream,
@@ -145,6 +161,7 @@ fn new_stream(downstream: TcpStream, upstream: TcpStream) -> NewStream {
         key: None,
         idle_timeout: None,
         age_max: None,
+        follow: None,
         on_close: None,
     }
 }

@@ -192,7 +192,7 @@ fn dropping_the_table_closes_and_reports_its_streams() {
         assert_eq!(Rc::strong_count(&streams), 1);
         drop(streams);
         let reason = closed.recv().await.map(|closed| closed.reason);
-        assert_eq!(reason, Some(CloseReason::Drain));
+        assert_eq!(reason, Some(CloseReason::Shutdown));
         expect_end(&mut ends.client).await;
         assert_eq!(label.streams.load(Ordering::Relaxed), 0);
     });
