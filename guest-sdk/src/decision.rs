@@ -132,7 +132,7 @@ impl Forward {
 }
 
 /// Whole milliseconds, rounded up, so that a short timeout is not none at all.
-fn millis(span: Duration) -> u32 {
+pub(crate) fn millis(span: Duration) -> u32 {
     u32::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
 
