@@ -80,7 +80,8 @@ pub use throwbar_macros::router;
 /// What most plugins use.
 pub mod prelude {
     pub use crate::{
-        Bucket, Decision, Direction, Ending, Entry, Field, Forward, Impulse, Kind, Message, Opening, Reply,
-        Request, Router, Session, Setup, Slot, Subscribed, Target, Verdict, config, json, kv, log, session,
+        Bucket, Decision, Direction, Ending, Entry, Field, Forward, Impulse, Kind, Message,
+        Opening, Reply, Request, Router, Session, Setup, Slot, Subscribed, Target, Verdict, config,
+        json, kv, log, session,
     };
 }

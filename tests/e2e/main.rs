@@ -24,6 +24,7 @@ mod h2c;
 mod hot_swap;
 mod limits;
 mod seed;
+mod sessions;
 mod store;
 mod timeouts;
 mod upstreams;

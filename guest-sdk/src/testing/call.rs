@@ -42,7 +42,9 @@ pub(super) struct Found {
 pub(crate) fn current<T>(ask: impl FnOnce(&mut Call) -> T) -> T {
     CURRENT.with_borrow_mut(|call| {
         let call = call.as_mut();
-        ask(call.expect("a plugin calls its host only inside Host::start, or a call of Plugin or Stream"))
+        ask(call.expect(
+            "a plugin calls its host only inside Host::start, or a call of Plugin or Stream",
+        ))
     })
 }
 

@@ -3,6 +3,7 @@
 use super::State as AdminState;
 use super::input::{Actor, Path, Query, audit};
 use super::problem::Problem;
+use crate::plugin::verdict::{CLOSE_REASON_BYTES_MAX as REASON_BYTES_MAX, is_close_code};
 use crate::stream::{StreamFilter, StreamId};
 use axum::Json;
 use axum::extract::State;
@@ -14,8 +15,6 @@ const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 100_000;
 /// Going away: what an operator's close is, to both ends.
 const CODE_DEFAULT: u16 = 1001;
-/// A close frame holds 125 bytes, its code included.
-const REASON_BYTES_MAX: usize = 123;
 
 /// Which streams.
 #[derive(serde::Deserialize)]
@@ -85,7 +84,7 @@ pub(super) async fn close(
 /// What RFC 6455 allows in a close frame.
 fn check(query: CloseQuery) -> Result<(u16, String), Problem> {
     let code = query.code.unwrap_or(CODE_DEFAULT);
-    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+    if !is_close_code(code) {
         return Err(Problem::bad_request(
             "query",
             format!("query: code {code}: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999"),

@@ -88,7 +88,7 @@ pub struct Reply {
 pub struct DecisionError(pub String);
 
 impl DecisionError {
-    fn new(reason: impl Into<String>) -> Self {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }
 }
@@ -117,7 +117,7 @@ impl DecisionError {
 const QUOTE_BYTES_MAX: usize = 100;
 
 /// A guest's text in an error: quoted, escaped, cut.
-fn quote(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     let cut = &text[..text.floor_char_boundary(QUOTE_BYTES_MAX)];
     let more = if cut.len() < text.len() { "…" } else { "" };
     format!("{cut:?}{more}")
@@ -160,7 +160,7 @@ pub(super) fn check(raw: wit::Decision, state: &mut HostState) -> Result<Decisio
     }))
 }
 
-fn check_target(
+pub(super) fn check_target(
     to: wit::Target,
     state: &mut HostState,
 ) -> Result<(RouteTarget, Option<Box<str>>), DecisionError> {
@@ -254,7 +254,10 @@ fn check_path(path: String) -> Result<http::uri::PathAndQuery, DecisionError> {
         .map_err(|error| DecisionError::new(format!("path {quoted}: {error}")))
 }
 
-fn check_timeout(name: &str, millis: Option<u32>) -> Result<Option<Duration>, DecisionError> {
+pub(super) fn check_timeout(
+    name: &str,
+    millis: Option<u32>,
+) -> Result<Option<Duration>, DecisionError> {
     match millis {
         Some(0) => Err(DecisionError::new(format!(
             "{name} is 0, expected at least 1"
@@ -263,7 +266,7 @@ fn check_timeout(name: &str, millis: Option<u32>) -> Result<Option<Duration>, De
     }
 }
 
-fn check_reply(reply: wit::Reply) -> Result<Reply, DecisionError> {
+pub(super) fn check_reply(reply: wit::Reply) -> Result<Reply, DecisionError> {
     let status = StatusCode::from_u16(reply.status)
         .ok()
         .filter(|status| (200..600).contains(&status.as_u16()))
@@ -346,7 +349,7 @@ fn is_hosts(name: &str) -> bool {
         || name.starts_with("x-forwarded-")
 }
 
-fn check_size(size: usize, limits: &PluginLimits) -> Result<(), DecisionError> {
+pub(super) fn check_size(size: usize, limits: &PluginLimits) -> Result<(), DecisionError> {
     let size_max = limits.returned_bytes_max;
     if size > size_max {
         return Err(DecisionError::new(format!(
@@ -367,7 +370,7 @@ fn names_size(names: &[String]) -> usize {
     names.iter().map(String::len).sum()
 }
 
-fn reply_size(reply: &wit::Reply) -> usize {
+pub(super) fn reply_size(reply: &wit::Reply) -> usize {
     reply.body.len() + pairs_size(&reply.headers)
 }
 

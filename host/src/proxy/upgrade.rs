@@ -8,7 +8,7 @@ use super::site::SiteView;
 use crate::listener::ClientConnection;
 use crate::listener::socket::DownstreamSocket;
 use crate::plugin::decision::Varying;
-use crate::stream::NewStream;
+use crate::stream::{Hook, NewStream};
 use base64::Engine;
 use http::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
@@ -42,6 +42,8 @@ pub struct Pending {
     pub client: OnUpgrade,
     /// What the plugin said of the stream.
     pub varying: Option<Box<Varying>>,
+    /// What its messages are shown to.
+    pub hook: Option<Box<Hook>>,
 }
 
 impl Proxy {
@@ -68,6 +70,7 @@ impl Proxy {
             forwarded,
             client,
             varying,
+            hook,
         } = pending;
         let configured = view.site.streams.clone();
         let (proxy, connection) = (self.clone(), connection.clone());
@@ -102,6 +105,7 @@ impl Proxy {
                 endpoint,
                 idle_timeout: varying.stream_idle_timeout.or(configured.idle_timeout),
                 age_max: varying.stream_age_max.or(configured.age_max),
+                hook: hook.map(|hook| *hook),
                 // The upstream's policy counts the stream as long as it is open.
                 on_close: picked.map(|picked| Box::new(move || drop(picked)) as _),
             });

@@ -4,7 +4,9 @@
 //! was counted for it. It never allocates while idle.
 
 use super::frame;
+use super::hook::{Hooked, OUT_BYTES, Out, Step};
 use super::leg::Leg;
+use super::table::CLOSE_TICKS;
 use super::token::{Side, Token};
 use super::{CloseReason, StreamFacts, StreamFilter, StreamId};
 use crate::plugin::generation::GenerationLabel;
@@ -86,6 +88,8 @@ pub(super) struct Entry {
     id: StreamId,
     legs: [Leg; 2],
     closing: Option<Box<Closing>>,
+    /// Of a stream whose messages a plugin sees.
+    hooked: Option<Box<Hooked>>,
     label: LabelLease,
     route: Arc<str>,
     key: Option<Box<str>>,
@@ -114,6 +118,7 @@ pub(super) struct Label {
     pub(super) started_ms: u64,
     pub(super) tick: u32,
     pub(super) timeouts: Timeouts,
+    pub(super) hooked: Option<Box<Hooked>>,
 }
 
 /// What an event made of a stream.
@@ -134,6 +139,7 @@ impl Entry {
             id: label.id,
             legs: [Leg::new(downstream), Leg::new(upstream)],
             closing: None,
+            hooked: label.hooked,
             label: LabelLease::new(label.label),
             route: label.route,
             key: label.key,
@@ -262,6 +268,7 @@ impl Entry {
             handled = true;
             self.leg_mut(side).flush()?;
             self.shut_if_done(side)?;
+            self.take_backlogs()?;
         }
         if self.wants_read(side) && (failed || flags.intersects(EventFlags::IN | EventFlags::RDHUP))
         {
@@ -305,6 +312,9 @@ impl Entry {
 
     /// Sends bytes of a side to the other; while we close, only to the end of the current frame.
     fn relay(&mut self, from: Side, chunk: &[u8]) -> io::Result<()> {
+        if self.is_hooked() {
+            return self.show(from, chunk);
+        }
         let to = from.other();
         let cut = self.leg(to).cut;
         let closing = self.closing.is_some();
@@ -346,10 +356,153 @@ impl Entry {
             }));
         }
         let cut = Side::BOTH.into_iter().try_for_each(|to| {
-            let at_boundary = self.leg(to.other()).cursor.at_boundary();
+            // With a session nothing but whole frames went out.
+            let with_session = self.hooked.as_ref().is_some_and(|hooked| hooked.is_on());
+            let at_boundary = with_session || self.leg(to.other()).cursor.at_boundary();
             if at_boundary { self.cut(to) } else { Ok(()) }
         });
         self.settle(cut.map(|()| false))
+    }
+
+    /// Whether a plugin sees the messages.
+    fn is_hooked(&self) -> bool {
+        self.closing.is_none() && self.hooked.as_ref().is_some_and(|hooked| hooked.is_on())
+    }
+
+    /// Shows the messages in what was read from a side to the session.
+    fn show(&mut self, from: Side, chunk: &[u8]) -> io::Result<()> {
+        let leg = self.leg_mut(from);
+        leg.bytes += chunk.len() as u64;
+        leg.cursor.advance(chunk);
+        if leg.cursor.close_seen() {
+            self.first.get_or_insert(from);
+        }
+        self.judge(from, chunk)
+    }
+
+    fn judge(&mut self, from: Side, bytes: &[u8]) -> io::Result<()> {
+        let tick = self.active_tick;
+        self.act(|hooked, out| hooked.take(from, bytes, out, tick))?;
+        if self.leg(from).ended {
+            self.shut_if_done(from.other())?;
+        }
+        Ok(())
+    }
+
+    /// Lets the session act, sends what came of it, and closes the stream if that is the outcome.
+    fn act(
+        &mut self,
+        act: impl FnOnce(&mut Hooked, &mut Out) -> io::Result<Step>,
+    ) -> io::Result<()> {
+        let Some(hooked) = &mut self.hooked else {
+            return Ok(());
+        };
+        let buffers = std::rc::Rc::clone(hooked.buffers());
+        let mut out = buffers.out.borrow_mut();
+        let acted = act(hooked, &mut out);
+        let sent = Side::BOTH.into_iter().try_for_each(|to| {
+            let leg = self.leg_mut(to);
+            match out.bytes(to) {
+                [] => Ok(()),
+                _ if leg.shut => Ok(()),
+                bytes => leg.send(bytes),
+            }
+        });
+        out.clear();
+        drop(out);
+        sent?;
+        let Step::Close(close, why) = acted? else {
+            return Ok(());
+        };
+        if let Some(hooked) = &mut self.hooked {
+            hooked.note_code(close.code);
+        }
+        self.closing = Some(Box::new(Closing {
+            code: close.code,
+            reason: close.reason.into(),
+            why,
+            deadline: self.active_tick.saturating_add(CLOSE_TICKS),
+        }));
+        Side::BOTH.into_iter().try_for_each(|to| self.cut(to))
+    }
+
+    /// Goes on with bytes that waited until the ends took what came before.
+    fn take_backlogs(&mut self) -> io::Result<()> {
+        for from in Side::BOTH {
+            if self.is_hooked() && self.can_judge(from) {
+                let waiting = match &mut self.hooked {
+                    Some(hooked) if hooked.has_backlog(from) => hooked.take_backlog(from),
+                    _ => continue,
+                };
+                self.judge(from, &waiting)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is room for what the session makes of a side's messages.
+    fn can_judge(&self, from: Side) -> bool {
+        self.leg(from.other()).leftover.is_none() && self.leg(from).leftover_bytes() < OUT_BYTES
+    }
+
+    fn has_backlog(&self, from: Side) -> bool {
+        let hooked = self.hooked.as_ref();
+        hooked.is_some_and(|hooked| self.closing.is_none() && hooked.has_backlog(from))
+    }
+
+    /// Whether bytes that were read wait for nothing but their turn.
+    pub(super) fn is_resumable(&self) -> bool {
+        self.is_hooked()
+            && Side::BOTH
+                .into_iter()
+                .any(|from| self.has_backlog(from) && self.can_judge(from))
+    }
+
+    /// Goes on with what waited for its turn.
+    pub(super) fn resume(&mut self) -> Progress {
+        let resumed = self.take_backlogs();
+        self.settle(resumed.map(|()| false))
+    }
+
+    /// When the session's next tick is due; 0 for never.
+    pub(super) fn tick_due(&self) -> u32 {
+        match &self.hooked {
+            Some(hooked) if self.closing.is_none() => hooked.due(),
+            _ => 0,
+        }
+    }
+
+    /// Tells the session that its interval has gone by; not while an end is behind, it would only fall back further.
+    pub(super) fn session_tick(&mut self, tick: u32) -> Progress {
+        let behind = self.legs.iter().any(|leg| leg.leftover.is_some());
+        let ticked = self.act(|hooked, out| match behind {
+            true => {
+                hooked.skip(tick);
+                Ok(Step::On)
+            }
+            false => hooked.tick(out, tick),
+        });
+        self.settle(ticked.map(|()| false))
+    }
+
+    /// Whether its session was lost with its instance.
+    pub(super) fn has_lost_session(&self) -> bool {
+        self.closing.is_none() && self.hooked.as_ref().is_some_and(|hooked| hooked.is_lost())
+    }
+
+    /// Does what the config says of such a stream.
+    pub(super) fn session_lost(&mut self, tick: u32) -> Progress {
+        let failed = self.act(|hooked, out| hooked.fail(out, tick));
+        self.settle(failed.map(|()| false))
+    }
+
+    /// Tells the session that the stream is over; says how it did.
+    pub(super) fn end_session(&mut self, duration: Duration) -> Option<&'static str> {
+        let bytes = self.bytes();
+        let code = self.closing.as_ref().map(|closing| closing.code);
+        let hooked = self.hooked.as_mut()?;
+        hooked.end(code, bytes, duration);
+        Some(hooked.outcome().name())
     }
 
     /// Ends the data for a side, at a frame's end, with a close frame, unless it had one or we shut it already.
@@ -357,7 +510,11 @@ impl Entry {
         if self.leg(to).cut {
             return Ok(());
         }
-        let has_one = self.leg(to.other()).cursor.close_seen();
+        let has_one = match &self.hooked {
+            // What was read need not have been sent on.
+            Some(hooked) if !hooked.is_unhooked() => hooked.has_closed(to.other()),
+            _ => self.leg(to.other()).cursor.close_seen(),
+        };
         let leg = &mut self.legs[to as usize];
         leg.cut = true;
         if has_one || leg.shut {
@@ -369,14 +526,15 @@ impl Entry {
             .expect("data is cut only while closing");
         let mask = match to {
             Side::Downstream => None,
-            Side::Upstream => Some(getrandom::u32().map_err(io::Error::other)?.to_ne_bytes()),
+            Side::Upstream => Some(frame::random_mask()?),
         };
         leg.send(&frame::close_frame(closing.code, &closing.reason, mask))
     }
 
     /// Passes on a half-close once all that came before it is sent.
     fn shut_if_done(&mut self, to: Side) -> io::Result<()> {
-        if self.closing.is_none() && self.leg(to.other()).ended && self.leg(to).leftover.is_none() {
+        let all_sent = self.leg(to).leftover.is_none() && !self.has_backlog(to.other());
+        if self.closing.is_none() && self.leg(to.other()).ended && all_sent {
             self.leg_mut(to).shut()?;
         }
         Ok(())
@@ -393,9 +551,9 @@ impl Entry {
 
     fn is_over(&self) -> bool {
         let closing = self.closing.is_some();
-        self.legs
-            .iter()
-            .all(|leg| leg.leftover.is_none() && (leg.ended || closing && leg.cursor.close_seen()))
+        let over =
+            |leg: &Leg| leg.leftover.is_none() && (leg.ended || closing && leg.cursor.close_seen());
+        self.legs.iter().all(over) && !Side::BOTH.into_iter().any(|side| self.has_backlog(side))
     }
 
     /// Why the stream ended: by us, by the side that was done first, or `otherwise`.
@@ -411,7 +569,10 @@ impl Entry {
     /// Whether bytes of a side have somewhere to go: to a peer that keeps up, or nowhere at all.
     fn wants_read(&self, side: Side) -> bool {
         let peer = self.leg(side.other());
-        !self.leg(side).ended && (peer.cut || peer.leftover.is_none())
+        let takes = peer.cut || peer.leftover.is_none();
+        !self.leg(side).ended
+            && takes
+            && (!self.is_hooked() || self.can_judge(side) && !self.has_backlog(side))
     }
 
     /// Makes the epoll set watch what this stream waits for.

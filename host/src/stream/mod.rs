@@ -7,6 +7,7 @@
 //! Invariants: no buffer while idle; a peer that does not read costs at most one scratch buffer; each opened stream is
 //! closed once, with one event, whatever ended it.
 
+use crate::plugin::Session;
 use crate::plugin::generation::GenerationLabel;
 use bytes::Bytes;
 use std::io;
@@ -16,7 +17,9 @@ use std::time::Duration;
 
 mod entry;
 pub(crate) mod frame;
+mod hook;
 mod leg;
+mod message;
 mod relay;
 mod table;
 #[cfg(test)]
@@ -36,6 +39,8 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// Streams of one worker.
     pub streams_max: usize,
+    /// A message of a stream with a session, in bytes.
+    pub message_bytes_max: usize,
 }
 
 impl Default for Config {
@@ -45,6 +50,7 @@ impl Default for Config {
             age_max: None,
             shutdown_grace: Duration::from_secs(30),
             streams_max: 100_000,
+            message_bytes_max: 1 << 20,
         }
     }
 }
@@ -129,8 +135,18 @@ pub struct NewStream {
     pub idle_timeout: Option<Duration>,
     /// In place of the config's.
     pub age_max: Option<Duration>,
+    /// What its messages are shown to.
+    pub hook: Option<Hook>,
     /// Called once when the stream is over, or when it is refused.
     pub on_close: Option<Box<dyn FnOnce()>>,
+}
+
+/// A session that a stream's messages are shown to.
+pub struct Hook {
+    /// The session.
+    pub session: Session,
+    /// Between two ticks.
+    pub tick: Option<Duration>,
 }
 
 /// Why a stream was not opened; both its sockets are closed.
@@ -167,6 +183,12 @@ pub enum CloseReason {
     Admin,
     /// The process drains.
     Drain,
+    /// Its session closed it.
+    Plugin,
+    /// Its session failed.
+    SessionFailed,
+    /// A side sent what is no WebSocket frame or message, or one that is too large.
+    BadFrames,
 }
 
 impl CloseReason {
@@ -180,6 +202,9 @@ impl CloseReason {
             Self::AgeMax => "age-max",
             Self::Admin => "admin",
             Self::Drain => "drain",
+            Self::Plugin => "plugin",
+            Self::SessionFailed => "session-failed",
+            Self::BadFrames => "bad-frames",
         }
     }
 }
@@ -218,5 +243,7 @@ pub enum StreamEvent<'a> {
         bytes_down: u64,
         /// Why.
         reason: CloseReason,
+        /// How its session did, if it had one.
+        session: Option<&'static str>,
     },
 }

@@ -1,16 +1,20 @@
 //! All streams of a worker: opened, listed, timed out, closed.
 
 use super::entry::{Entry, Label, Progress, Timeouts};
+use super::hook::{Buffers, Hooked};
+use super::token::{Side, Token};
 use super::{
     CloseReason, Config, NewStream, Refused, StreamEvent, StreamFilter, StreamId, StreamInfo,
 };
 use crate::metrics::{Counters, WorkerCounters};
+use crate::plugin::Sessions;
 use crate::proxy::TICK;
 use bytes::Bytes;
 use rustix::event::epoll;
 use slab::Slab;
 use socket2::{SockRef, TcpKeepalive};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,8 +29,8 @@ use tokio::sync::Notify;
 /// Bytes read from a socket at once; also the most that is kept for a peer that does not read.
 pub(super) const SCRATCH_BYTES: usize = 64 << 10;
 
-/// How long a closing handshake may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a closing handshake may take, in ticks.
+pub(super) const CLOSE_TICKS: u32 = 10;
 
 /// With more streams than this their timeouts are looked at every [`SWEEP_TICKS`] only.
 const SWEEP_ALWAYS_MAX: usize = 1_000;
@@ -49,6 +53,14 @@ pub struct Streams {
     pub(super) table: RefCell<Table>,
     start: Instant,
     pub(super) tick: Cell<u32>,
+    /// What streams with sessions share.
+    buffers: Rc<Buffers>,
+    sessions: OnceCell<Rc<Sessions>>,
+    /// Whether streams of a lost instance are being seen to.
+    settling: Cell<bool>,
+    /// Streams with bytes that wait for their turn only.
+    pub(super) resumable: RefCell<Vec<Token>>,
+    pub(super) resumed: Notify,
     drained: Notify,
 }
 
@@ -62,6 +74,8 @@ pub(super) struct Table {
     due: u32,
     /// The tick of the last look at all streams.
     swept: u32,
+    /// Streams whose session wants a tick, by when it is due.
+    session_ticks: BTreeSet<(u32, usize)>,
 }
 
 impl Streams {
@@ -100,11 +114,23 @@ impl Streams {
                 closing: 0,
                 due: u32::MAX,
                 swept: 0,
+                session_ticks: BTreeSet::new(),
             }),
             start: Instant::now(),
             tick: Cell::new(0),
+            buffers: Rc::default(),
+            sessions: OnceCell::new(),
+            settling: Cell::new(false),
+            resumable: RefCell::default(),
+            resumed: Notify::new(),
             drained: Notify::new(),
         }))
+    }
+
+    /// Says where the sessions of streams live, so that those of a lost instance are seen to; to be called once.
+    pub fn set_sessions(&self, sessions: Rc<Sessions>) {
+        // Another would be the same.
+        let _ = self.sessions.set(sessions);
     }
 
     /// Takes a new config for streams opened from now on.
@@ -142,6 +168,7 @@ impl Streams {
                     self.table.borrow().entries[index].facts(),
                 ));
                 self.apply(index, |entry| entry.start(&read_ahead.0, &read_ahead.1));
+                self.settle_lost();
                 Ok(id)
             }
             Err(refused) => {
@@ -168,6 +195,18 @@ impl Streams {
         let opened = self.start.elapsed();
         let tick = ticks(opened).max(self.tick.get());
         self.tick.set(tick);
+        let hooked = new.hook.map(|hook| {
+            let interval = timeout_ticks(hook.tick);
+            let buffers = Rc::clone(&self.buffers);
+            let bytes_max = config.message_bytes_max;
+            Box::new(Hooked::new(
+                hook.session,
+                buffers,
+                bytes_max,
+                interval,
+                tick,
+            ))
+        });
         let id = StreamId((table.counter + 1) << 8 | self.worker as u64);
         let mut entry = Entry::new(
             new.downstream,
@@ -186,6 +225,7 @@ impl Streams {
                     idle: timeout_ticks(new.idle_timeout.or(config.idle_timeout)),
                     age: timeout_ticks(new.age_max.or(config.age_max)),
                 },
+                hooked,
             },
         );
         let index = table.entries.vacant_key();
@@ -194,6 +234,9 @@ impl Streams {
             .map_err(Refused::Socket)?;
         table.counter += 1;
         table.due = table.due.min(entry.due());
+        if entry.tick_due() > 0 {
+            table.session_ticks.insert((entry.tick_due(), index));
+        }
         table.entries.insert(entry);
         add(&self.counted().streams_opened, 1);
         Ok((
@@ -252,6 +295,8 @@ impl Streams {
     pub fn sweep(&self, now: Instant) {
         let tick = ticks(now.saturating_duration_since(self.start)).max(self.tick.get());
         self.tick.set(tick);
+        self.settle_lost();
+        self.tick_sessions(tick);
         {
             let mut table = self.table.borrow_mut();
             let few = table.closing > 0 || table.entries.len() <= SWEEP_ALWAYS_MAX;
@@ -299,18 +344,10 @@ impl Streams {
     }
 
     fn begin_close(&self, index: usize, code: u16, reason: &str, why: CloseReason) {
-        let deadline = self
-            .tick
-            .get()
-            .saturating_add(timeout_ticks(Some(CLOSE_TIMEOUT)));
-        {
-            let mut table = self.table.borrow_mut();
-            if table.entries[index].is_closing() {
-                return;
-            }
-            table.closing += 1;
-            table.due = table.due.min(deadline);
+        if self.table.borrow().entries[index].is_closing() {
+            return;
         }
+        let deadline = self.tick.get().saturating_add(CLOSE_TICKS);
         self.apply(index, |entry| entry.close(code, reason, why, deadline));
     }
 
@@ -318,10 +355,29 @@ impl Streams {
     pub(super) fn apply(&self, index: usize, act: impl FnOnce(&mut Entry) -> Progress) -> Progress {
         let ended = {
             let mut table = self.table.borrow_mut();
-            let entry = &mut table.entries[index];
+            let Table {
+                entries,
+                closing,
+                due,
+                session_ticks,
+                ..
+            } = &mut *table;
+            let entry = &mut entries[index];
             let before = entry.bytes();
+            let (was_closing, tick_was_due) = (entry.is_closing(), entry.tick_due());
             let mut progress = act(entry);
             let after = entry.bytes();
+            if entry.is_closing() && !was_closing {
+                *closing += 1;
+                *due = (*due).min(entry.due());
+            }
+            let tick_due = entry.tick_due();
+            if tick_due != tick_was_due {
+                session_ticks.remove(&(tick_was_due, index));
+                if tick_due > 0 {
+                    session_ticks.insert((tick_due, index));
+                }
+            }
             add(&self.counted().stream_bytes_up, after[0] - before[0]);
             add(&self.counted().stream_bytes_down, after[1] - before[1]);
             if !matches!(progress, Progress::Ended(_))
@@ -332,6 +388,12 @@ impl Streams {
                 progress = Progress::Ended(entry.why(CloseReason::Error));
             }
             let Progress::Ended(reason) = progress else {
+                if entry.is_resumable() {
+                    let token = Token::of(slot(index), entry.id(), Side::Downstream);
+                    self.resumable.borrow_mut().push(token);
+                    self.resumed.notify_one();
+                    return Progress::More;
+                }
                 return progress;
             };
             (self.remove(&mut table, index), reason)
@@ -342,6 +404,7 @@ impl Streams {
 
     fn remove(&self, table: &mut Table, index: usize) -> Entry {
         let entry = table.entries.remove(index);
+        table.session_ticks.remove(&(entry.tick_due(), index));
         if entry.is_closing() {
             table.closing -= 1;
         }
@@ -356,12 +419,15 @@ impl Streams {
     fn finish(&self, mut entry: Entry, reason: CloseReason) {
         add(&self.counted().streams_closed, 1);
         let [bytes_up, bytes_down] = entry.bytes();
+        let duration = self.elapsed().saturating_sub(entry.opened());
+        let session = entry.end_session(duration);
         (self.on_event)(StreamEvent::Closed {
             stream: entry.facts(),
-            duration: self.elapsed().saturating_sub(entry.opened()),
+            duration,
             bytes_up,
             bytes_down,
             reason,
+            session,
         });
         let on_close = entry.take_on_close();
         drop(entry);
@@ -371,6 +437,48 @@ impl Streams {
         if self.is_empty() {
             self.drained.notify_waiters();
         }
+    }
+
+    /// Tells sessions whose interval has gone by.
+    fn tick_sessions(&self, tick: u32) {
+        let due: Vec<usize> = {
+            let table = self.table.borrow();
+            let due = table.session_ticks.range(..=(tick, usize::MAX));
+            due.map(|&(_, index)| index).collect()
+        };
+        for index in due {
+            // One before it may have ended it.
+            if self.table.borrow().entries.contains(index) {
+                self.apply(index, |entry| entry.session_tick(tick));
+                self.settle_lost();
+            }
+        }
+    }
+
+    /// Sees to the streams whose sessions were lost with their instance.
+    pub fn settle_lost(&self) {
+        let Some(sessions) = self.sessions.get() else {
+            return;
+        };
+        if self.settling.replace(true) {
+            return;
+        }
+        let tick = self.tick.get();
+        while sessions.take_lost() {
+            for index in self.indices(Entry::has_lost_session) {
+                // One before it may have ended it, or lost its new session too.
+                if self
+                    .table
+                    .borrow()
+                    .entries
+                    .get(index)
+                    .is_some_and(Entry::has_lost_session)
+                {
+                    self.apply(index, |entry| entry.session_lost(tick));
+                }
+            }
+        }
+        self.settling.set(false);
     }
 
     fn counted(&self) -> &WorkerCounters {
@@ -430,7 +538,7 @@ fn ticks(span: Duration) -> u32 {
 }
 
 /// A timeout in ticks, rounded up; 0 for none.
-fn timeout_ticks(timeout: Option<Duration>) -> u32 {
+pub(super) fn timeout_ticks(timeout: Option<Duration>) -> u32 {
     timeout.map_or(0, |timeout| {
         let ticks = timeout.as_millis().div_ceil(TICK.as_millis()).max(1);
         u32::try_from(ticks).unwrap_or(u32::MAX)

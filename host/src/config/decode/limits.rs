@@ -51,6 +51,7 @@ pub(super) fn streams(mut table: Table<'_>, streams: &mut stream::Config, walk: 
     }
     table.duration("shutdown_grace", &mut streams.shutdown_grace, walk);
     table.integer("streams_max", &mut streams.streams_max, walk);
+    table.size("message_bytes_max", &mut streams.message_bytes_max, walk);
     table.finish(walk);
 }
 

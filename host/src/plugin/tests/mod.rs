@@ -125,6 +125,7 @@ fn config() -> PluginConfig {
         ]),
         settings: BTreeMap::from([("greeting".to_owned(), "hello".to_owned())]),
         limits: PluginLimits::default(),
+        sessions: Default::default(),
     }
 }
 

@@ -145,6 +145,7 @@ fn new_stream(downstream: TcpStream, upstream: TcpStream) -> NewStream {
         key: None,
         idle_timeout: None,
         age_max: None,
+        hook: None,
         on_close: None,
     }
 }
@@ -165,6 +166,7 @@ fn label(plugin: &str, digest: &str, id: u64) -> Arc<GenerationLabel> {
         digest: digest.into(),
         since: SystemTime::UNIX_EPOCH,
         streams: AtomicU64::new(0),
+        sessions: AtomicU64::new(0),
     })
 }
 
