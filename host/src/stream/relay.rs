@@ -70,10 +70,11 @@ impl Streams {
 
     /// Lets streams go on that have read more than they had time for.
     fn resume(&self) {
+        let tick = self.tick.get();
         let waiting = std::mem::take(&mut *self.resumable.borrow_mut());
         for token in waiting {
             if !self.is_stale(token) {
-                self.apply(token.index as usize, |entry| entry.resume());
+                self.apply(token.index as usize, |entry| entry.resume(tick));
             }
         }
         self.settle_lost();

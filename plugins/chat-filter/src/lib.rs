@@ -43,7 +43,10 @@ impl Chat {
     fn new(strikes: u32) -> Result<Self, String> {
         let max = config::get_or("strikes", "3");
         let deny = config::get_or("deny", "").to_lowercase();
-        let deny = deny.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let deny = deny
+            .split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty());
         Ok(Self {
             deny: deny.map(str::to_owned).collect(),
             notice: config::get_or("notice", "not sent"),
