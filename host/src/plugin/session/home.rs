@@ -80,6 +80,8 @@ pub(super) struct Home {
     pub(super) running: RefCell<Option<Running>>,
     /// Its sessions.
     pub(super) live: Cell<usize>,
+    /// Calls so far.
+    pub(super) calls: Cell<u64>,
     pub(super) isolated: bool,
     _place: SessionInstance,
 }
@@ -113,6 +115,7 @@ impl Home {
                 functions,
             })),
             live: Cell::new(0),
+            calls: Cell::new(0),
             isolated: sandbox.config.sessions.isolated,
             _place: place,
         })
@@ -130,12 +133,21 @@ impl Home {
     pub(super) fn has_room(&self) -> bool {
         !self.isolated
             && !self.is_lost()
+            && !self.is_worn()
             && self.live.get() < self.sandbox.config.sessions.per_instance_max
+    }
+
+    /// Whether it has done its share of calls: memory that a guest leaks is given back with its instance only.
+    fn is_worn(&self) -> bool {
+        self.calls.get() >= self.sandbox.config.limits.calls_max
     }
 
     /// Whether nobody will need it any more.
     pub(super) fn is_over(&self) -> bool {
         self.live.get() == 0
-            && (self.isolated || self.is_lost() || self.sandbox.retired.load(Ordering::Relaxed))
+            && (self.isolated
+                || self.is_lost()
+                || self.is_worn()
+                || self.sandbox.retired.load(Ordering::Relaxed))
     }
 }

@@ -160,6 +160,7 @@ impl Sessions {
         let Some(running) = &mut *slot else {
             return Err(SessionError::Lost);
         };
+        home.calls.set(home.calls.get() + 1);
         let deadline = home.sandbox.config.limits.deadline;
         let Running { store, functions } = running;
         store

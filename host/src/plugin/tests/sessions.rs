@@ -12,14 +12,14 @@ struct Chats {
 }
 
 impl Chats {
-    async fn new(change: impl FnOnce(&mut SessionConfig)) -> Self {
+    async fn new(change: impl FnOnce(&mut PluginConfig)) -> Self {
         let bench = Bench::with(|config| {
             let settings = [("upstream", "chat"), ("deny", "heck")];
             config.settings = settings
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into();
             config.limits.deadline = std::time::Duration::from_secs(1);
-            change(&mut config.sessions);
+            change(config);
         })
         .await;
         let component = builtin::component("chat-filter").expect("it is built in");
@@ -71,7 +71,7 @@ async fn an_instance_goes_with_its_last_session_once_something_else_is_active() 
 
 #[tokio::test]
 async fn so_many_sessions_share_an_instance_and_more_get_another() {
-    let chats = Chats::new(|config| config.per_instance_max = 2).await;
+    let chats = Chats::new(|config| config.sessions.per_instance_max = 2).await;
     let sessions: Vec<Session> = (0..5).map(|_| chats.open().expect("a session")).collect();
     assert_eq!(chats.sessions.instances(), 3);
     drop(sessions);
@@ -80,10 +80,25 @@ async fn so_many_sessions_share_an_instance_and_more_get_another() {
 }
 
 #[tokio::test]
+async fn an_instance_that_has_done_its_share_takes_no_new_session() {
+    let chats = Chats::new(|config| config.limits.calls_max = 3).await;
+    let mut first = chats.open().expect("a session");
+    let second = chats.open().expect("a session");
+    assert_eq!(chats.sessions.instances(), 1);
+    assert_eq!(say(&mut first, "hello"), Verdict::Pass);
+    let _third = chats.open().expect("a session");
+    assert_eq!(chats.sessions.instances(), 2);
+    // Those it has are not disturbed.
+    assert_eq!(say(&mut first, "hello"), Verdict::Pass);
+    drop((first, second));
+    assert_eq!(chats.sessions.instances(), 1);
+}
+
+#[tokio::test]
 async fn isolated_sessions_have_an_instance_each_up_to_their_bound() {
     let chats = Chats::new(|config| {
-        config.isolated = true;
-        config.isolated_max = 2;
+        config.sessions.isolated = true;
+        config.sessions.isolated_max = 2;
     })
     .await;
     let first = chats.open().expect("one");
