@@ -4,9 +4,10 @@
 mod guests;
 
 /// As in `src/plugin/builtin.rs`.
-const PLUGINS: [&str; 5] = [
+const PLUGINS: [&str; 6] = [
     "by-header",
     "canary",
+    "chat-filter",
     "maintenance",
     "path-prefix",
     "self-register",

@@ -121,6 +121,7 @@ impl Door {
                 .iter()
                 .map(|(key, value)| (key.to_string(), value.to_string()))
                 .collect(),
+            sessions: Default::default(),
             limits: PluginLimits {
                 calls_max: u64::MAX,
                 ..Default::default()

@@ -1,6 +1,7 @@
 //! What benches share.
 
 pub mod callgrind;
+pub mod chats;
 pub mod deploys;
 pub mod doors;
 pub mod load;

@@ -22,6 +22,8 @@
 //! What a plugin wants of every request it says once: the host passes that much and no more. The attribute on a function
 //! reads it off the function's own literals; whatever it cannot see stays reachable, at the price of a call to the host.
 //! A plugin with settings or state implements [`Router`] and says it to [`Setup`].
+//!
+//! A plugin that wants to see the messages of the WebSockets it forwards has a [`Session`] for each of them.
 
 #[doc(hidden)]
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -37,6 +39,24 @@ pub mod bindings {
     });
 }
 
+#[doc(hidden)]
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod hook_bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "hooks",
+        default_bindings_module: "throwbar::hook_bindings",
+        export_macro_name: "export",
+        pub_export_macro: true,
+        with: {
+            "throwbar:plugin/types@0.1.0": crate::bindings::throwbar::plugin::types,
+        },
+        additional_derives: [PartialEq, Eq],
+        // It holds a handle, which is not compared.
+        additional_derives_ignore: ["opening"],
+    });
+}
+
 pub mod config;
 pub mod decision;
 mod door;
@@ -45,6 +65,7 @@ pub mod kv;
 pub mod log;
 pub mod request;
 pub mod router;
+pub mod session;
 pub mod setup;
 pub mod stream_options;
 #[cfg(not(target_arch = "wasm32"))]
@@ -53,6 +74,7 @@ pub mod testing;
 pub use decision::{Decision, Forward, Reply, Target};
 pub use request::{Entry, Request};
 pub use router::Router;
+pub use session::{Direction, Ending, Impulse, Kind, Message, Opening, Session, Verdict};
 pub use setup::{Bucket, Field, Setup, Slot, Subscribed};
 pub use stream_options::OnChange;
 pub use throwbar_macros::router;
@@ -60,7 +82,8 @@ pub use throwbar_macros::router;
 /// What most plugins use.
 pub mod prelude {
     pub use crate::{
-        Bucket, Decision, Entry, Field, Forward, OnChange, Reply, Request, Router, Setup, Slot,
-        Subscribed, Target, config, json, kv, log,
+        Bucket, Decision, Direction, Ending, Entry, Field, Forward, Impulse, Kind, Message,
+        OnChange, Opening, Reply, Request, Router, Session, Setup, Slot, Subscribed, Target,
+        Verdict, config, json, kv, log, session,
     };
 }

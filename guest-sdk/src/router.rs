@@ -86,11 +86,16 @@ impl<R: Router> Running<R> {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! export {
-    ($router:ty) => {
+    ($router:ty $(, streams = $session:ty)?) => {
         // Natively nothing calls it but tests; it is in use all the same.
         #[cfg(not(target_arch = "wasm32"))]
         const _: fn() -> ::core::result::Result<$crate::router::Running<$router>, ::std::string::String> =
             $crate::router::Running::start;
+        $(
+            #[cfg(not(target_arch = "wasm32"))]
+            const _: fn(&$crate::Request<'_>, Option<&[u8]>) -> Result<$crate::Opening<$session>, $crate::Reply> =
+                <$session as $crate::Session>::open;
+        )?
 
         #[cfg(target_arch = "wasm32")]
         const _: () = {
@@ -122,6 +127,55 @@ macro_rules! export {
             }
 
             $crate::bindings::export!(Component with_types_in $crate::bindings);
+
+            $(
+                use $crate::hook_bindings::exports::throwbar::plugin::streams;
+
+                /// A session, as the host's handle stands for it.
+                struct Held(::std::cell::RefCell<$session>);
+
+                impl streams::Guest for Component {
+                    type Session = Held;
+                }
+
+                impl streams::GuestSession for Held {
+                    fn open(
+                        fields: Option<::std::string::String>,
+                        saved: Option<::std::vec::Vec<u8>>,
+                    ) -> Result<streams::Opening, $crate::Reply> {
+                        let opening = RUNNING.with(|cell| {
+                            let running = cell.get().expect("the host calls init first");
+                            $crate::session::open::<$session>(fields, saved.as_deref(), running.subscription())
+                        })?;
+                        Ok(streams::Opening {
+                            tick_ms: opening.tick_ms(),
+                            target: opening.target,
+                            session: streams::Session::new(Held(opening.session.into())),
+                        })
+                    }
+
+                    #[inline]
+                    fn on_message(
+                        &self,
+                        direction: streams::Direction,
+                        kind: streams::Kind,
+                        bytes: ::std::vec::Vec<u8>,
+                    ) -> streams::Verdict {
+                        let message = $crate::Message { direction, kind, bytes };
+                        $crate::Session::on_message(&mut *self.0.borrow_mut(), message)
+                    }
+
+                    fn on_tick(&self) -> streams::Impulse {
+                        $crate::Session::on_tick(&mut *self.0.borrow_mut())
+                    }
+
+                    fn on_close(&self, ending: streams::Ending) {
+                        $crate::Session::on_close(&mut *self.0.borrow_mut(), ending);
+                    }
+                }
+
+                $crate::hook_bindings::export!(Component with_types_in $crate::hook_bindings);
+            )?
         };
     };
 }

@@ -7,7 +7,7 @@ use crate::deadline::Deadlines;
 use crate::drain::Drain;
 use crate::listener::{self, Admission};
 use crate::metrics::Counters;
-use crate::plugin::{Crew, Generation, GenerationId, Instance};
+use crate::plugin::{Crew, Generation, GenerationId, Instance, Sessions};
 use crate::proxy::access_log::{AccessLog, Batches, Fields};
 use crate::proxy::encode::HeadBuffers;
 use crate::proxy::route::Instances;
@@ -308,8 +308,11 @@ fn proxy(worker: usize, shared: Shared) -> io::Result<Rc<Proxy>> {
         counters.clone(),
         on_event,
     )?;
+    let sessions = Sessions::new(worker, store.reader());
+    streams.set_sessions(sessions.clone());
     Ok(Rc::new(Proxy {
         worker,
+        sessions,
         reader: RefCell::new(store.reader()),
         pool: Pool::new(deadlines.clone()),
         resolver: Resolver::default(),
@@ -366,6 +369,7 @@ impl Worker {
             // A reader that is idle would keep an old snapshot alive.
             proxy.reader.borrow_mut().load();
             proxy.instances.borrow_mut().sweep();
+            proxy.sessions.sweep();
         }
     }
 
@@ -381,7 +385,10 @@ impl Worker {
                     .map(|_: &mut Instance| ());
                 let _ = answer.send(warmed.map_err(|error| error.to_string()));
             }
-            Command::Retire(generation) => proxy.instances.borrow_mut().discard(generation),
+            Command::Retire(generation) => {
+                proxy.instances.borrow_mut().discard(generation);
+                proxy.sessions.sweep();
+            }
             Command::Streams(filter, limit, answer) => {
                 let _ = answer.send(proxy.streams.list(&filter, limit));
             }
@@ -475,6 +482,7 @@ fn log_stream(log: &AccessLog, event: &StreamEvent<'_>) {
             bytes_up,
             bytes_down,
             reason,
+            session,
         } => {
             log.line("stream-close", Instant::now(), |line| {
                 facts(line, stream);
@@ -482,6 +490,9 @@ fn log_stream(log: &AccessLog, event: &StreamEvent<'_>) {
                 line.number("bytes_up", *bytes_up);
                 line.number("bytes_down", *bytes_down);
                 line.plain("reason", reason.name());
+                if let Some(session) = session {
+                    line.plain("session", session);
+                }
             });
         }
     }

@@ -26,6 +26,7 @@ mod limits;
 mod on_change;
 mod pings;
 mod seed;
+mod sessions;
 mod store;
 mod stream_drain;
 mod timeouts;

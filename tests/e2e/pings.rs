@@ -58,8 +58,28 @@ async fn talkative(fragments: Vec<Vec<u8>>) -> (TestUpstream, mpsc::UnboundedRec
 async fn they_go_between_the_frames_of_large_messages_and_their_pongs_end_at_the_proxy() {
     let whole = noise(5, 1 << 20);
     let fragments = whole.chunks(whole.len() / 4).map(<[u8]>::to_vec).collect();
-    let (upstream, mut told) = talkative(fragments).await;
+    let (upstream, told) = talkative(fragments).await;
     let proxy = TestProxy::start(&format!("{PINGS}{}", upstream.route())).await;
+    pings_disturb_nobody(&proxy, told, &whole).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn they_go_between_the_messages_of_a_stream_with_a_session() {
+    let whole = noise(6, 1 << 18);
+    let fragments = whole.chunks(whole.len() / 4).map(<[u8]>::to_vec).collect();
+    let (upstream, told) = talkative(fragments).await;
+    let intervals = PINGS.trim_start_matches("[streams]\n");
+    let proxy = crate::sessions::proxy_to(&upstream, "", intervals).await;
+    pings_disturb_nobody(&proxy, told, &whole).await;
+}
+
+/// The client gets the endpoint's messages whole, with pings between them, and the endpoint the client's pongs but none
+/// that answers a ping of the proxy.
+async fn pings_disturb_nobody(
+    proxy: &TestProxy,
+    mut told: mpsc::UnboundedReceiver<Message>,
+    whole: &[u8],
+) {
     let mut socket = websocket::open(proxy.address, &[]).await;
     let (mut pings, mut messages) = (0, 0);
     while pings < 4 || messages < 4 {

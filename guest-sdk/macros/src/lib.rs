@@ -2,7 +2,8 @@
 
 use proc_macro::TokenStream;
 use quote::{ToTokens, quote};
-use syn::{FnArg, Item, ItemFn, ItemImpl, Pat, Result};
+use syn::parse::{ParseStream, Parser};
+use syn::{FnArg, Ident, Item, ItemFn, ItemImpl, Pat, Result, Token, Type};
 
 mod scan;
 
@@ -14,6 +15,8 @@ mod scan;
 /// hand; `.find("bucket", key)` opens the bucket. What it cannot see, such as a field that a function called from here
 /// reads, is asked of the host at that moment. For tests it makes a type of the function's name that is the router:
 /// `Host::new().start::<route>()`.
+///
+/// With `streams = TYPE`, that `Session` is made for each WebSocket the router forwards.
 #[proc_macro_attribute]
 pub fn router(arguments: TokenStream, item: TokenStream) -> TokenStream {
     expand(arguments.into(), item)
@@ -25,15 +28,10 @@ fn expand(
     arguments: proc_macro2::TokenStream,
     item: TokenStream,
 ) -> Result<proc_macro2::TokenStream> {
-    if !arguments.is_empty() {
-        return Err(syn::Error::new_spanned(
-            arguments,
-            "#[throwbar::router] takes no arguments",
-        ));
-    }
+    let session = session(arguments)?;
     match syn::parse(item)? {
-        Item::Fn(function) => router_of_function(&function),
-        Item::Impl(implementation) => Ok(router_of_impl(&implementation)),
+        Item::Fn(function) => router_of_function(&function, session.as_ref()),
+        Item::Impl(implementation) => Ok(router_of_impl(&implementation, session.as_ref())),
         other => Err(syn::Error::new_spanned(
             other,
             "expected a function from `&Request` to a decision, or an `impl Router`",
@@ -41,15 +39,47 @@ fn expand(
     }
 }
 
-fn router_of_impl(implementation: &ItemImpl) -> proc_macro2::TokenStream {
-    let router = &implementation.self_ty;
-    quote! {
-        #implementation
-        ::throwbar::export!(#router);
+/// The type of `streams = TYPE`, if that is given.
+fn session(arguments: proc_macro2::TokenStream) -> Result<Option<Type>> {
+    if arguments.is_empty() {
+        return Ok(None);
+    }
+    let parser = |input: ParseStream<'_>| {
+        let name: Ident = input.parse()?;
+        if name != "streams" {
+            return Err(syn::Error::new_spanned(
+                name,
+                "expected `streams = TYPE`, TYPE being a `Session`",
+            ));
+        }
+        input.parse::<Token![=]>()?;
+        let session = input.parse()?;
+        input.parse::<Option<Token![,]>>()?;
+        Ok(Some(session))
+    };
+    parser.parse2(arguments)
+}
+
+/// The line that makes a router, with its sessions, the plugin of the crate.
+fn export(router: &impl ToTokens, session: Option<&Type>) -> proc_macro2::TokenStream {
+    match session {
+        Some(session) => quote!(::throwbar::export!(#router, streams = #session);),
+        None => quote!(::throwbar::export!(#router);),
     }
 }
 
-fn router_of_function(function: &ItemFn) -> Result<proc_macro2::TokenStream> {
+fn router_of_impl(implementation: &ItemImpl, session: Option<&Type>) -> proc_macro2::TokenStream {
+    let export = export(&implementation.self_ty, session);
+    quote! {
+        #implementation
+        #export
+    }
+}
+
+fn router_of_function(
+    function: &ItemFn,
+    session: Option<&Type>,
+) -> Result<proc_macro2::TokenStream> {
     let signature = &function.sig;
     if signature.asyncness.is_some() || !signature.generics.params.is_empty() {
         return Err(syn::Error::new_spanned(
@@ -74,6 +104,7 @@ fn router_of_function(function: &ItemFn) -> Result<proc_macro2::TokenStream> {
         None => Vec::new(),
     };
     let (name, visibility) = (&signature.ident, &function.vis);
+    let export = export(name, session);
     Ok(quote! {
         #function
 
@@ -93,6 +124,6 @@ fn router_of_function(function: &ItemFn) -> Result<proc_macro2::TokenStream> {
             }
         }
 
-        ::throwbar::export!(#name);
+        #export
     })
 }

@@ -81,3 +81,7 @@ pub(crate) fn config_all() -> Vec<(String, String)> {
 pub(crate) fn log(level: Level, message: &str) {
     current(|call| call.log.push((level, message.to_owned())));
 }
+
+pub(crate) fn save(state: &[u8]) {
+    current(|call| call.saved = Some(state.to_vec()));
+}

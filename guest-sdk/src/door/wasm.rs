@@ -84,3 +84,7 @@ pub(crate) fn log(level: Level, message: &str) {
     };
     logging::log(level, "", message);
 }
+
+pub(crate) fn save(state: &[u8]) {
+    crate::hook_bindings::throwbar::plugin::session_state::save(state);
+}

@@ -24,6 +24,8 @@ pub(crate) struct Call {
     pub(crate) settings: BTreeMap<String, String>,
     pub(crate) store: Draft,
     pub(crate) log: Vec<(Level, String)>,
+    /// What a session saved.
+    pub(crate) saved: Option<Vec<u8>>,
     pub(super) entries: Vec<Found>,
     pub(crate) on_change: Option<OnChange>,
 }
@@ -38,11 +40,13 @@ pub(super) struct Found {
 /// Asks the host of the plugin that is running on this thread.
 ///
 /// # Panics
-/// If there is none: a test called into the plugin past [`Plugin`](super::Plugin).
+/// If there is none: a test called into the plugin past [`Plugin`](super::Plugin) and [`Stream`](super::Stream).
 pub(crate) fn current<T>(ask: impl FnOnce(&mut Call) -> T) -> T {
     CURRENT.with_borrow_mut(|call| {
         let call = call.as_mut();
-        ask(call.expect("a plugin calls its host only inside Host::start or Plugin::route"))
+        ask(call.expect(
+            "a plugin calls its host only inside Host::start, or a call of Plugin or Stream",
+        ))
     })
 }
 
@@ -70,6 +74,7 @@ impl Call {
             settings,
             store: Draft::new(store),
             log: Vec::new(),
+            saved: None,
             entries: Vec::new(),
             on_change: None,
         }

@@ -32,9 +32,11 @@ mod ask;
 mod call;
 mod outcome;
 mod store;
+mod stream;
 
 pub use ask::{Ask, get, request};
 pub use outcome::{Forwarded, Outcome};
+pub use stream::Stream;
 
 use crate::log::Level;
 use crate::router::{Router, Running};

@@ -290,6 +290,7 @@ mod tests {
             since: Some(std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_500)),
             by: "test".into(),
             streams: 0,
+            sessions: 0,
             calls: 0,
             errors: 0,
             decision_ns: 0,

@@ -199,6 +199,7 @@ fn gather_plugins(state: &AdminState) -> Vec<PluginRow> {
                 .map(|version| VersionRow {
                     version: short(&version.digest).to_owned(),
                     streams: version.streams,
+                    sessions: version.sessions,
                 })
                 .collect();
             PluginRow {

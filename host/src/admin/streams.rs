@@ -4,6 +4,7 @@ use super::State as AdminState;
 use super::input::{Actor, Path, Query, audit};
 use super::problem::Problem;
 use crate::config::decode::{address, units};
+use crate::plugin::verdict::{CLOSE_REASON_BYTES_MAX as REASON_BYTES_MAX, is_close_code};
 use crate::stream::{StreamFilter, StreamId, UpstreamFilter};
 use axum::Json;
 use axum::extract::State;
@@ -15,8 +16,6 @@ const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 100_000;
 /// Going away: what an operator's close is, to both ends.
 const CODE_DEFAULT: u16 = 1001;
-/// A close frame holds 125 bytes, its code included.
-const REASON_BYTES_MAX: usize = 123;
 
 /// Closing to start again elsewhere: what a drain is.
 pub(super) const CODE_RESTART: u16 = 1012;
@@ -171,7 +170,7 @@ fn check(query: CloseQuery) -> Result<(u16, String), Problem> {
 /// # Errors
 /// What it may not hold, with what was expected.
 pub(super) fn check_close(code: u16, reason: &str) -> Result<(), String> {
-    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+    if !is_close_code(code) {
         return Err(format!(
             "code {code}: expected 1000 to 1003, 1007 to 1014 or 3000 to 4999"
         ));

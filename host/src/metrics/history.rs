@@ -20,6 +20,14 @@ pub struct CallTotals {
     pub refused_writes: u64,
     /// Log lines dropped over the rate.
     pub log_dropped: u64,
+    /// Calls of sessions.
+    pub session_events: u64,
+    /// Calls of sessions that trapped.
+    pub session_traps: u64,
+    /// Calls of sessions cut at their deadline.
+    pub session_deadlines: u64,
+    /// Verdicts that could not be acted on.
+    pub bad_verdicts: u64,
     /// Nanoseconds of all calls together.
     pub nanos: u64,
     /// Calls by time: [`DECISION_BUCKETS`] and one for what is longer.
@@ -36,6 +44,10 @@ impl CallTotals {
         self.bad_decisions += load(&stats.bad_decisions);
         self.refused_writes += load(&stats.refused_writes);
         self.log_dropped += load(&stats.log_dropped);
+        self.session_events += load(&stats.session_events);
+        self.session_traps += load(&stats.session_traps);
+        self.session_deadlines += load(&stats.session_deadlines);
+        self.bad_verdicts += load(&stats.bad_verdicts);
         self.nanos += load(&stats.nanos);
         for (sum, counter) in self.histogram.iter_mut().zip(&stats.histogram) {
             *sum += load(counter);
@@ -50,6 +62,10 @@ impl CallTotals {
         self.bad_decisions += other.bad_decisions;
         self.refused_writes += other.refused_writes;
         self.log_dropped += other.log_dropped;
+        self.session_events += other.session_events;
+        self.session_traps += other.session_traps;
+        self.session_deadlines += other.session_deadlines;
+        self.bad_verdicts += other.bad_verdicts;
         self.nanos += other.nanos;
         for (sum, count) in self.histogram.iter_mut().zip(&other.histogram) {
             *sum += count;

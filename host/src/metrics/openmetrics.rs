@@ -127,10 +127,50 @@ impl Scrape {
             "Open streams by the version that accepted them",
             streams,
         )?;
+        self.encode_sessions(out)?;
         let swaps = self.swaps.iter().map(|(plugin, result, count)| {
             ([("plugin", plugin.as_str()), ("result", result)], *count)
         });
         out.counters("throwbar_swaps", "Deploys and rollbacks by result", swaps)
+    }
+
+    fn encode_sessions(&self, out: &mut Out<'_>) -> fmt::Result {
+        let sessions = self.plugins.iter().flat_map(|row| {
+            row.versions.iter().map(|version| {
+                let labels = [
+                    ("plugin", row.plugin.as_str()),
+                    ("version", version.version.as_str()),
+                ];
+                (labels, version.sessions)
+            })
+        });
+        out.gauges(
+            "throwbar_sessions",
+            "Sessions of open streams by the version that accepted them",
+            sessions,
+        )?;
+        let plugins = || self.plugins.iter();
+        let events =
+            plugins().map(|row| ([("plugin", row.plugin.as_str())], row.calls.session_events));
+        out.counters(
+            "throwbar_session_events",
+            "Calls of sessions: streams opened, messages, ticks, ends",
+            events,
+        )?;
+        let errors = plugins().flat_map(|row| {
+            let calls = &row.calls;
+            [
+                ("trap", calls.session_traps),
+                ("deadline", calls.session_deadlines),
+                ("bad_verdict", calls.bad_verdicts),
+            ]
+            .map(|(kind, count)| ([("plugin", row.plugin.as_str()), ("kind", kind)], count))
+        });
+        out.counters(
+            "throwbar_session_errors",
+            "Calls of sessions that failed, by kind",
+            errors,
+        )
     }
 
     fn encode_decisions(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -347,7 +387,7 @@ mod tests {
             workers: WorkerTotals {
                 streams_opened: 5,
                 streams_closed: 2,
-                streams_closed_by: [0, 0, 0, 0, 0, 0, 2, 0, 0],
+                streams_closed_by: [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0],
                 ..WorkerTotals::default()
             },
             routes: vec![RouteRow {
@@ -362,6 +402,7 @@ mod tests {
                 versions: vec![VersionRow {
                     version: "aa".into(),
                     streams: 3,
+                    sessions: 2,
                 }],
             }],
             buckets: vec![BucketRow {
@@ -389,6 +430,8 @@ mod tests {
             "throwbar_decision_seconds_bucket{le=\"+Inf\",plugin=\"p\"} 4",
             "throwbar_streams{plugin=\"p\",version=\"aa\"} 3",
             "throwbar_streams_open 3",
+            "throwbar_sessions{plugin=\"p\",version=\"aa\"} 2",
+            "throwbar_session_errors_total{plugin=\"p\",kind=\"trap\"} 0",
             "throwbar_streams_opened_total 5",
             "throwbar_streams_closed_total{reason=\"drain\"} 2",
             "throwbar_stream_drains_running 1",

@@ -62,6 +62,8 @@ pub struct VersionRow {
     pub version: String,
     /// Open streams it accepted.
     pub streams: u64,
+    /// Sessions of these streams.
+    pub sessions: u64,
 }
 
 /// A bucket.

@@ -1,9 +1,10 @@
 //! The plugins that are part of the binary; `build.rs` builds them.
 
 /// Their names.
-pub const NAMES: [&str; 5] = [
+pub const NAMES: [&str; 6] = [
     "by-header",
     "canary",
+    "chat-filter",
     "maintenance",
     "path-prefix",
     "self-register",
@@ -19,6 +20,7 @@ pub fn component(name: &str) -> Option<&'static [u8]> {
     Some(match name {
         "by-header" => bytes!("by-header"),
         "canary" => bytes!("canary"),
+        "chat-filter" => bytes!("chat-filter"),
         "maintenance" => bytes!("maintenance"),
         "path-prefix" => bytes!("path-prefix"),
         "self-register" => bytes!("self-register"),

@@ -26,12 +26,23 @@ pub const COMPILE_TIMEOUT: Duration = Duration::from_secs(120);
 const QUEUE: usize = 8;
 /// The interface that a plugin exports.
 pub(super) const ROUTING: &str = "throwbar:plugin/routing@0.1.0";
+/// The interface that a plugin with stream hooks exports beside.
+pub(super) const STREAMS: &str = "throwbar:plugin/streams@0.1.0";
+/// Its functions.
+pub(super) const SESSION_FUNCTIONS: [&str; 4] = [
+    "[static]session.open",
+    "[method]session.on-message",
+    "[method]session.on-tick",
+    "[method]session.on-close",
+];
 
 /// A component compiled and linked, ready to be instantiated.
 pub(crate) struct Code {
     pub(super) pre: InstancePre<HostState>,
     /// `init` and `route`.
     pub(super) exports: [ComponentExportIndex; 2],
+    /// [`SESSION_FUNCTIONS`], of a plugin with stream hooks.
+    pub(super) session_exports: Option<[ComponentExportIndex; 4]>,
     /// SHA-256 of the component, in hex.
     pub(super) digest: Arc<str>,
     /// Bytes of the component.
@@ -43,6 +54,7 @@ pub(crate) struct Code {
 /// The engine, its compile thread and the cache.
 pub(crate) struct Compiler {
     shared: Arc<Shared>,
+    session_instances: Arc<engine::SessionInstances>,
     jobs: Mutex<Option<SyncSender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -74,7 +86,7 @@ impl Compiler {
     /// # Errors
     /// If the engine does not fit this machine, or the cache directory is not ours alone.
     pub(super) fn start(data: &Path, workers: usize) -> anyhow::Result<Self> {
-        let engine = engine::new(workers)?;
+        let (engine, session_instances) = engine::new(workers)?;
         let linker = imports::linker(&engine).map_err(|error| anyhow::anyhow!("{error:#}"))?;
         let compatibility = compatibility(&engine);
         let dir = data.join("compiled");
@@ -92,6 +104,7 @@ impl Compiler {
             .spawn(move || compile_all(&for_thread, &queue))?;
         Ok(Self {
             shared,
+            session_instances: Arc::new(session_instances),
             jobs: Mutex::new(Some(jobs)),
             thread: Mutex::new(Some(thread)),
         })
@@ -100,6 +113,11 @@ impl Compiler {
     /// The engine.
     pub(super) fn engine(&self) -> &Engine {
         &self.shared.engine
+    }
+
+    /// The room that the engine's pool has for instances with sessions.
+    pub(super) fn session_instances(&self) -> &Arc<engine::SessionInstances> {
+        &self.session_instances
     }
 
     /// Validates, compiles or takes from the cache, and links. If the future is dropped, the work is done all the same and
@@ -226,13 +244,25 @@ impl Shared {
                 (component, false)
             }
         };
-        let export = |name| {
-            let routing = component.get_export_index(None, ROUTING);
-            let function = component.get_export_index(routing.as_ref(), name);
+        let export = |interface, name| {
+            let instance = component.get_export_index(None, interface);
+            let function = component.get_export_index(instance.as_ref(), name);
             function
-                .ok_or_else(|| DeployError::World(format!("does not export {name} of {ROUTING}")))
+                .ok_or_else(|| DeployError::World(format!("does not export {name} of {interface}")))
         };
-        let exports = [export("init")?, export("route")?];
+        let exports = [export(ROUTING, "init")?, export(ROUTING, "route")?];
+        let session_exports = match component.get_export_index(None, STREAMS) {
+            Some(_) => {
+                let [open, on_message, on_tick, on_close] = SESSION_FUNCTIONS;
+                Some([
+                    export(STREAMS, open)?,
+                    export(STREAMS, on_message)?,
+                    export(STREAMS, on_tick)?,
+                    export(STREAMS, on_close)?,
+                ])
+            }
+            None => None,
+        };
         let pre = self
             .linker
             .instantiate_pre(&component)
@@ -241,6 +271,7 @@ impl Shared {
             code: Arc::new(Code {
                 pre,
                 exports,
+                session_exports,
                 digest: Arc::clone(digest),
                 bytes: bytes.len() as u64,
                 imports,

@@ -103,7 +103,7 @@ pub struct Reply {
 pub struct DecisionError(pub String);
 
 impl DecisionError {
-    fn new(reason: impl Into<String>) -> Self {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }
 }
@@ -132,7 +132,7 @@ impl DecisionError {
 const QUOTE_BYTES_MAX: usize = 100;
 
 /// A guest's text in an error: quoted, escaped, cut.
-fn quote(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     let cut = &text[..text.floor_char_boundary(QUOTE_BYTES_MAX)];
     let more = if cut.len() < text.len() { "…" } else { "" };
     format!("{cut:?}{more}")
@@ -156,7 +156,7 @@ pub(super) fn check(raw: wit::Decision, state: &mut HostState) -> Result<Decisio
         }
         wit::Decision::Pass => return Ok(Decision::Pass),
     };
-    let Routed {
+    let Found {
         to,
         key: looked_up,
         follow,
@@ -181,13 +181,17 @@ pub(super) fn check(raw: wit::Decision, state: &mut HostState) -> Result<Decisio
 }
 
 /// A checked target, and what is known of how it was found.
-struct Routed {
-    to: RouteTarget,
-    key: Option<Box<str>>,
-    follow: Option<Box<Follow>>,
+#[derive(Debug)]
+pub struct Found {
+    /// Where.
+    pub to: RouteTarget,
+    /// The key looked up.
+    pub key: Option<Box<str>>,
+    /// The entry it was found by, if a stream is to follow it.
+    pub follow: Option<Box<Follow>>,
 }
 
-fn check_target(to: wit::Target, state: &mut HostState) -> Result<Routed, DecisionError> {
+pub(super) fn check_target(to: wit::Target, state: &mut HostState) -> Result<Found, DecisionError> {
     let (to, key) = match to {
         wit::Target::Entry(handle) => {
             let entry = state.take_entry(handle).ok_or_else(|| {
@@ -195,7 +199,7 @@ fn check_target(to: wit::Target, state: &mut HostState) -> Result<Routed, Decisi
                     "entry {handle} is no handle of this call's lookups"
                 ))
             })?;
-            return Ok(Routed {
+            return Ok(Found {
                 follow: state.follow(&entry),
                 to: RouteTarget::Address(entry.target, entry.port),
                 key: Some(entry.key),
@@ -211,7 +215,7 @@ fn check_target(to: wit::Target, state: &mut HostState) -> Result<Routed, Decisi
             )
         }
     };
-    Ok(Routed {
+    Ok(Found {
         to,
         key,
         follow: None,
@@ -284,7 +288,10 @@ fn check_path(path: String) -> Result<http::uri::PathAndQuery, DecisionError> {
         .map_err(|error| DecisionError::new(format!("path {quoted}: {error}")))
 }
 
-fn check_timeout(name: &str, millis: Option<u32>) -> Result<Option<Duration>, DecisionError> {
+pub(super) fn check_timeout(
+    name: &str,
+    millis: Option<u32>,
+) -> Result<Option<Duration>, DecisionError> {
     match millis {
         Some(0) => Err(DecisionError::new(format!(
             "{name} is 0, expected at least 1"
@@ -293,7 +300,7 @@ fn check_timeout(name: &str, millis: Option<u32>) -> Result<Option<Duration>, De
     }
 }
 
-fn check_reply(reply: wit::Reply) -> Result<Reply, DecisionError> {
+pub(super) fn check_reply(reply: wit::Reply) -> Result<Reply, DecisionError> {
     let status = StatusCode::from_u16(reply.status)
         .ok()
         .filter(|status| (200..600).contains(&status.as_u16()))
@@ -376,7 +383,7 @@ fn is_hosts(name: &str) -> bool {
         || name.starts_with("x-forwarded-")
 }
 
-fn check_size(size: usize, limits: &PluginLimits) -> Result<(), DecisionError> {
+pub(super) fn check_size(size: usize, limits: &PluginLimits) -> Result<(), DecisionError> {
     let size_max = limits.returned_bytes_max;
     if size > size_max {
         return Err(DecisionError::new(format!(
@@ -397,7 +404,7 @@ fn names_size(names: &[String]) -> usize {
     names.iter().map(String::len).sum()
 }
 
-fn reply_size(reply: &wit::Reply) -> usize {
+pub(super) fn reply_size(reply: &wit::Reply) -> usize {
     reply.body.len() + pairs_size(&reply.headers)
 }
 

@@ -16,7 +16,7 @@ use crate::store::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -239,6 +239,7 @@ impl Shared {
                 digest: Arc::clone(&code.digest),
                 since: SystemTime::now(),
                 streams: AtomicU64::new(0),
+                sessions: AtomicU64::new(0),
             }),
             config,
             code,
@@ -248,6 +249,8 @@ impl Shared {
             stats: (0..self.workers).map(|_| Default::default()).collect(),
             log_gates: (0..self.workers).map(|_| Default::default()).collect(),
             started: self.started,
+            session_instances: Arc::clone(self.compiler.session_instances()),
+            retired: AtomicBool::new(false),
         });
         blocking(move || {
             let plan = instance::try_out(&sandbox).map_err(|error| match error {

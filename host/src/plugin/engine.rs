@@ -1,12 +1,16 @@
 //! The engine: what guests may use of WebAssembly, and the pool that bounds how many there are.
 
 use anyhow::bail;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Generations one worker may hold instances of at the same time: active, last good and warming ones of all plugins.
 const GENERATIONS_PER_WORKER: usize = 32;
 /// Instances beyond those of workers, for trials.
 const TRIALS: usize = 16;
+/// Instances of all workers together that hold sessions of streams.
+const WITH_SESSIONS: usize = 1_024;
 /// Address space of one instance's memory, and so the most that `memory_bytes_max` can be.
 pub(crate) const MEMORY_RESERVATION: usize = 64 << 20;
 /// Kernel mappings of one pool slot in use.
@@ -23,9 +27,10 @@ const MAX_MAP_COUNT_DEFAULT: usize = 65_530;
 ///
 /// # Errors
 /// If not even that fits; names the limit.
-pub(super) fn new(workers: usize) -> anyhow::Result<Engine> {
+pub(super) fn new(workers: usize) -> anyhow::Result<(Engine, SessionInstances)> {
     let workers = workers.max(1);
-    let wanted = workers * GENERATIONS_PER_WORKER + TRIALS;
+    let routing = workers * GENERATIONS_PER_WORKER + TRIALS;
+    let wanted = routing + WITH_SESSIONS;
     // Active, last good and warming.
     let least = workers * 3 + TRIALS;
     let mappings_max = max_map_count();
@@ -47,7 +52,9 @@ pub(super) fn new(workers: usize) -> anyhow::Result<Engine> {
                         "the machine has room for fewer plugin instances than wanted"
                     );
                 }
-                return Ok(engine);
+                // Sessions never take what routing needs.
+                let with_sessions = slots.saturating_sub(routing.min(slots / 2));
+                return Ok((engine, SessionInstances::new(with_sessions)));
             }
             Err(error) if slots <= least => {
                 let mebibytes = slots * (MEMORY_RESERVATION >> 20);
@@ -57,6 +64,43 @@ pub(super) fn new(workers: usize) -> anyhow::Result<Engine> {
             }
             Err(_) => slots = (slots / 2).max(least),
         }
+    }
+}
+
+/// How many instances with sessions the pool has room for, and how many there are.
+pub(crate) struct SessionInstances {
+    live: AtomicUsize,
+    max: usize,
+}
+
+/// The place of one instance with sessions; given back when dropped.
+pub(crate) struct SessionInstance(Arc<SessionInstances>);
+
+impl SessionInstances {
+    fn new(max: usize) -> Self {
+        Self {
+            live: AtomicUsize::new(0),
+            max,
+        }
+    }
+
+    /// Takes a place, or says how many there are in all.
+    pub(super) fn take(self: &Arc<Self>) -> Result<SessionInstance, usize> {
+        let taken = self
+            .live
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |live| {
+                (live < self.max).then_some(live + 1)
+            });
+        match taken {
+            Ok(_) => Ok(SessionInstance(Arc::clone(self))),
+            Err(_) => Err(self.max),
+        }
+    }
+}
+
+impl Drop for SessionInstance {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::compile::Code;
 use super::decision::Edits;
+use super::engine::SessionInstances;
 use super::epoch::EpochClock;
 use super::imports::logging::LogGate;
 use super::subscription::Plan;
@@ -9,7 +10,7 @@ use super::{Access, PluginConfig};
 use crate::store::{BucketId, Snapshot, Store, ValueKind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Instant, SystemTime};
 
 /// Grows with every activation of any plugin, and never repeats in a process.
@@ -23,6 +24,12 @@ pub struct GenerationId(pub u64);
 pub struct Generation {
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) plan: Arc<Plan>,
+}
+
+impl std::fmt::Debug for Generation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Generation").field(&self.label()).finish()
+    }
 }
 
 impl Generation {
@@ -41,6 +48,10 @@ impl Generation {
     /// What the worker of this number counts; each worker has its own, so that none waits for another.
     pub fn stats(&self, worker: usize) -> &CallStats {
         &self.sandbox.stats[worker % self.sandbox.stats.len()]
+    }
+    /// Whether it has stream hooks.
+    pub fn has_sessions(&self) -> bool {
+        self.sandbox.code.session_exports.is_some()
     }
     /// Edits of the subscription, made to every forward of this generation.
     pub fn constant_edits(&self) -> Option<&Arc<Edits>> {
@@ -72,6 +83,10 @@ pub(crate) struct Sandbox {
     /// By worker.
     pub(super) log_gates: Box<[LogGate]>,
     pub(super) started: Instant,
+    /// The room for instances with sessions.
+    pub(super) session_instances: Arc<SessionInstances>,
+    /// Whether something else is active in its place: an instance goes with its last session then.
+    pub(super) retired: AtomicBool,
 }
 
 /// Takes the grants of a config to the store's buckets.
@@ -113,6 +128,8 @@ pub struct GenerationLabel {
     pub since: SystemTime,
     /// Open streams that it accepted.
     pub streams: AtomicU64,
+    /// Sessions of its streams.
+    pub sessions: AtomicU64,
 }
 
 impl GenerationLabel {
@@ -144,7 +161,15 @@ pub struct CallStats {
     pub refused_writes: AtomicU64,
     /// Log lines dropped over the rate.
     pub log_dropped: AtomicU64,
-    /// Nanoseconds of all calls together.
+    /// Calls of sessions: streams opened, messages, ticks, ends.
+    pub session_events: AtomicU64,
+    /// Of these, calls that trapped.
+    pub session_traps: AtomicU64,
+    /// Calls cut at their deadline.
+    pub session_deadlines: AtomicU64,
+    /// Verdicts that could not be acted on.
+    pub bad_verdicts: AtomicU64,
+    /// Nanoseconds of all calls together, but for those of sessions.
     pub nanos: AtomicU64,
     /// Calls by time: `DECISION_BUCKETS` and one for what is longer; each call counted once.
     pub histogram: [AtomicU64; DECISION_BUCKETS.len() + 1],

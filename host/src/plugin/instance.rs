@@ -4,6 +4,7 @@ use super::compile::ROUTING;
 use super::epoch::EpochClock;
 use super::generation::Sandbox;
 use super::imports::{HostState, request, wit};
+use super::session::Functions;
 use super::subscription::Plan;
 use super::{Decision, Generation, GenerationId, RequestHead, decision};
 use crate::store::{Snapshot, WriteBatch, bucket::VALUE_BYTES_MAX};
@@ -156,8 +157,9 @@ impl Instance {
 }
 
 /// An instance whose `init` returned, and what it subscribes to.
-struct Started {
-    store: Store<HostState>,
+pub(super) struct Started {
+    pub(super) store: Store<HostState>,
+    pub(super) instance: wasmtime::component::Instance,
     route: RouteFunc,
     subscription: wit::Subscription,
 }
@@ -167,10 +169,16 @@ struct Started {
 /// # Errors
 /// [`TrialError`]: whether the component's type or its behaviour is at fault.
 pub(super) fn try_out(sandbox: &Arc<Sandbox>) -> Result<Plan, TrialError> {
-    let started = start(sandbox, 0).map_err(|error| match error {
+    let mut started = start(sandbox, 0).map_err(|error| match error {
         StartError::World(reason) => TrialError::World(reason),
         other => TrialError::Init(RouteError::from(other).to_string()),
     })?;
+    if sandbox.code.session_exports.is_some() {
+        let Started {
+            store, instance, ..
+        } = &mut started;
+        Functions::of(sandbox, instance, store).map_err(TrialError::World)?;
+    }
     Plan::check(started.subscription, &sandbox.grants).map_err(TrialError::Init)
 }
 
@@ -183,7 +191,7 @@ pub(super) enum TrialError {
 }
 
 /// Why an instance did not start.
-enum StartError {
+pub(super) enum StartError {
     World(String),
     Route(RouteError),
 }
@@ -197,7 +205,8 @@ impl From<StartError> for RouteError {
     }
 }
 
-fn start(sandbox: &Arc<Sandbox>, worker: usize) -> Result<Started, StartError> {
+/// Instantiates and runs `init`.
+pub(super) fn start(sandbox: &Arc<Sandbox>, worker: usize) -> Result<Started, StartError> {
     // Instantiation runs host code only of ours and start functions of the guest; a panic is one failed start.
     catch_unwind(AssertUnwindSafe(|| start_uncaught(sandbox, worker))).unwrap_or_else(|panic| {
         let reason = format!("host function: {}", text_of(&*panic));
@@ -242,6 +251,7 @@ fn start_uncaught(sandbox: &Arc<Sandbox>, worker: usize) -> Result<Started, Star
     })?;
     Ok(Started {
         store,
+        instance,
         route,
         subscription,
     })
@@ -253,7 +263,7 @@ const HOSTCALL_BYTES_MIN: usize = VALUE_BYTES_MAX + (64 << 10);
 const TRAP_BYTES_MAX: usize = 1024;
 
 /// What an error of the engine means: the deadline, or a trap with its reason.
-fn cause(error: &wasmtime::Error, deadline: std::time::Duration) -> RouteError {
+pub(super) fn cause(error: &wasmtime::Error, deadline: std::time::Duration) -> RouteError {
     if error.downcast_ref::<wasmtime::Trap>() == Some(&wasmtime::Trap::Interrupt) {
         return RouteError::Deadline(deadline);
     }
@@ -269,7 +279,7 @@ fn cause(error: &wasmtime::Error, deadline: std::time::Duration) -> RouteError {
 }
 
 /// The message of a panic.
-fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(super) fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
     match panic.downcast_ref::<String>() {
         Some(text) => text,
         None => panic.downcast_ref::<&str>().copied().unwrap_or("panicked"),

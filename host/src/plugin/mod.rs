@@ -24,11 +24,13 @@ pub mod instance;
 mod registry;
 mod report;
 pub mod request;
+pub mod session;
 mod slot;
 mod subscription;
 #[cfg(test)]
 mod tests;
 mod validate;
+pub mod verdict;
 
 pub(crate) use artifact::{NAME_EXPECTED, is_name};
 pub use decision::{Decision, DecisionError, Forward, Reply, RouteTarget};
@@ -39,6 +41,7 @@ pub(crate) use engine::MEMORY_RESERVATION;
 pub use generation::{Generation, GenerationId};
 pub use instance::{Instance, RouteError, Routed};
 pub use request::RequestHead;
+pub use session::{Opened, Session, SessionError, Sessions};
 pub use slot::{BY_CONFIG, PluginSlot};
 
 /// One plugin of the config.
@@ -54,6 +57,48 @@ pub struct PluginConfig {
     pub settings: BTreeMap<String, String>,
     /// Its bounds.
     pub limits: PluginLimits,
+    /// What holds for its sessions, if it has stream hooks.
+    pub sessions: SessionConfig,
+}
+
+/// What holds for the sessions of a plugin with stream hooks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionConfig {
+    /// What becomes of a stream whose session traps, is late or gives a bad verdict, and of the other sessions of a lost
+    /// instance.
+    pub on_trap: OnTrap,
+    /// Whether each stream has an instance of its own.
+    pub isolated: bool,
+    /// Instances of one stream each, on one worker.
+    pub isolated_max: usize,
+    /// Failures in a minute, on one worker, after which sessions are closed rather than rebuilt.
+    pub rebuilds_per_minute: u32,
+    /// Sessions that share an instance.
+    pub per_instance_max: usize,
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        Self {
+            on_trap: OnTrap::default(),
+            isolated: false,
+            isolated_max: 100,
+            rebuilds_per_minute: 10,
+            per_instance_max: 4_096,
+        }
+    }
+}
+
+/// What becomes of a stream whose session is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnTrap {
+    /// It is closed with code 1011.
+    #[default]
+    Close,
+    /// Another session is opened for it, from what the request said and what the lost one saved.
+    Rebuild,
+    /// It goes on without a session.
+    Pass,
 }
 
 /// Where a plugin's first version comes from. A version pushed through the admin API takes its place and survives

@@ -10,6 +10,7 @@ use crate::store::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// One plugin of a new config, prepared and not yet published.
 struct Change {
@@ -68,6 +69,7 @@ impl Plugins {
         for (name, slot) in now.iter().filter(|(name, _)| !next.contains_key(*name)) {
             tracing::info!(plugin = %name, "plugin is no longer in the config");
             if let (Some(crew), Some(active)) = (shared.crew(), slot.active.load_full()) {
+                active.sandbox.retired.store(true, Ordering::Relaxed);
                 crew.retire(active.id());
             }
         }

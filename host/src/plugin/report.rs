@@ -108,6 +108,8 @@ pub struct VersionInfo {
     pub by: String,
     /// Open streams it accepted.
     pub streams: u64,
+    /// Sessions of these streams.
+    pub sessions: u64,
     /// Decisions since activation.
     pub calls: u64,
     /// Calls without a decision, all kinds.

@@ -217,6 +217,9 @@ impl PluginSlot {
             self.previous.store(Some(Arc::clone(replaced)));
         }
         self.active.store(Some(generation));
+        if let Some(old) = &old {
+            old.sandbox.retired.store(true, Ordering::Relaxed);
+        }
         let mut state = self.state();
         state.generations.push(past);
         // With the last other holder of the label go the calls and streams that could still count.
@@ -308,10 +311,11 @@ impl State {
             .generations
             .iter()
             .filter(|past| *past.label.digest == *digest);
-        let streams = generations
-            .clone()
-            .map(|past| past.label.streams.load(Ordering::Relaxed))
-            .sum();
+        let sum = |count: fn(&GenerationLabel) -> u64| {
+            generations.clone().map(|past| count(&past.label)).sum()
+        };
+        let streams = sum(|label| label.streams.load(Ordering::Relaxed));
+        let sessions = sum(|label| label.sessions.load(Ordering::Relaxed));
         let newest = generations.next_back();
         let counts = newest
             .map(|past| Counts::of(&past.stats))
@@ -339,6 +343,7 @@ impl State {
                 .map_or(BY_CONFIG, |activation| &activation.by)
                 .to_owned(),
             streams,
+            sessions,
             calls: counts.ok,
             errors: counts.errors,
             decision_ns: counts
@@ -381,8 +386,8 @@ impl Counts {
 /// Digest of what a version was activated with beside its bytes.
 fn settings_digest(config: &PluginConfig) -> String {
     let text = format!(
-        "{:?} {:?} {:?}",
-        config.grants, config.settings, config.limits
+        "{:?} {:?} {:?} {:?}",
+        config.grants, config.settings, config.limits, config.sessions
     );
     super::artifact::hex(&Sha256::digest(text))
 }

@@ -6,6 +6,8 @@ use wasmparser::{ComponentExternalKind, ComponentTypeRef, Encoding, Parser, Payl
 
 /// The package and interface a plugin exports, up to its version's patch level.
 const ROUTING_0_1: &str = "throwbar:plugin/routing@0.1";
+/// The same of the interface that a plugin with stream hooks exports beside.
+const STREAMS_0_1: &str = "throwbar:plugin/streams@0.1";
 /// Imports of most toolchains' guests, not worth telling of.
 const ORDINARY: &[&str] = &[
     "throwbar:plugin/",
@@ -59,6 +61,15 @@ pub(super) fn check(bytes: &[u8]) -> Result<Vec<String>, DeployError> {
                 format!("does not export {ROUTING_0_1}.x: it is a component, but no routing plugin")
             }
         }));
+    }
+    // Without its hooks it would not be what its author pushed.
+    let other = outer.exports.iter().find(|name| {
+        name.starts_with("throwbar:plugin/streams") && !same_interface(name, STREAMS_0_1)
+    });
+    if let Some(other) = other {
+        return Err(DeployError::World(format!(
+            "exports {other}, expected {STREAMS_0_1}.x: build it with another version of the SDK"
+        )));
     }
     let telling = outer.imports.into_iter().map(|import| import.name);
     Ok(telling
@@ -214,6 +225,22 @@ mod tests {
             refused.contains("exports throwbar:plugin/routing@0.2.0, expected"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn another_version_of_the_hooks_is_refused_rather_than_ignored() {
+        let exporting = |streams| {
+            component(&format!(
+                r#"(component (instance $i)
+                    (export "throwbar:plugin/routing@0.1.0" (instance $i))
+                    (export "throwbar:plugin/streams@{streams}" (instance $i)))"#
+            ))
+        };
+        assert!(check(&exporting("0.1.2")).is_ok());
+        let refused = refusal(&exporting("0.2.0"));
+        let expected =
+            "exports throwbar:plugin/streams@0.2.0, expected throwbar:plugin/streams@0.1.x";
+        assert!(refused.contains(expected), "{refused}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Why a request failed, and the only mapping of that to a response.
 
 use super::request::Refused;
-use crate::plugin::RouteError;
+use crate::plugin::{RouteError, SessionError};
 use crate::store::CommitError;
 use crate::upstream::connection::DialError;
 use crate::upstream::exchange::ExchangeError;
@@ -36,6 +36,17 @@ pub enum ProxyError {
         /// What happened.
         #[source]
         error: RouteError,
+    },
+    /// The plugin's: the stream got no session.
+    #[error("plugin {plugin:?} version {version}: no session")]
+    Session {
+        /// Its name.
+        plugin: String,
+        /// Its version.
+        version: String,
+        /// What happened.
+        #[source]
+        error: SessionError,
     },
     /// The plugin's: its writes were refused.
     #[error("plugin {plugin:?} version {version}: writes refused")]
@@ -83,6 +94,7 @@ impl ProxyError {
             Self::RequestBody(_) => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Plugin { .. }
+            | Self::Session { .. }
             | Self::Commit { .. }
             | Self::NoVersion(_)
             | Self::TooManyStreams => StatusCode::SERVICE_UNAVAILABLE,

@@ -3,7 +3,7 @@
 use crate::deadline::Deadlines;
 use crate::listener::ClientConnection;
 use crate::metrics::{Counters, WorkerCounters};
-use crate::plugin::{Forward, Reply};
+use crate::plugin::{Forward, Reply, Sessions};
 use crate::store::{Reader, Store, Target};
 use crate::stream::Streams;
 use crate::upstream::body::{Home, UpstreamBody};
@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use record::Record;
 use request::{Admitted, ConnectionFields};
 use route::{Failure, Instances, Verdict};
+use session::Hooking;
 use site::{Site, SiteView};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -36,6 +37,7 @@ pub mod matcher;
 pub mod record;
 pub mod request;
 pub mod route;
+pub mod session;
 pub mod site;
 pub mod upgrade;
 
@@ -61,6 +63,8 @@ pub struct Proxy {
     pub instances: RefCell<Instances>,
     /// Upgraded streams.
     pub streams: Rc<Streams>,
+    /// What plugins keep for them.
+    pub sessions: Rc<Sessions>,
     /// Access lines.
     pub log: Rc<access_log::AccessLog>,
     /// The site with this worker's own state.
@@ -127,12 +131,27 @@ impl Proxy {
         {
             return failure(ProxyError::BodyTooLarge, record);
         }
-        let (mut forward, trusted) = match self.route(&view, &mut record).await {
-            Ok(Verdict::Forward { forward, trusted }) => (forward, trusted),
+        let (mut forward, trusted, hooks) = match self.route(&view, &mut record).await {
+            Ok(Verdict::Forward {
+                forward,
+                trusted,
+                hooks,
+            }) => (forward, trusted, hooks),
             Ok(Verdict::Reply(answer)) => return reply(answer, record),
             Err(error) => return failure(error, record),
         };
         record.key = forward.key.take();
+        let hook = match hooks {
+            None => None,
+            Some(generation) => {
+                let opening = self.open_session(&view, &generation, &mut forward, &mut record);
+                match opening.await {
+                    Ok(Hooking::Taken(hook)) => hook,
+                    Ok(Hooking::Refused(answer)) => return reply(answer, record),
+                    Err(error) => return failure(error, record),
+                }
+            }
+        };
         let attempt = Attempt {
             forward: &forward,
             trusted,
@@ -142,7 +161,14 @@ impl Proxy {
         match self.forward(&view, attempt, body, &mut record).await {
             Err(error) => failure(error, record),
             Ok(forwarded) if forwarded.response.head.status == StatusCode::SWITCHING_PROTOCOLS => {
-                self.switch(&view, &connection, forward, forwarded, client, record)
+                let pending = upgrade::Pending {
+                    forwarded,
+                    client,
+                    varying: None,
+                    follow: None,
+                    hook,
+                };
+                self.switch(&view, &connection, forward, pending, record)
             }
             Ok(forwarded) => self.respond(&view, &forward, &fields, forwarded, http2, record),
         }
@@ -207,38 +233,32 @@ impl Proxy {
         view: &Rc<SiteView>,
         connection: &Rc<ClientConnection>,
         mut forward: Forward,
-        mut forwarded: Forwarded,
-        client: hyper::upgrade::OnUpgrade,
+        mut pending: upgrade::Pending,
         mut record: Box<Record>,
     ) -> Response<ResponseBody> {
-        let address = forwarded.connection.address;
+        let address = pending.forwarded.connection.address;
+        let mut headers = std::mem::take(&mut pending.forwarded.response.head.headers);
         let head = record.head.as_ref().expect("given back by plugins");
         let key = head
             .headers
             .get(header::SEC_WEBSOCKET_KEY)
             .expect("admission checked it");
-        if !upgrade::accepts(
-            key,
-            forwarded
-                .response
-                .head
-                .headers
-                .get(header::SEC_WEBSOCKET_ACCEPT),
-        ) {
+        if !upgrade::accepts(key, headers.get(header::SEC_WEBSOCKET_ACCEPT)) {
             return failure(
                 ProxyError::Upgrade(address, "Sec-WebSocket-Accept does not answer the key"),
                 record,
             );
         }
-        let mut headers = std::mem::take(&mut forwarded.response.head.headers);
+        if pending.hook.is_some() && headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
+            return failure(
+                ProxyError::Upgrade(address, "Sec-WebSocket-Extensions was not offered"),
+                record,
+            );
+        }
         edit(&mut headers, &forward);
         upgrade::switching(&mut headers);
-        let pending = upgrade::Pending {
-            forwarded,
-            client,
-            varying: forward.varying.take(),
-            follow: forward.follow.take(),
-        };
+        pending.varying = forward.varying.take();
+        pending.follow = forward.follow.take();
         if let Err(error) = self.join(view, connection, pending, &record) {
             return failure(error, record);
         }

@@ -25,6 +25,8 @@ pub enum Verdict {
         forward: Forward,
         /// Whether the guard's networks and ports do not apply.
         trusted: bool,
+        /// The generation that wants to see the messages of the stream that this is to become.
+        hooks: Option<Arc<Generation>>,
     },
     /// It is answered.
     Reply(Reply),
@@ -50,14 +52,15 @@ impl Proxy {
                 Action::Forward(target) => return Ok(trusted(target.clone())),
                 Action::Reply(reply) => return Ok(Verdict::Reply(fill_in(reply, record))),
                 Action::Plugin(slot, on_failure) => match self.ask(view, slot, record).await {
-                    Ok(Decision::Pass) => {}
-                    Ok(Decision::Forward(forward)) => {
+                    Ok((Decision::Pass, _)) => {}
+                    Ok((Decision::Forward(forward), hooks)) => {
                         return Ok(Verdict::Forward {
                             forward,
                             trusted: false,
+                            hooks,
                         });
                     }
-                    Ok(Decision::Reply(reply)) => return Ok(Verdict::Reply(reply)),
+                    Ok((Decision::Reply(reply), _)) => return Ok(Verdict::Reply(reply)),
                     Err(error) => {
                         route.counters[self.worker]
                             .plugin_failures
@@ -73,13 +76,13 @@ impl Proxy {
         })
     }
 
-    /// Asks the active version.
+    /// Asks the active version; says which generation has hooks for the stream that this is to become, if it has.
     async fn ask(
         &self,
         view: &SiteView,
         slot: &Arc<PluginSlot>,
         record: &mut Record,
-    ) -> Result<Decision, ProxyError> {
+    ) -> Result<(Decision, Option<Arc<Generation>>), ProxyError> {
         let active = slot.active();
         let Some(generation) = &*active else {
             return Err(ProxyError::NoVersion(slot.name().to_string()));
@@ -93,6 +96,7 @@ impl Proxy {
             .ok()
             .filter(|routed| routed.writes.is_some())
             .map(|_| generation.clone());
+        let hooks = hooks(generation, record);
         record.label = Some(label.clone());
         let routed = routed.map_err(|error| ProxyError::Plugin {
             plugin: slot.name().to_string(),
@@ -116,7 +120,7 @@ impl Proxy {
                 }
             })?;
         }
-        Ok(routed.decision)
+        Ok((routed.decision, hooks))
     }
 
     /// One call of this worker's instance of a generation. This is where a request meets a plugin.
@@ -203,6 +207,7 @@ impl Proxy {
                     }) => Ok(Verdict::Forward {
                         forward,
                         trusted: false,
+                        hooks: hooks(generation, record),
                     }),
                     Ok(Routed {
                         decision: Decision::Reply(reply),
@@ -216,6 +221,12 @@ impl Proxy {
             }
         }
     }
+}
+
+/// The generation, if it has hooks and the request is to become a stream.
+fn hooks(generation: &Arc<Generation>, record: &Record) -> Option<Arc<Generation>> {
+    let websocket = record.head.as_ref().is_some_and(|head| head.websocket);
+    (websocket && generation.has_sessions()).then(|| generation.clone())
 }
 
 fn count(stats: &CallStats, error: Option<&RouteError>, nanos: u64) {
@@ -253,6 +264,7 @@ fn trusted(to: RouteTarget) -> Verdict {
             follow: None,
         },
         trusted: true,
+        hooks: None,
     }
 }
 

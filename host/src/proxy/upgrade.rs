@@ -8,7 +8,7 @@ use super::site::SiteView;
 use crate::listener::ClientConnection;
 use crate::listener::socket::DownstreamSocket;
 use crate::plugin::decision::{Follow, Varying};
-use crate::stream::{Following, NewStream};
+use crate::stream::{Following, Hook, NewStream};
 use base64::Engine;
 use http::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
@@ -44,6 +44,8 @@ pub struct Pending {
     pub varying: Option<Box<Varying>>,
     /// The entry it follows.
     pub follow: Option<Box<Follow>>,
+    /// What its messages are shown to.
+    pub hook: Option<Box<Hook>>,
 }
 
 impl Proxy {
@@ -71,6 +73,7 @@ impl Proxy {
             client,
             varying,
             follow,
+            hook,
         } = pending;
         let configured = view.site.streams.clone();
         let (proxy, connection) = (self.clone(), connection.clone());
@@ -108,6 +111,7 @@ impl Proxy {
                 idle_timeout: varying.stream_idle_timeout.or(configured.idle_timeout),
                 age_max: varying.stream_age_max.or(configured.age_max),
                 follow,
+                hook: hook.map(|hook| *hook),
                 // The upstream's policy counts the stream as long as it is open.
                 on_close: picked.map(|picked| Box::new(move || drop(picked)) as _),
             });

@@ -4,7 +4,9 @@
 //! was counted for it. It never allocates while idle.
 
 use super::frame;
+use super::hook::Hooked;
 use super::leg::Leg;
+use super::table::ticks;
 use super::token::{Side, Token};
 use super::{CloseReason, StreamFacts, StreamId};
 use crate::plugin::generation::GenerationLabel;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod follow;
+mod hooked;
 mod keepalive;
 mod origin;
 
@@ -51,6 +54,8 @@ pub(super) struct Entry {
     closing: Option<Box<Closing>>,
     keepalive: Option<Box<Keepalive>>,
     followed: Option<Box<Followed>>,
+    /// Of a stream whose messages a plugin sees.
+    hooked: Option<Box<Hooked>>,
     label: LabelLease,
     route: Arc<str>,
     key: Option<Box<str>>,
@@ -60,7 +65,6 @@ pub(super) struct Entry {
     /// Microseconds since the table's start.
     opened_us: u64,
     started_ms: u64,
-    opened_tick: u32,
     active_tick: u32,
     timeouts: Timeouts,
     /// The side that said first that it is done.
@@ -82,6 +86,7 @@ pub(super) struct Label {
     pub(super) timeouts: Timeouts,
     pub(super) keepalive: Option<Box<Keepalive>>,
     pub(super) followed: Option<Box<Followed>>,
+    pub(super) hooked: Option<Box<Hooked>>,
 }
 
 /// What is to be done with a stream at its time.
@@ -119,6 +124,7 @@ impl Entry {
             closing: None,
             keepalive: label.keepalive,
             followed: label.followed,
+            hooked: label.hooked,
             label: LabelLease::new(label.label),
             route: label.route,
             key: label.key,
@@ -127,7 +133,6 @@ impl Entry {
             on_close: None,
             opened_us: u64::try_from(label.opened.as_micros()).unwrap_or(u64::MAX),
             started_ms: label.started_ms,
-            opened_tick: label.tick,
             active_tick: label.tick,
             timeouts: label.timeouts,
             first: None,
@@ -206,7 +211,7 @@ impl Entry {
     }
 
     fn age_due(&self) -> u32 {
-        after(self.opened_tick, self.timeouts.age)
+        after(ticks(self.opened()), self.timeouts.age)
     }
 
     fn change_due(&self) -> u32 {
@@ -253,6 +258,7 @@ impl Entry {
             self.leg_mut(side).flush()?;
             self.send_waiting_ping(side)?;
             self.shut_if_done(side)?;
+            self.take_backlogs()?;
         }
         if self.wants_read(side) && (failed || flags.intersects(EventFlags::IN | EventFlags::RDHUP))
         {
@@ -303,8 +309,12 @@ impl Entry {
         }
     }
 
-    /// Sends bytes of a side to the other; while we close, only to the end of the current frame.
+    /// Sends bytes of a side to the other, or shows them to the session; while we close, sends only to the end of the
+    /// current frame.
     fn pass(&mut self, from: Side, chunk: &[u8]) -> io::Result<()> {
+        if self.is_hooked() {
+            return self.show(from, chunk);
+        }
         let to = from.other();
         let cut = self.leg(to).cut;
         let closing = self.closing.is_some();
@@ -346,7 +356,9 @@ impl Entry {
             }));
         }
         let cut = Side::BOTH.into_iter().try_for_each(|to| {
-            let at_boundary = self.leg(to.other()).cursor.at_boundary();
+            // With a session nothing but whole frames went out.
+            let with_session = self.hooked.as_ref().is_some_and(|hooked| hooked.is_on());
+            let at_boundary = with_session || self.leg(to.other()).cursor.at_boundary();
             if at_boundary { self.cut(to) } else { Ok(()) }
         });
         self.settle(cut.map(|()| false))
@@ -357,7 +369,11 @@ impl Entry {
         if self.leg(to).cut {
             return Ok(());
         }
-        let has_one = self.leg(to.other()).cursor.close_seen();
+        let has_one = match &self.hooked {
+            // What was read need not have been sent on.
+            Some(hooked) if !hooked.is_unhooked() => hooked.has_closed(to.other()),
+            _ => self.leg(to.other()).cursor.close_seen(),
+        };
         let leg = &mut self.legs[to as usize];
         leg.cut = true;
         if has_one || leg.shut {
@@ -373,7 +389,8 @@ impl Entry {
 
     /// Passes on a half-close once all that came before it is sent.
     fn shut_if_done(&mut self, to: Side) -> io::Result<()> {
-        if self.closing.is_none() && self.leg(to.other()).ended && self.leg(to).leftover.is_none() {
+        let all_sent = self.leg(to).leftover.is_none() && !self.has_backlog(to.other());
+        if self.closing.is_none() && self.leg(to.other()).ended && all_sent {
             self.leg_mut(to).shut()?;
         }
         Ok(())
@@ -390,9 +407,9 @@ impl Entry {
 
     fn is_over(&self) -> bool {
         let closing = self.closing.is_some();
-        self.legs
-            .iter()
-            .all(|leg| leg.leftover.is_none() && (leg.ended || closing && leg.cursor.close_seen()))
+        let over =
+            |leg: &Leg| leg.leftover.is_none() && (leg.ended || closing && leg.cursor.close_seen());
+        self.legs.iter().all(over) && !Side::BOTH.into_iter().any(|side| self.has_backlog(side))
     }
 
     /// Why the stream ended: by us, by the side that was done first, or `otherwise`.
@@ -408,7 +425,10 @@ impl Entry {
     /// Whether bytes of a side have somewhere to go: to a peer that keeps up, or nowhere at all.
     fn wants_read(&self, side: Side) -> bool {
         let peer = self.leg(side.other());
-        !self.leg(side).ended && (peer.cut || peer.leftover.is_none())
+        let takes = peer.cut || peer.leftover.is_none();
+        !self.leg(side).ended
+            && takes
+            && (!self.is_hooked() || self.can_judge(side) && !self.has_backlog(side))
     }
 
     /// Makes the epoll set watch what this stream waits for.
@@ -466,9 +486,7 @@ fn after(from: u32, span: u32) -> u32 {
 fn mask_towards(side: Side) -> io::Result<Option<[u8; 4]>> {
     match side {
         Side::Downstream => Ok(None),
-        Side::Upstream => Ok(Some(
-            getrandom::u32().map_err(io::Error::other)?.to_ne_bytes(),
-        )),
+        Side::Upstream => frame::random_mask().map(Some),
     }
 }
 

@@ -1,10 +1,18 @@
 //! WebSocket framing, as little of it as relaying needs: where frames end, and how a close frame is written.
 
+use std::io;
+
 /// Longest payload of a control frame.
 pub(crate) const CONTROL_BYTES_MAX: usize = 125;
 
 /// Opcodes of RFC 6455.
 pub(crate) mod opcode {
+    /// A fragment of the message before.
+    pub(crate) const CONTINUATION: u8 = 0;
+    /// A message of text.
+    pub(crate) const TEXT: u8 = 1;
+    /// A message of bytes.
+    pub(crate) const BINARY: u8 = 2;
     /// The connection is to be closed.
     pub(crate) const CLOSE: u8 = 8;
     /// To be answered with a pong.
@@ -152,9 +160,48 @@ pub(crate) fn control_frame(opcode: u8, mut payload: Vec<u8>, mask: Option<[u8; 
 
 /// Masks or unmasks bytes that stand at `offset` in their payload.
 pub(crate) fn apply_mask(bytes: &mut [u8], mask: [u8; 4], offset: usize) {
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte ^= mask[(offset + at) % 4];
+    let key: [u8; 8] = std::array::from_fn(|at| mask[(offset + at) % 4]);
+    let wide = u64::from_ne_bytes(key);
+    let (chunks, rest) = bytes.as_chunks_mut();
+    for chunk in chunks {
+        *chunk = (u64::from_ne_bytes(*chunk) ^ wide).to_ne_bytes();
     }
+    for (byte, key) in rest.iter_mut().zip(key) {
+        *byte ^= key;
+    }
+}
+
+/// A mask that nobody can foresee (RFC 6455, 5.3).
+///
+/// # Errors
+/// The system has no random bytes.
+pub(crate) fn random_mask() -> io::Result<[u8; 4]> {
+    Ok(getrandom::u32().map_err(io::Error::other)?.to_ne_bytes())
+}
+
+/// Appends a frame, its first byte given whole.
+///
+/// # Errors
+/// The system has no random mask.
+pub(crate) fn write_frame(
+    out: &mut Vec<u8>,
+    first: u8,
+    payload: &[u8],
+    masked: bool,
+) -> io::Result<()> {
+    let second = out.len() + 1;
+    write_header(out, first, payload.len() as u64);
+    if !masked {
+        out.extend_from_slice(payload);
+        return Ok(());
+    }
+    let mask = random_mask()?;
+    out[second] |= 0x80;
+    out.extend_from_slice(&mask);
+    let start = out.len();
+    out.extend_from_slice(payload);
+    apply_mask(&mut out[start..], mask, 0);
+    Ok(())
 }
 
 /// Appends the header of an unmasked frame, its first byte given whole.
@@ -261,6 +308,17 @@ mod tests {
                 "cut at {cut}"
             );
             assert!(cursor.at_boundary());
+        }
+    }
+
+    #[test]
+    fn masks_of_any_offset_and_length_are_those_of_the_rfc() {
+        let mask = [1, 2, 4, 8];
+        for (offset, length) in [(0, 0), (0, 7), (1, 8), (2, 9), (3, 31), (5, 64)] {
+            let mut bytes = vec![0; length];
+            apply_mask(&mut bytes, mask, offset);
+            let expected: Vec<u8> = (0..length).map(|at| mask[(offset + at) % 4]).collect();
+            assert_eq!(bytes, expected, "{length} bytes at {offset}");
         }
     }
 

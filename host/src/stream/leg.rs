@@ -82,11 +82,10 @@ impl Leg {
     }
 
     /// Bytes kept because the socket does not take them.
-    #[cfg(test)]
     pub(super) fn leftover_bytes(&self) -> usize {
         self.leftover
             .as_ref()
-            .map_or(0, |leftover| leftover.bytes.len())
+            .map_or(0, |leftover| leftover.bytes.len() - leftover.written)
     }
 }
 

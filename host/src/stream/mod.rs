@@ -7,6 +7,7 @@
 //! Invariants: no buffer while idle; a peer that does not read costs at most one scratch buffer; each opened stream is
 //! closed once, with one event, whatever ended it.
 
+use crate::plugin::Session;
 use crate::plugin::decision::Follow;
 use crate::plugin::generation::GenerationLabel;
 use bytes::Bytes;
@@ -17,7 +18,9 @@ use std::time::Duration;
 
 mod entry;
 pub(crate) mod frame;
+mod hook;
 mod leg;
+mod message;
 mod relay;
 mod select;
 mod table;
@@ -45,6 +48,8 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// Streams of one worker.
     pub streams_max: usize,
+    /// A message of a stream with a session, in bytes.
+    pub message_bytes_max: usize,
 }
 
 impl Default for Config {
@@ -57,6 +62,7 @@ impl Default for Config {
             ping_upstream: None,
             shutdown_grace: Duration::from_secs(30),
             streams_max: 100_000,
+            message_bytes_max: 1 << 20,
         }
     }
 }
@@ -152,6 +158,8 @@ pub struct NewStream {
     pub age_max: Option<Duration>,
     /// The entry it was routed by, if something is to become of it when that changes.
     pub follow: Option<Following>,
+    /// What its messages are shown to.
+    pub hook: Option<Hook>,
     /// Called once when the stream is over, or when it is refused.
     pub on_close: Option<Box<dyn FnOnce()>>,
 }
@@ -163,6 +171,14 @@ pub struct Following {
     /// Whether the newest state of the store still has its value. Asked once the stream can be told of changes, so that
     /// none is missed between decision and stream.
     pub is_current: Box<dyn FnOnce(&Follow) -> bool>,
+}
+
+/// A session that a stream's messages are shown to.
+pub struct Hook {
+    /// The session.
+    pub session: Session,
+    /// Between two ticks.
+    pub tick: Option<Duration>,
 }
 
 /// Why a stream was not opened; both its sockets are closed.
@@ -203,11 +219,17 @@ pub enum CloseReason {
     OnChange,
     /// The process ends.
     Shutdown,
+    /// Its session closed it.
+    Plugin,
+    /// Its session failed.
+    SessionFailed,
+    /// A side sent what is no WebSocket frame or message, or one that is too large.
+    BadFrames,
 }
 
 impl CloseReason {
     /// Every reason, each at its own place.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::ClientClosed,
         Self::UpstreamClosed,
         Self::Error,
@@ -217,6 +239,9 @@ impl CloseReason {
         Self::Drain,
         Self::OnChange,
         Self::Shutdown,
+        Self::Plugin,
+        Self::SessionFailed,
+        Self::BadFrames,
     ];
 
     /// Its name in logs and metrics.
@@ -231,6 +256,9 @@ impl CloseReason {
             Self::Drain => "drain",
             Self::OnChange => "on-change",
             Self::Shutdown => "shutdown",
+            Self::Plugin => "plugin",
+            Self::SessionFailed => "session-failed",
+            Self::BadFrames => "bad-frames",
         }
     }
 }
@@ -271,5 +299,7 @@ pub enum StreamEvent<'a> {
         bytes_down: u64,
         /// Why.
         reason: CloseReason,
+        /// How its session did, if it had one.
+        session: Option<&'static str>,
     },
 }

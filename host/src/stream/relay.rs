@@ -32,18 +32,29 @@ impl Streams {
     /// The kernel refuses the epoll set itself.
     pub async fn run(self: Rc<Self>) -> io::Result<Infallible> {
         loop {
-            let mut ready = self.epoll.readable().await?;
-            if self.turn()? {
-                drop(ready);
-                tokio::task::yield_now().await;
-            } else {
-                ready.clear_ready();
+            tokio::select! {
+                biased;
+                ready = self.epoll.readable() => {
+                    let mut ready = ready?;
+                    if self.turn()? {
+                        drop(ready);
+                        tokio::task::yield_now().await;
+                    } else {
+                        ready.clear_ready();
+                    }
+                }
+                // Nothing happens in the set when bytes wait that were read before.
+                () = self.resumed.notified() => {
+                    self.resume();
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
 
     /// Handles one batch of events; says whether there is more to do right away.
     fn turn(&self) -> io::Result<bool> {
+        self.resume();
         let mut events = [MaybeUninit::<Event>::uninit(); EVENTS_PER_TURN];
         let (events, _) = match epoll::wait(self.epoll.get_ref(), &mut events, Some(&NOW)) {
             Err(Errno::INTR) => return Ok(true),
@@ -53,18 +64,33 @@ impl Streams {
         for event in events {
             more |= self.event(Token::unpack(event.data.u64()), event.flags) == Progress::More;
         }
+        self.settle_lost();
         Ok(more)
+    }
+
+    /// Lets streams go on that have read more than they had time for.
+    fn resume(&self) {
+        let tick = self.tick.get();
+        let waiting = std::mem::take(&mut *self.resumable.borrow_mut());
+        for token in waiting {
+            if !self.is_stale(token) {
+                self.apply(token.index as usize, |entry| entry.resume(tick));
+            }
+        }
+        self.settle_lost();
+    }
+
+    /// Whether the stream that a token is of is gone.
+    fn is_stale(&self, token: Token) -> bool {
+        let table = self.table.borrow();
+        let entry = table.entries.get(token.index as usize);
+        entry.is_none_or(|entry| Token::of(token.index, entry.id(), token.side) != token)
     }
 
     /// Handles one event, unless its stream is gone.
     pub(super) fn event(&self, token: Token, flags: EventFlags) -> Progress {
         let index = token.index as usize;
-        let is_stale = {
-            let table = self.table.borrow();
-            let entry = table.entries.get(index);
-            entry.is_none_or(|entry| Token::of(token.index, entry.id(), token.side) != token)
-        };
-        if is_stale {
+        if self.is_stale(token) {
             return Progress::Idle;
         }
         let tick = self.tick.get();

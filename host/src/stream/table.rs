@@ -1,16 +1,20 @@
 //! All streams of a worker: opened, listed, timed out, closed.
 
 use super::entry::{Entry, Followed, Keepalive, Label, Overdue, Progress, Timeouts};
+use super::hook::{Buffers, Hooked};
+use super::token::{Side, Token};
 use super::{
     CloseReason, Config, NewStream, Refused, StreamEvent, StreamFilter, StreamId, StreamInfo,
 };
 use crate::metrics::{Counters, WorkerCounters};
+use crate::plugin::Sessions;
 use crate::proxy::TICK;
 use bytes::Bytes;
 use rustix::event::epoll;
 use slab::Slab;
 use socket2::{SockRef, TcpKeepalive};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,6 +28,7 @@ use tokio::sync::Notify;
 
 mod drain;
 mod follow;
+mod sessions;
 
 pub use drain::Close;
 use follow::Follows;
@@ -31,8 +36,8 @@ use follow::Follows;
 /// Bytes read from a socket at once; also the most that is kept for a peer that does not read.
 pub(super) const SCRATCH_BYTES: usize = 64 << 10;
 
-/// How long a closing handshake may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a closing handshake may take, in ticks.
+pub(super) const CLOSE_TICKS: u32 = 10;
 
 /// With more streams than this their timeouts are looked at every [`SWEEP_TICKS`] only.
 const SWEEP_ALWAYS_MAX: usize = 1_000;
@@ -58,6 +63,14 @@ pub struct Streams {
     pub(super) table: RefCell<Table>,
     start: Instant,
     pub(super) tick: Cell<u32>,
+    /// What streams with sessions share.
+    buffers: Rc<Buffers>,
+    sessions: OnceCell<Rc<Sessions>>,
+    /// Whether streams of a lost instance are being seen to.
+    settling: Cell<bool>,
+    /// Streams with bytes that wait for their turn only.
+    pub(super) resumable: RefCell<Vec<Token>>,
+    pub(super) resumed: Notify,
     drained: Notify,
 }
 
@@ -73,6 +86,8 @@ pub(super) struct Table {
     due: u32,
     /// The tick of the last look at all streams.
     swept: u32,
+    /// Streams whose session wants a tick, by when it is due.
+    session_ticks: BTreeSet<(u32, usize)>,
 }
 
 impl Streams {
@@ -112,9 +127,15 @@ impl Streams {
                 follows: Follows::default(),
                 due: u32::MAX,
                 swept: 0,
+                session_ticks: BTreeSet::new(),
             }),
             start: Instant::now(),
             tick: Cell::new(0),
+            buffers: Rc::default(),
+            sessions: OnceCell::new(),
+            settling: Cell::new(false),
+            resumable: RefCell::default(),
+            resumed: Notify::new(),
             drained: Notify::new(),
         }))
     }
@@ -154,6 +175,7 @@ impl Streams {
                     self.table.borrow().entries[index].facts(),
                 ));
                 self.apply(index, |entry| entry.start(&read_ahead.0, &read_ahead.1));
+                self.settle_lost();
                 Ok(id)
             }
             Err(refused) => {
@@ -180,6 +202,18 @@ impl Streams {
         let opened = self.start.elapsed();
         let tick = ticks(opened).max(self.tick.get());
         self.tick.set(tick);
+        let hooked = new.hook.map(|hook| {
+            let interval = timeout_ticks(hook.tick);
+            let buffers = Rc::clone(&self.buffers);
+            let bytes_max = config.message_bytes_max;
+            Box::new(Hooked::new(
+                hook.session,
+                buffers,
+                bytes_max,
+                interval,
+                tick,
+            ))
+        });
         let id = StreamId((table.counter + 1) << 8 | self.worker as u64);
         let intervals = [config.ping_client, config.ping_upstream].map(timeout_ticks);
         let keepalive = Keepalive::new(intervals, id, tick).map_err(Refused::Socket)?;
@@ -208,6 +242,7 @@ impl Streams {
                 },
                 keepalive,
                 followed,
+                hooked,
             },
         );
         let index = table.entries.vacant_key();
@@ -216,6 +251,9 @@ impl Streams {
             .map_err(Refused::Socket)?;
         table.counter += 1;
         table.due = table.due.min(entry.due());
+        if entry.tick_due() > 0 {
+            table.session_ticks.insert((entry.tick_due(), index));
+        }
         table.entries.insert(entry);
         if let Some(is_current) = is_current {
             self.begin_to_follow(&mut table, index);
@@ -281,6 +319,8 @@ impl Streams {
     pub fn sweep(&self, now: Instant) {
         let tick = ticks(now.saturating_duration_since(self.start)).max(self.tick.get());
         self.tick.set(tick);
+        self.settle_lost();
+        self.tick_sessions(tick);
         {
             let mut table = self.table.borrow_mut();
             let few = table.closing > 0 || table.entries.len() <= SWEEP_ALWAYS_MAX;
@@ -339,18 +379,10 @@ impl Streams {
     }
 
     fn begin_close(&self, index: usize, code: u16, reason: &str, why: CloseReason) {
-        let deadline = self
-            .tick
-            .get()
-            .saturating_add(timeout_ticks(Some(CLOSE_TIMEOUT)));
-        {
-            let mut table = self.table.borrow_mut();
-            if table.entries[index].is_closing() {
-                return;
-            }
-            table.closing += 1;
-            table.due = table.due.min(deadline);
+        if self.table.borrow().entries[index].is_closing() {
+            return;
         }
+        let deadline = self.tick.get().saturating_add(CLOSE_TICKS);
         self.apply(index, |entry| entry.close(code, reason, why, deadline));
     }
 
@@ -358,10 +390,29 @@ impl Streams {
     pub(super) fn apply(&self, index: usize, act: impl FnOnce(&mut Entry) -> Progress) -> Progress {
         let ended = {
             let mut table = self.table.borrow_mut();
-            let entry = &mut table.entries[index];
+            let Table {
+                entries,
+                closing,
+                due,
+                session_ticks,
+                ..
+            } = &mut *table;
+            let entry = &mut entries[index];
             let before = entry.bytes();
+            let (was_closing, tick_was_due) = (entry.is_closing(), entry.tick_due());
             let mut progress = act(entry);
             let after = entry.bytes();
+            if entry.is_closing() && !was_closing {
+                *closing += 1;
+                *due = (*due).min(entry.due());
+            }
+            let tick_due = entry.tick_due();
+            if tick_due != tick_was_due {
+                session_ticks.remove(&(tick_was_due, index));
+                if tick_due > 0 {
+                    session_ticks.insert((tick_due, index));
+                }
+            }
             add(&self.counted().stream_bytes_up, after[0] - before[0]);
             add(&self.counted().stream_bytes_down, after[1] - before[1]);
             add(&self.counted().stream_pings, entry.take_pings().into());
@@ -373,6 +424,12 @@ impl Streams {
                 progress = Progress::Ended(entry.why(CloseReason::Error));
             }
             let Progress::Ended(reason) = progress else {
+                if entry.is_resumable() {
+                    let token = Token::of(slot(index), entry.id(), Side::Downstream);
+                    self.resumable.borrow_mut().push(token);
+                    self.resumed.notify_one();
+                    return Progress::More;
+                }
                 return progress;
             };
             (self.remove(&mut table, index), reason)
@@ -384,6 +441,7 @@ impl Streams {
     fn remove(&self, table: &mut Table, index: usize) -> Entry {
         let entry = table.entries.remove(index);
         self.end_to_follow(table, index, &entry);
+        table.session_ticks.remove(&(entry.tick_due(), index));
         if entry.is_closing() {
             table.closing -= 1;
         }
@@ -399,12 +457,15 @@ impl Streams {
         add(&self.counted().streams_closed, 1);
         add(&self.counted().streams_closed_by[reason as usize], 1);
         let [bytes_up, bytes_down] = entry.bytes();
+        let duration = self.elapsed().saturating_sub(entry.opened());
+        let session = entry.end_session(duration);
         (self.on_event)(StreamEvent::Closed {
             stream: entry.facts(),
-            duration: self.elapsed().saturating_sub(entry.opened()),
+            duration,
             bytes_up,
             bytes_down,
             reason,
+            session,
         });
         let on_close = entry.take_on_close();
         drop(entry);
@@ -469,12 +530,13 @@ fn slot(index: usize) -> u32 {
     u32::try_from(index).expect("streams_max keeps the table below 2^32")
 }
 
-fn ticks(span: Duration) -> u32 {
+/// Whole ticks of a span.
+pub(super) fn ticks(span: Duration) -> u32 {
     u32::try_from(span.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// A timeout in ticks, rounded up; 0 for none.
-fn timeout_ticks(timeout: Option<Duration>) -> u32 {
+pub(super) fn timeout_ticks(timeout: Option<Duration>) -> u32 {
     timeout.map_or(0, |timeout| {
         let ticks = timeout.as_millis().div_ceil(TICK.as_millis()).max(1);
         u32::try_from(ticks).unwrap_or(u32::MAX)

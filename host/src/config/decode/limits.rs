@@ -54,6 +54,7 @@ pub(super) fn streams(mut table: Table<'_>, streams: &mut stream::Config, walk: 
     table.share("age_jitter", &mut streams.age_jitter, walk);
     table.duration("shutdown_grace", &mut streams.shutdown_grace, walk);
     table.integer("streams_max", &mut streams.streams_max, walk);
+    table.size("message_bytes_max", &mut streams.message_bytes_max, walk);
     table.finish(walk);
 }
 

@@ -2,7 +2,7 @@
 
 use super::limits;
 use super::table::{Field, Table, Walk, path_buf};
-use crate::plugin::{Access, PluginConfig, PluginLimits, Source};
+use crate::plugin::{Access, OnTrap, PluginConfig, PluginLimits, SessionConfig, Source};
 use toml::de::DeValue;
 
 pub(super) fn plugin(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> PluginConfig {
@@ -12,6 +12,7 @@ pub(super) fn plugin(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> P
         grants: Default::default(),
         settings: Default::default(),
         limits: PluginLimits::default(),
+        sessions: Default::default(),
     };
     if let Some(text) = table.text("source", walk) {
         let sources = walk.sources;
@@ -49,6 +50,27 @@ pub(super) fn plugin(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> P
     if let Some(table) = table.table("limits", walk) {
         config.limits = limits::plugin_limits(table, walk);
     }
+    if let Some(table) = table.table("sessions", walk) {
+        config.sessions = sessions(table, walk);
+    }
+    table.finish(walk);
+    config
+}
+
+fn sessions(mut table: Table<'_>, walk: &mut Walk<'_>) -> SessionConfig {
+    let mut config = SessionConfig::default();
+    let words = [
+        ("close", OnTrap::Close),
+        ("rebuild", OnTrap::Rebuild),
+        ("pass", OnTrap::Pass),
+    ];
+    if let Some(on_trap) = table.choice("on_trap", &words, walk) {
+        config.on_trap = on_trap;
+    }
+    table.integer("rebuilds_per_minute", &mut config.rebuilds_per_minute, walk);
+    table.integer("per_instance_max", &mut config.per_instance_max, walk);
+    table.boolean("isolated", &mut config.isolated, walk);
+    table.integer("isolated_max", &mut config.isolated_max, walk);
     table.finish(walk);
     config
 }

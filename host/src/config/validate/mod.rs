@@ -345,6 +345,7 @@ fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding
         found,
     );
     between(join(&path, "calls"), &limits.calls_max, 1..=u64::MAX, found);
+    session_checks(plugin, found);
 }
 
 fn routes(config: &Config, found: &mut Vec<Finding>) {
@@ -411,6 +412,29 @@ fn routes(config: &Config, found: &mut Vec<Finding>) {
     }
 }
 
+fn session_checks(plugin: &PluginConfig, found: &mut Vec<Finding>) {
+    let path = join(&join("plugins", &plugin.name), "sessions");
+    let sessions = &plugin.sessions;
+    between(
+        join(&path, "per_instance_max"),
+        &sessions.per_instance_max,
+        1..=100_000,
+        found,
+    );
+    between(
+        join(&path, "isolated_max"),
+        &sessions.isolated_max,
+        1..=100_000,
+        found,
+    );
+    between(
+        join(&path, "rebuilds_per_minute"),
+        &sessions.rebuilds_per_minute,
+        0..=1_000_000,
+        found,
+    );
+}
+
 fn limits(config: &Config, found: &mut Vec<Finding>) {
     let limits = &config.limits;
     let day = Duration::from_secs(24 * 3600);
@@ -475,6 +499,12 @@ fn limits(config: &Config, found: &mut Vec<Finding>) {
         "streams.age_jitter",
         &config.streams.age_jitter,
         0.0..=0.5,
+        found,
+    );
+    between(
+        "streams.message_bytes_max",
+        &config.streams.message_bytes_max,
+        125..=64 << 20,
         found,
     );
 }

@@ -18,6 +18,7 @@ pub(crate) mod kv;
 pub(crate) mod logging;
 pub(crate) mod lookup;
 pub(crate) mod request;
+pub(crate) mod session_state;
 pub(crate) mod stream_options;
 pub(crate) mod wasi;
 
@@ -26,7 +27,7 @@ pub(crate) mod wasi;
 pub(crate) mod bindings {
     wasmtime::component::bindgen!({
         path: "../guest-sdk/wit",
-        world: "throwbar:plugin/host",
+        world: "throwbar:plugin/everything",
         imports: { default: trappable },
         with: {
             "wasi:keyvalue/store@0.2.0-draft.bucket": super::keyvalue::OpenBucket,
@@ -35,6 +36,7 @@ pub(crate) mod bindings {
     });
 }
 
+pub(crate) use bindings::exports::throwbar::plugin::streams as wit_streams;
 pub(crate) use bindings::throwbar::plugin::types as wit;
 
 /// Most handles that `lookup` gives out in one call.
@@ -81,6 +83,10 @@ pub(crate) struct HostState {
     pub(super) on_change: Option<OnChange>,
     pub(super) limits: StoreLimits,
     pub(super) worker: usize,
+    /// Whether a session is running.
+    pub(super) in_session: bool,
+    /// What it saved.
+    pub(super) saved: Option<Box<[u8]>>,
     table: ResourceTable,
     wasi: WasiCtx,
 }
@@ -99,6 +105,8 @@ impl HostState {
             on_change: None,
             limits: store_limits(&sandbox.config.limits),
             worker,
+            in_session: false,
+            saved: None,
             table,
             wasi: wasi::context(&sandbox, worker),
             sandbox,
@@ -166,6 +174,7 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
     bindings::throwbar::plugin::request::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::throwbar::plugin::kv::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::throwbar::plugin::stream_options::add_to_linker::<_, Own>(l, |state| state)?;
+    bindings::throwbar::plugin::session_state::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::wasi::config::store::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::wasi::logging::logging::add_to_linker::<_, Own>(l, |state| state)?;
     keyvalue::add_to_linker(l)?;
@@ -180,6 +189,7 @@ pub(crate) const OFFERED: &[&str] = &[
     "throwbar:plugin/request@0.1",
     "throwbar:plugin/kv@0.1",
     "throwbar:plugin/stream-options@0.1",
+    "throwbar:plugin/session-state@0.1",
     "wasi:config/store@0.2.0-rc.1",
     "wasi:logging/logging@0.1.0-draft",
     "wasi:keyvalue/store@0.2.0-draft",

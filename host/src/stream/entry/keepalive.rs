@@ -178,6 +178,8 @@ impl Entry {
 
     /// Sends a ping that waits, if nothing is in its way now; an end that takes or sends nothing more gets none again.
     pub(super) fn send_waiting_ping(&mut self, to: Side) -> io::Result<()> {
+        // With a session nothing but whole frames goes out.
+        let whole_frames = self.is_hooked();
         let Some(keepalive) = &mut self.keepalive else {
             return Ok(());
         };
@@ -192,7 +194,7 @@ impl Entry {
             (end.waits, end.interval) = (false, 0);
             return Ok(());
         }
-        if leg.leftover.is_some() || !into.at_boundary() {
+        if leg.leftover.is_some() || !(whole_frames || into.at_boundary()) {
             return Ok(());
         }
         end.waits = false;

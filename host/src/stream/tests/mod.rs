@@ -162,6 +162,7 @@ fn new_stream(downstream: TcpStream, upstream: TcpStream) -> NewStream {
         idle_timeout: None,
         age_max: None,
         follow: None,
+        hook: None,
         on_close: None,
     }
 }
@@ -182,6 +183,7 @@ fn label(plugin: &str, digest: &str, id: u64) -> Arc<GenerationLabel> {
         digest: digest.into(),
         since: SystemTime::UNIX_EPOCH,
         streams: AtomicU64::new(0),
+        sessions: AtomicU64::new(0),
     })
 }
 
