@@ -43,6 +43,7 @@ impl Deploys {
             grants: BTreeMap::from([("upstreams".into(), Access::Read)]),
             settings: BTreeMap::new(),
             limits: PluginLimits::default(),
+            versions: Default::default(),
         };
         let version =
             |name| Ok::<_, anyhow::Error>(builtin::component(name).context(name)?.to_vec().into());

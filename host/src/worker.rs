@@ -38,6 +38,8 @@ pub const WORKERS_MAX: usize = 256;
 const COMMANDS_MAX: usize = 256;
 /// WebSocket close code of a drain: the endpoint is going away (RFC 6455, 7.4.1).
 const GOING_AWAY: u16 = 1001;
+/// WebSocket close code of a version that is drained: come back, another one serves (RFC 6455, 7.4.1, by IANA).
+const SERVICE_RESTART: u16 = 1012;
 /// How long streams have for their closing handshake when a drain ends.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
 
@@ -145,6 +147,18 @@ impl Workers {
             && answered.await.unwrap_or(false)
     }
 
+    /// Closes the streams that a filter lets through, oldest first, at equal distances over a time.
+    async fn close_evenly(&self, filter: StreamFilter, over: Duration) {
+        let streams = self.streams(filter, usize::MAX).await;
+        let (began, count) = (tokio::time::Instant::now(), streams.len());
+        for (index, stream) in streams.into_iter().enumerate() {
+            let at = over.mul_f64(index as f64 / count as f64);
+            tokio::time::sleep_until(began + at).await;
+            let reason = "version is drained".to_owned();
+            self.close_stream(stream.id, SERVICE_RESTART, reason).await;
+        }
+    }
+
     /// Gives each worker a listening socket of its own.
     pub async fn listen(&self, config: &listener::Config, sockets: Vec<std::net::TcpListener>) {
         for (sender, socket) in self.senders.iter().zip(sockets) {
@@ -194,6 +208,19 @@ impl Crew for Workers {
         for sender in self.senders.iter() {
             // A worker with a full queue drops its instance at the next sweep instead.
             let _ = sender.try_send(Command::Retire(generation));
+        }
+    }
+
+    fn drain(&self, plugin: &str, digest: &str, over: Duration) {
+        let filter = StreamFilter {
+            plugin: Some(plugin.into()),
+            version: Some(digest.into()),
+            ..StreamFilter::default()
+        };
+        let workers = self.clone();
+        // Called from the control runtime and its blocking threads; it ends with the runtime at the latest.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { workers.close_evenly(filter, over).await });
         }
     }
 }

@@ -130,6 +130,7 @@ mod tests {
                 grants: Default::default(),
                 settings: Default::default(),
                 limits: PluginLimits::default(),
+                versions: Default::default(),
             }],
             ..Config::default()
         }

@@ -294,6 +294,7 @@ pub(super) fn by_header(header: &str, port_header: &str, backend: BackendKind) -
                 ("port-header".to_owned(), port_header.to_owned()),
             ]),
             limits: PluginLimits::default(),
+            versions: Default::default(),
         }],
         routes: vec![RouteConfig {
             name: PLUGIN.to_owned(),

@@ -3,10 +3,10 @@
 use anyhow::bail;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-/// Generations one worker may hold instances of at the same time: active, last good and warming ones of all plugins.
-const GENERATIONS_PER_WORKER: usize = 32;
-/// Instances beyond those of workers, for trials.
-const TRIALS: usize = 16;
+/// Instances that one worker may have at the same time, of all plugins; it drops those unused for longest.
+const INSTANCES_PER_WORKER: usize = 128;
+/// Instances beyond those of workers, for trials and shadows.
+const TRIALS: usize = 32;
 /// Address space of one instance's memory, and so the most that `memory_bytes_max` can be.
 pub(crate) const MEMORY_RESERVATION: usize = 64 << 20;
 /// Kernel mappings of one pool slot in use.
@@ -16,16 +16,16 @@ const MAPPINGS_RESERVED: usize = 5_000;
 /// The kernel's default of `vm.max_map_count`, for systems that do not say.
 const MAX_MAP_COUNT_DEFAULT: usize = 65_530;
 
-/// Makes the engine for so many workers.
+/// Makes the engine for so many workers; with it goes how many instances each of them may have.
 ///
 /// When the machine has not the address space for the whole pool, a smaller one is tried, down to what the workers need for
 /// one plugin.
 ///
 /// # Errors
 /// If not even that fits; names the limit.
-pub(super) fn new(workers: usize) -> anyhow::Result<Engine> {
+pub(super) fn new(workers: usize) -> anyhow::Result<(Engine, usize)> {
     let workers = workers.max(1);
-    let wanted = workers * GENERATIONS_PER_WORKER + TRIALS;
+    let wanted = workers * INSTANCES_PER_WORKER + TRIALS;
     // Active, last good and warming.
     let least = workers * 3 + TRIALS;
     let mappings_max = max_map_count();
@@ -47,7 +47,7 @@ pub(super) fn new(workers: usize) -> anyhow::Result<Engine> {
                         "the machine has room for fewer plugin instances than wanted"
                     );
                 }
-                return Ok(engine);
+                return Ok((engine, (slots - TRIALS) / workers));
             }
             Err(error) if slots <= least => {
                 let mebibytes = slots * (MEMORY_RESERVATION >> 20);

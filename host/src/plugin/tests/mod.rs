@@ -9,6 +9,7 @@ use std::path::Path;
 mod calls;
 mod deploys;
 mod guest;
+mod rollouts;
 
 /// Plugins over a store in memory, in a directory of their own.
 struct Bench {
@@ -125,6 +126,7 @@ fn config() -> PluginConfig {
         ]),
         settings: BTreeMap::from([("greeting".to_owned(), "hello".to_owned())]),
         limits: PluginLimits::default(),
+        versions: Default::default(),
     }
 }
 
