@@ -1,6 +1,6 @@
 //! Versions: listed, kept, activated, forgotten, and drained when there are too many.
 
-use crate::harness::proxy::{BY_HEADER, PATIENT};
+use crate::harness::proxy::{BY_HEADER, PATIENT, command, run_with};
 use crate::harness::websocket::{self, Socket};
 use crate::harness::{Setup, TestProxy, TestUpstream, eventually, fixture, sha256};
 use serde_json::Value;
@@ -256,4 +256,46 @@ async fn a_thousand_plugins_of_one_module_share_its_code() {
         each <= 64,
         "{each} KiB each: {few} KiB with 10, {many} KiB with 1000"
     );
+}
+
+#[tokio::test]
+async fn the_commands_show_and_change_what_versions_are() {
+    let (proxy, _upstream) = proxy("").await;
+    std::fs::write(proxy.file("count.wasm"), fixture("count")).expect("written");
+    std::fs::write(proxy.file("a.wasm"), fixture("version-a")).expect("written");
+    let throwbar = async |arguments: &str| {
+        let mut command = command();
+        command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
+        let token = std::fs::read_to_string(proxy.file("data/admin.token")).expect("a token");
+        command.env("THROWBAR_TOKEN", token.trim());
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let ended = run_with(command, proxy.dir(), &arguments).await;
+        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
+        ended.stdout
+    };
+    throwbar("plugin push router a.wasm").await;
+    let begun =
+        throwbar("plugin canary router --file count.wasm --percent 5 --by header:x-id").await;
+    assert!(begun.contains("5 % by header:x-id"), "{begun}");
+    assert!(throwbar("plugin ls").await.contains("canary 5 %"));
+    throwbar("plugin canary router --percent 100").await;
+    assert_eq!(proxy.get("/", &[("x-id", "x")]).await.status, 200);
+    let shown = throwbar("plugin show router").await;
+    assert!(shown.contains("canary") && shown.contains("p99"), "{shown}");
+    throwbar("plugin canary router abort").await;
+    assert_eq!(proxy.get("/", &[("x-id", "x")]).await.status, 404);
+    throwbar("plugin shadow router count.wasm").await;
+    proxy.get("/", &[("x-id", "x")]).await;
+    let differs = eventually("the shadow differs", async || {
+        let shown = throwbar("plugin shadow router show").await;
+        shown.contains("status").then_some(shown)
+    })
+    .await;
+    assert!(differs.contains("1 of 1"), "{differs}");
+    throwbar("plugin shadow router off").await;
+    let count = sha256(&fixture("count"));
+    throwbar(&format!("plugin activate router {}", &count[..12])).await;
+    throwbar("plugin rollback router").await;
+    throwbar(&format!("plugin forget router {} --force", &count[..12])).await;
+    assert!(!throwbar("plugin ls").await.contains(&count[..12]));
 }
