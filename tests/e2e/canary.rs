@@ -219,3 +219,28 @@ async fn a_stream_of_a_canary_is_counted_and_stays_when_it_is_aborted() {
     assert_eq!(admin.delete(CANARY).await.status, 204);
     socket.echo("still here").await;
 }
+
+#[tokio::test]
+async fn beside_a_canary_that_fails_the_active_version_is_the_last_good_one() {
+    let config = BY_HEADER.replace(
+        "plugin = \"router\"",
+        "plugin = \"router\"\non_failure = \"last-good\"",
+    );
+    let proxy = TestProxy::start(&format!("{config}{PATIENT}")).await;
+    let admin = proxy.admin();
+    // The version before it, of the config, answers 404.
+    admin.push_ok("router", fixture("count")).await;
+    let path = "/v1/plugins/router?canary=100&by=path";
+    assert_eq!(admin.put(path, fixture("trap")).await.status, 200);
+    let fields = [("x-id", "none"), ("x-trap", "1")];
+    assert_eq!(
+        proxy.get("/", &fields[..1]).await.status,
+        404,
+        "the canary decides"
+    );
+    assert_eq!(
+        proxy.get("/", &fields).await.status,
+        200,
+        "it traps, and the active one decides"
+    );
+}

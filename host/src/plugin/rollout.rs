@@ -334,7 +334,8 @@ impl Plugins {
             return Ok(());
         };
         let (version, reason) = (active.label().version(), &verdict.reason);
-        let Some(target) = before.previous.clone() else {
+        let way_back = before.previous.clone();
+        let Some(target) = way_back.filter(|digest| before.failing(digest).is_none()) else {
             let (shared, marked) = (Arc::clone(shared), verdict.clone());
             blocking(move || {
                 let slot = turn.slot();
