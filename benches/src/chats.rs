@@ -48,6 +48,7 @@ impl Chats {
                 grants: BTreeMap::new(),
                 settings: BTreeMap::from([("upstream".into(), "chat".into())]),
                 sessions: Default::default(),
+                versions: Default::default(),
                 limits: PluginLimits {
                     // A busy machine may take its time.
                     deadline: Duration::from_secs(1),

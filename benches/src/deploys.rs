@@ -44,6 +44,7 @@ impl Deploys {
             settings: BTreeMap::new(),
             limits: PluginLimits::default(),
             sessions: Default::default(),
+            versions: Default::default(),
         };
         let version =
             |name| Ok::<_, anyhow::Error>(builtin::component(name).context(name)?.to_vec().into());

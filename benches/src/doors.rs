@@ -126,6 +126,7 @@ impl Door {
                 calls_max: u64::MAX,
                 ..Default::default()
             },
+            versions: Default::default(),
         };
         plugins.apply(&[config]).await.map_err(|(_, error)| error)?;
         plugins

@@ -144,15 +144,14 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     drop(shared);
     plugins.set_crew(Arc::new(workers.clone()));
     for plugin in &config.plugins {
-        let active = plugins
-            .slot(&plugin.name)
-            .and_then(|slot| slot.active().clone());
-        if let Some(generation) = active {
+        let slot = plugins.slot(&plugin.name);
+        for generation in slot.map(|slot| slot.serving()).unwrap_or_default() {
             handle
                 .block_on(workers.warm(generation))
                 .map_err(|e| not_loaded(&config.plugins, &plugin.name, DeployError::Warm(e)))?;
         }
     }
+    handle.spawn(plugins.clone().keep_guard());
     let control = Control::new(Parts {
         running,
         site,

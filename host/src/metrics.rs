@@ -7,9 +7,11 @@ mod history;
 mod openmetrics;
 mod scrape;
 
-pub use history::{CallHistory, CallTotals, Swaps};
+pub use history::{CallTotals, Swaps};
 pub use openmetrics::{CONTENT_TYPE, encode};
-pub use scrape::{BucketRow, PluginRow, RouteRow, Scrape, VersionRow, WorkerTotals};
+pub use scrape::{
+    BucketRow, CanaryRow, PluginRow, RouteRow, Scrape, ShadowRow, VersionRow, WorkerTotals,
+};
 
 /// Adds to a counter that only this thread writes: a load and a store, without the locked instruction of `fetch_add`.
 #[inline]

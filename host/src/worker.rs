@@ -15,7 +15,7 @@ use crate::proxy::site::{Site, SiteView};
 use crate::proxy::{Proxy, TICK};
 use crate::store::{BucketId, Store};
 use crate::stream::{
-    Close, Spot, StreamEvent, StreamFacts, StreamFilter, StreamId, StreamInfo, Streams,
+    Close, CloseReason, Spot, StreamEvent, StreamFacts, StreamFilter, StreamId, StreamInfo, Streams,
 };
 use crate::upstream::connection::Pool;
 use crate::upstream::resolve::Resolver;
@@ -40,6 +40,8 @@ pub const WORKERS_MAX: usize = 256;
 const COMMANDS_MAX: usize = 256;
 /// WebSocket close code of a drain: the endpoint is going away (RFC 6455, 7.4.1).
 const GOING_AWAY: u16 = 1001;
+/// WebSocket close code of a version that is drained: come back, another one serves (RFC 6455, 7.4.1, by IANA).
+const SERVICE_RESTART: u16 = 1012;
 /// How long streams have for their closing handshake when a drain ends.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
 
@@ -192,6 +194,23 @@ impl Workers {
         }
     }
 
+    /// Closes the streams that a filter lets through, oldest first, at equal distances over a time.
+    async fn close_evenly(&self, filter: StreamFilter, over: Duration) {
+        let mut spots = self.select_streams(filter).await;
+        spots.sort_unstable_by_key(|spot| spot.id);
+        let close = Arc::new(Close {
+            code: SERVICE_RESTART,
+            reason: "version is drained".into(),
+            why: CloseReason::Drain,
+        });
+        let began = tokio::time::Instant::now();
+        for (index, spot) in spots.iter().enumerate() {
+            let at = over.mul_f64(index as f64 / spots.len() as f64);
+            tokio::time::sleep_until(began + at).await;
+            self.close_streams(std::slice::from_ref(spot), &close).await;
+        }
+    }
+
     /// Gives each worker a listening socket of its own.
     pub async fn listen(&self, config: &listener::Config, sockets: Vec<std::net::TcpListener>) {
         for (sender, socket) in self.senders.iter().zip(sockets) {
@@ -241,6 +260,19 @@ impl Crew for Workers {
         for sender in self.senders.iter() {
             // A worker with a full queue drops its instance at the next sweep instead.
             let _ = sender.try_send(Command::Retire(generation));
+        }
+    }
+
+    fn drain(&self, plugin: &str, digest: &str, over: Duration) {
+        let filter = StreamFilter {
+            plugin: Some(plugin.into()),
+            version: Some(digest.into()),
+            ..StreamFilter::default()
+        };
+        let workers = self.clone();
+        // Called from the control runtime and its blocking threads; it ends with the runtime at the latest.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { workers.close_evenly(filter, over).await });
         }
     }
 }

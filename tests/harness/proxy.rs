@@ -70,6 +70,9 @@ plugin = "router"
 proxy-map = "upstreams"
 "#;
 
+/// A deadline that a busy machine keeps, for the router of [`BY_HEADER`].
+pub const PATIENT: &str = "\n[plugins.router.limits]\ndeadline = \"2s\"\n";
+
 /// A running proxy: killed by its own process id when dropped.
 pub struct TestProxy {
     /// Where clients connect.

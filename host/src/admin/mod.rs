@@ -7,7 +7,7 @@
 //! one `Authorization` field.
 
 use crate::app::Control;
-use crate::metrics::{CallHistory, Counters, Swaps};
+use crate::metrics::{Counters, Swaps};
 use crate::plugin::Plugins;
 use crate::store::Store;
 use crate::worker::Workers;
@@ -31,6 +31,7 @@ mod input;
 mod kv;
 mod plugins;
 pub mod problem;
+mod rollout;
 mod serve;
 mod status;
 mod streams;
@@ -121,8 +122,6 @@ pub struct State {
 pub struct Own {
     /// Deploys by result, for metrics.
     swaps: Swaps,
-    /// Calls of generations that are gone, for metrics.
-    calls: CallHistory,
     /// Drains of streams.
     drains: crate::drains::Drains,
     /// Plugins with a deploy between the check of its conditions and its end.
@@ -177,6 +176,7 @@ fn endpoints() -> Router<State> {
         .route("/v1/plugins", get(plugins::list))
         .route("/v1/plugins/{name}", get(plugins::get).put(plugins::put))
         .route("/v1/plugins/{name}/rollback", post(plugins::rollback))
+        .merge(rollout::routes())
         .route("/v1/streams", get(streams::list))
         .route("/v1/streams/drain", get(drains::list).post(drains::start))
         .route(

@@ -3,7 +3,8 @@
 use super::State as AdminState;
 use super::input::{Actor, DryRun, Path, Query, Tags, audit, etag, media_type, read_body};
 use super::problem::Problem;
-use crate::plugin::{DeployError, Deployed, Outcome, PluginInfo};
+use super::rollout::share;
+use crate::plugin::{DeployError, Deployed, Order, Outcome, PluginInfo, Role, Wanted};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -34,29 +35,51 @@ pub(super) async fn get(
     })
 }
 
+/// The query of a push.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Push {
+    #[serde(default)]
+    dry_run: bool,
+    #[serde(default)]
+    force: bool,
+    /// As a canary with this share of the requests, in percent.
+    canary: Option<f64>,
+    /// The field that decides which requests.
+    by: Option<String>,
+}
+
+impl Push {
+    fn role(&self) -> Result<Role, Problem> {
+        match (self.canary, &self.by) {
+            (None, None) => Ok(Role::Active),
+            (percent, by) => Ok(Role::Canary(share(percent, by.as_deref())?)),
+        }
+    }
+}
+
 /// `PUT /v1/plugins/{name}`
 pub(super) async fn put(
     State(state): State<AdminState>,
     Path(name): Path<String>,
-    Query(DryRun { dry_run }): Query<DryRun>,
+    Query(push): Query<Push>,
     actor: Actor,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     check_condition(&headers, &find(&state, &name)?)?;
     check_media_type(&headers)?;
+    let role = push.role()?;
     let component = read_body(&headers, body, state.config.component_bytes_max).await?;
-    let change = Change {
-        state: &state,
-        name: &name,
-        headers: &headers,
-        dry_run,
-    };
+    let change = Change::new(&state, &name, &headers, push.dry_run);
     let _turn = change.begin()?;
-    let deployed = state
-        .plugins
-        .deploy(&name, component, &actor.0, dry_run)
-        .await;
+    let order = Order {
+        by: &actor.0,
+        dry_run: push.dry_run,
+        force: push.force,
+    };
+    let wanted = Wanted::Component(component);
+    let deployed = state.plugins.bring(&name, wanted, role, order).await;
     change.end(deployed, &actor, "PUT", &format!("/v1/plugins/{name}"))
 }
 
@@ -68,12 +91,7 @@ pub(super) async fn rollback(
     actor: Actor,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let change = Change {
-        state: &state,
-        name: &name,
-        headers: &headers,
-        dry_run,
-    };
+    let change = Change::new(&state, &name, &headers, dry_run);
     let _turn = change.begin()?;
     let deployed = state.plugins.rollback(&name, &actor.0, dry_run).await;
     let path = format!("/v1/plugins/{name}/rollback");
@@ -86,7 +104,7 @@ pub(super) struct Deploying(Mutex<HashSet<String>>);
 
 /// The right to deploy one plugin.
 #[derive(Debug)]
-struct Turn<'a> {
+pub(super) struct Turn<'a> {
     deploying: &'a Deploying,
     name: &'a str,
 }
@@ -113,8 +131,8 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// A deploy or a rollback.
-struct Change<'a> {
+/// A deploy, a rollback, or another change of what a version is.
+pub(super) struct Change<'a> {
     state: &'a AdminState,
     name: &'a str,
     headers: &'a HeaderMap,
@@ -122,8 +140,22 @@ struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
+    pub(super) fn new(
+        state: &'a AdminState,
+        name: &'a str,
+        headers: &'a HeaderMap,
+        dry_run: bool,
+    ) -> Self {
+        Self {
+            state,
+            name,
+            headers,
+            dry_run,
+        }
+    }
+
     /// Checks conditions such that no other deploy can come between the check and the swap.
-    fn begin(&self) -> Result<Turn<'a>, Problem> {
+    pub(super) fn begin(&self) -> Result<Turn<'a>, Problem> {
         let plugin = find(self.state, self.name)?;
         let turn = self
             .state
@@ -135,7 +167,7 @@ impl<'a> Change<'a> {
         Ok(turn)
     }
 
-    fn end(
+    pub(super) fn end(
         &self,
         result: Result<Deployed, DeployError>,
         actor: &Actor,
@@ -159,6 +191,8 @@ impl<'a> Change<'a> {
             Outcome::Swapped => (StatusCode::OK, "swapped"),
             Outcome::Unchanged => (StatusCode::OK, "unchanged"),
             Outcome::Checked => (StatusCode::OK, "checked"),
+            Outcome::Canary => (StatusCode::OK, "canary"),
+            Outcome::Shadow => (StatusCode::OK, "shadow"),
         };
         if !self.dry_run {
             swaps.count(self.name, outcome);
@@ -173,7 +207,7 @@ impl<'a> Change<'a> {
     }
 }
 
-fn find(state: &AdminState, name: &str) -> Result<PluginInfo, Problem> {
+pub(super) fn find(state: &AdminState, name: &str) -> Result<PluginInfo, Problem> {
     state.plugins.get(name).ok_or_else(|| {
         let mut problem = deploy_problem(&DeployError::NoSuchPlugin(name.to_owned()));
         let names: Vec<_> = state.plugins.list().into_iter().map(|p| p.name).collect();
@@ -224,7 +258,7 @@ fn check_condition(headers: &HeaderMap, plugin: &PluginInfo) -> Result<(), Probl
     Ok(())
 }
 
-fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
     match media_type(headers).as_deref() {
         None | Some("application/wasm" | "application/octet-stream") => Ok(()),
         Some(other) => Err(Problem::new(
@@ -235,7 +269,7 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-fn deploy_problem(error: &DeployError) -> Problem {
+pub(super) fn deploy_problem(error: &DeployError) -> Problem {
     let (status, code) = match error {
         DeployError::NoSuchPlugin(_) => (StatusCode::NOT_FOUND, "no-such-plugin"),
         DeployError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
@@ -244,6 +278,10 @@ fn deploy_problem(error: &DeployError) -> Problem {
         DeployError::Init(_) => (StatusCode::UNPROCESSABLE_ENTITY, "init"),
         DeployError::NothingToRollBack(_) => (StatusCode::CONFLICT, "nothing-to-roll-back"),
         DeployError::Busy(_) => (StatusCode::CONFLICT, "busy"),
+        DeployError::Failing { .. } => (StatusCode::CONFLICT, "failing"),
+        DeployError::NoSuchVersion(_) => (StatusCode::NOT_FOUND, "no-such-version"),
+        DeployError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
+        DeployError::Draining(_) => (StatusCode::CONFLICT, "draining"),
         DeployError::Io(_) => (StatusCode::INSUFFICIENT_STORAGE, "io"),
         DeployError::Warm(_) => (StatusCode::SERVICE_UNAVAILABLE, "warm"),
     };
@@ -260,7 +298,12 @@ mod tests {
             active: active.map(Into::into),
             generation: None,
             versions: Vec::new(),
+            canary: None,
+            shadow: None,
+            failing: Vec::new(),
+            guard_trips: Vec::new(),
             grants: Default::default(),
+            totals: Default::default(),
         }
     }
 
@@ -285,6 +328,9 @@ mod tests {
         let mut plugin = plugin(None);
         plugin.versions.push(crate::plugin::VersionInfo {
             digest: "aa".into(),
+            generation: None,
+            canary: None,
+            failing: None,
             bytes: None,
             state: crate::plugin::VersionState::Kept,
             since: Some(std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_500)),
@@ -293,7 +339,12 @@ mod tests {
             sessions: 0,
             calls: 0,
             errors: 0,
+            errors_by_kind: Default::default(),
             decision_ns: 0,
+            decision_p50_ns: 0,
+            decision_p99_ns: 0,
+            memory_bytes: 0,
+            totals: Default::default(),
         });
         let since = &document(&plugin)["versions"][0]["since"];
         assert_eq!(since, "1970-01-01T00:00:01.500Z");

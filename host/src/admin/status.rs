@@ -4,9 +4,9 @@ use super::State as AdminState;
 use super::kv::bucket_json;
 use super::problem::Problem;
 use crate::metrics::{
-    self, BucketRow, CallTotals, PluginRow, RouteRow, Scrape, VersionRow, WorkerTotals,
+    self, BucketRow, CanaryRow, PluginRow, RouteRow, Scrape, ShadowRow, VersionRow, WorkerTotals,
 };
-use crate::plugin::Generation;
+use crate::plugin::{PluginInfo, VersionInfo};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -30,6 +30,15 @@ POST   /v1/config/check             check a config
 GET    /v1/plugins[/{name}]         plugins and their versions
 PUT    /v1/plugins/{name}           push a version (application/wasm); If-Match
 POST   /v1/plugins/{name}/rollback  back to the version before
+POST   /v1/plugins/{name}/activate  a version that is kept
+DELETE /v1/plugins/{name}/versions/{version}  forget a version
+GET    /v1/plugins/{name}/canary    a version that takes a share of the requests
+PUT    /v1/plugins/{name}/canary    begin, or change its share: version, percent, by
+DELETE /v1/plugins/{name}/canary    abort
+POST   /v1/plugins/{name}/canary/promote  make it active
+GET    /v1/plugins/{name}/shadow    a version that is compared on live requests: what differs
+PUT    /v1/plugins/{name}/shadow    begin: version, sample; or a component with ?sample=
+DELETE /v1/plugins/{name}/shadow    end
 GET    /v1/kv                       buckets
 GET    /v1/kv/{bucket}              page of keys: prefix, limit, cursor; format=ndjson exports
 GET    /v1/kv/{bucket}/{key}        value; If-None-Match
@@ -170,49 +179,38 @@ fn gather(state: &AdminState) -> Scrape {
 }
 
 fn gather_plugins(state: &AdminState) -> Vec<PluginRow> {
-    let workers = state.counters.workers.len();
-    let plugins = state.plugins.list();
-    state
-        .own
-        .calls
-        .retain(|name| plugins.iter().any(|plugin| plugin.name == name));
-    plugins
-        .into_iter()
-        .map(|plugin| {
-            let slot = state.plugins.slot(&plugin.name);
-            let totals = |generation: &Generation| {
-                let mut totals = CallTotals::default();
-                for worker in 0..workers {
-                    totals.add_stats(generation.stats(worker));
-                }
-                (generation.id().0, totals)
-            };
-            let active = slot
-                .as_ref()
-                .and_then(|slot| slot.active().as_deref().map(totals));
-            let previous = slot
-                .as_ref()
-                .and_then(|slot| slot.previous().as_deref().map(totals));
-            let versions = plugin
-                .versions
-                .iter()
-                .map(|version| VersionRow {
-                    version: short(&version.digest).to_owned(),
-                    streams: version.streams,
-                    sessions: version.sessions,
-                })
-                .collect();
-            PluginRow {
-                calls: state.own.calls.observe(&plugin.name, active, previous),
-                active: plugin
-                    .active
-                    .as_deref()
-                    .map(|digest| short(digest).to_owned()),
-                plugin: plugin.name,
-                versions,
-            }
-        })
-        .collect()
+    let row = |plugin: PluginInfo| PluginRow {
+        calls: plugin.totals,
+        active: plugin
+            .active
+            .as_deref()
+            .map(|digest| short(digest).to_owned()),
+        versions: plugin.versions.iter().map(version_row).collect(),
+        canary: plugin.canary.map(|canary| CanaryRow {
+            version: short(&canary.version).to_owned(),
+            percent: canary.percent,
+        }),
+        shadow: plugin.shadow.map(|shadow| ShadowRow {
+            version: short(&shadow.version).to_owned(),
+            compared: shadow.compared,
+            differing: shadow.differing,
+            dropped: shadow.dropped,
+        }),
+        guard_trips: plugin.guard_trips,
+        plugin: plugin.name,
+    };
+    state.plugins.list().into_iter().map(row).collect()
+}
+
+fn version_row(version: &VersionInfo) -> VersionRow {
+    VersionRow {
+        version: short(&version.digest).to_owned(),
+        state: version.state.as_str(),
+        streams: version.streams,
+        sessions: version.sessions,
+        memory_bytes: version.memory_bytes,
+        calls: version.generation.map(|_| version.totals),
+    }
 }
 
 fn short(digest: &str) -> &str {

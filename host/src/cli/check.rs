@@ -131,6 +131,7 @@ mod tests {
                 settings: Default::default(),
                 limits: PluginLimits::default(),
                 sessions: Default::default(),
+                versions: Default::default(),
             }],
             ..Config::default()
         }

@@ -1,4 +1,4 @@
-//! `throwbar plugin`: push, list, roll back and inspect plugins.
+//! `throwbar plugin`: push, list, roll back and inspect plugins, and try versions beside the active one.
 
 use super::client::{Client, ClientError, Connect, encode, with_query};
 use super::output::{self, Align, Out, Table};
@@ -9,9 +9,12 @@ use http::Method;
 use http_body_util::Empty;
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+mod inspect;
+mod rollout;
 
 /// Arguments of `plugin`.
 #[derive(Debug, clap::Args)]
@@ -19,6 +22,7 @@ use std::time::{Duration, SystemTime};
 Examples:
   throwbar plugin ls
   throwbar plugin push by-header router.wasm
+  throwbar plugin canary by-header --file router.wasm --percent 5 --by header:x-id
   throwbar plugin rollback by-header")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -42,6 +46,9 @@ Examples:
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Also if the guard took the version back before
+        #[arg(long)]
+        force: bool,
         /// Print what was done as JSON
         #[arg(long)]
         json: bool,
@@ -61,6 +68,58 @@ Examples:
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Print what was done as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a kept version the active one
+    #[command(after_help = "Example:\n  throwbar plugin activate by-header 10a028062eb9")]
+    Activate {
+        /// The plugin's name
+        name: String,
+        /// The first digits of the version's digest
+        version: String,
+        /// Also if the guard took the version back before
+        #[arg(long)]
+        force: bool,
+        /// Print what was done as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one plugin's versions in full: errors by kind, decision times, memory, why one failed
+    #[command(after_help = "Example:\n  throwbar plugin show by-header")]
+    Show {
+        /// The plugin's name
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a version decide a share of the requests, the same IDs always
+    #[command(after_help = "\
+Examples:
+  throwbar plugin canary by-header --file router.wasm --percent 5 --by header:x-id
+  throwbar plugin canary by-header --percent 25    the IDs it had and more
+  throwbar plugin canary by-header                 show it
+  throwbar plugin canary by-header promote")]
+    Canary(rollout::Canary),
+    /// Compare what a version would decide with what the active one does, on live requests, acting on nothing
+    #[command(after_help = "\
+Examples:
+  throwbar plugin shadow by-header router.wasm --sample 0.1
+  throwbar plugin shadow by-header show
+  throwbar plugin shadow by-header off")]
+    Shadow(rollout::Shadow),
+    /// Remove a version that is not in use from disk and from every list
+    #[command(after_help = "Example:\n  throwbar plugin forget by-header 10a028062eb9")]
+    Forget {
+        /// The plugin's name
+        name: String,
+        /// The first digits of the version's digest
+        version: String,
+        /// Also if a rollback would activate it, or streams of it are open
+        #[arg(long)]
+        force: bool,
         /// Print what was done as JSON
         #[arg(long)]
         json: bool,
@@ -108,6 +167,29 @@ struct Version {
     calls: u64,
     errors: u64,
     decision_ns: u64,
+    #[serde(default)]
+    decision_p50_ns: u64,
+    #[serde(default)]
+    decision_p99_ns: u64,
+    #[serde(default)]
+    memory_bytes: u64,
+    canary: Option<CanaryShare>,
+}
+
+/// A canary's share, as far as it is shown.
+#[derive(Debug, Deserialize)]
+struct CanaryShare {
+    percent: f64,
+}
+
+impl Version {
+    /// What it is, a canary with its share.
+    fn state(&self) -> String {
+        match &self.canary {
+            Some(canary) => format!("{} {} %", self.state, canary.percent),
+            None => self.state.clone(),
+        }
+    }
 }
 
 /// Runs the command.
@@ -120,13 +202,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             name,
             file,
             dry_run,
+            force,
             json,
         } => {
-            let component = std::fs::read(&file).with_context(|| format!("{}", file.display()))?;
             let client = args.connect.client()?;
-            let answer = push(&client, &name, component, dry_run)
-                .await
-                .map_err(|e| refused(e, &file))?;
+            let flag = |set: bool| set.then(|| "true".to_owned());
+            let query = [("dry_run", flag(dry_run)), ("force", flag(force))];
+            let path = with_query(format!("/v1/plugins/{}", encode(&name)), &query);
+            let answer = push_to(&client, &path, &file).await?;
             report(&answer, dry_run, json)
         }
         Command::Rollback {
@@ -148,18 +231,22 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             }
             out.flush()
         }
-        Command::Inspect { subject, json } => {
-            let file = Path::new(&subject);
-            if file.is_file() {
-                return inspect_file(file, json);
-            }
-            // A path cannot be a plugin's name, so there is nobody to ask about it.
-            anyhow::ensure!(
-                !subject.contains(['/', '\\']) && !subject.ends_with(".wasm"),
-                "{subject}: no such file"
-            );
-            inspect_plugin(&args.connect.client()?, &subject, json).await
-        }
+        Command::Activate {
+            name,
+            version,
+            force,
+            json,
+        } => rollout::activate(&args.connect.client()?, &name, &version, force, json).await,
+        Command::Show { name, json } => rollout::show(&args.connect.client()?, &name, json).await,
+        Command::Canary(canary) => rollout::canary(&args.connect.client()?, canary).await,
+        Command::Shadow(shadow) => rollout::shadow(&args.connect.client()?, shadow).await,
+        Command::Forget {
+            name,
+            version,
+            force,
+            json,
+        } => rollout::forget(&args.connect.client()?, &name, &version, force, json).await,
+        Command::Inspect { subject, json } => inspect::run(args.connect, &subject, json).await,
     }
 }
 
@@ -187,6 +274,20 @@ pub(crate) async fn push(
         )
         .await?;
     answer.json().map_err(|e| client.broken(e))
+}
+
+/// Uploads a component's file to a path.
+async fn push_to(client: &Client, path: &str, file: &Path) -> anyhow::Result<Value> {
+    let component = std::fs::read(file).with_context(|| format!("{}", file.display()))?;
+    let upload = client.upload(
+        Method::PUT,
+        path,
+        "application/wasm",
+        component,
+        "compiling",
+    );
+    let answer = upload.await.map_err(|error| refused(error, file))?;
+    answer.json()
 }
 
 /// Activates the version before.
@@ -323,13 +424,16 @@ fn table_of(plugins: &[Value]) -> anyhow::Result<Table> {
             table.row(row);
         }
         for version in versions {
-            let since = version.since.and_then(|at| at.parse::<Timestamp>().ok());
+            let since = version
+                .since
+                .as_deref()
+                .and_then(|at| at.parse::<Timestamp>().ok());
             let age = since.and_then(|at| SystemTime::from(at).elapsed().ok());
             let used = version.calls > 0;
             table.row([
                 name.to_owned(),
                 output::short(&version.digest).to_owned(),
-                version.state,
+                version.state(),
                 age.map_or("-".into(), |age| output::age(age.as_secs())),
                 version.bytes.map_or("-".into(), output::size),
                 output::count(version.streams),
@@ -346,74 +450,11 @@ fn table_of(plugins: &[Value]) -> anyhow::Result<Table> {
     Ok(table)
 }
 
-async fn inspect_plugin(client: &Client, name: &str, json: bool) -> anyhow::Result<()> {
-    let path = format!("/v1/plugins/{}", encode(name));
-    let answer: Value = client.get(&path).await?.json()?;
-    let mut out = Out::stdout();
-    if json {
-        out.json(&answer)?;
-        return out.flush();
-    }
-    table_of(std::slice::from_ref(&answer))?.print(&mut out)?;
-    if let Some(grants) = answer["grants"].as_object().filter(|g| !g.is_empty()) {
-        let grants: Vec<String> = grants
-            .iter()
-            .map(|(bucket, access)| format!("{bucket} ({})", access.as_str().unwrap_or("-")))
-            .collect();
-        out.line(format_args!(
-            "\nbuckets it may use: {}",
-            output::printable(&grants.join(", "))
-        ))?;
-    }
-    out.flush()
-}
-
-/// What a component file is and asks for.
-fn inspect_file(file: &Path, json: bool) -> anyhow::Result<()> {
-    let bytes = std::fs::read(file).with_context(|| format!("{}", file.display()))?;
-    let report = crate::plugin::inspect::inspect(&bytes).map_err(|error| {
-        Ended::error(Exit::PluginRefused, format!("{}: {error}", file.display()))
-    })?;
-    let mut out = Out::stdout();
-    if json {
-        out.json(&json!({
-            "file": file,
-            "bytes": bytes.len(),
-            "digest": report.digest,
-            "imports": { "yours": report.imports, "std": report.imports_of_std },
-            "exports": report.exports,
-        }))?;
-        return out.flush();
-    }
-    out.line(format_args!(
-        "{}   {}   version {}",
-        file.display(),
-        output::size(bytes.len() as u64),
-        output::short(&report.digest)
-    ))?;
-    for (title, names) in [
-        ("exports", &report.exports),
-        ("asked for by you", &report.imports),
-        (
-            "asked for by std (nothing is granted)",
-            &report.imports_of_std,
-        ),
-    ] {
-        out.line(format_args!("\n{title}:"))?;
-        if names.is_empty() {
-            out.line("  none")?;
-        }
-        for name in names {
-            out.line(format_args!("  {}", output::printable(name)))?;
-        }
-    }
-    out.flush()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::{exit_of, problem::Problem};
+    use serde_json::json;
 
     fn problem(status: u16) -> ClientError {
         ClientError::Problem(Problem {

@@ -295,6 +295,7 @@ pub(super) fn by_header(header: &str, port_header: &str, backend: BackendKind) -
             ]),
             limits: PluginLimits::default(),
             sessions: Default::default(),
+            versions: Default::default(),
         }],
         routes: vec![RouteConfig {
             name: PLUGIN.to_owned(),

@@ -1,7 +1,7 @@
 use super::decode::{Sources, decode};
 use super::diagnostic::{Problem, render};
 use super::*;
-use crate::plugin::{Access, PluginLimits, Source};
+use crate::plugin::{Access, Guard, PluginLimits, Source, VersionPolicy};
 use crate::proxy::access_log::Sink;
 use crate::proxy::matcher::{HeaderPattern, HostPattern, Matcher, PathPattern};
 use crate::proxy::{Handler, Limits, OnFailure};
@@ -78,6 +78,11 @@ fn reference_example_stands_at_the_defaults() {
     assert_eq!(config.log.level.as_deref(), Some("info"));
     assert_eq!(config.data, Path::new("etc/data"));
     assert_eq!(config.plugins[0].limits, PluginLimits::default());
+    let versions = VersionPolicy {
+        guard: Some(Guard::default()),
+        ..VersionPolicy::default()
+    };
+    assert_eq!(config.plugins[0].versions, versions);
     assert_eq!(config.upstreams[0].policy, Policy::default());
     let bucket = BucketConfig::new("upstreams", BackendKind::Embedded, ValueKind::Endpoint);
     assert_eq!(config.buckets, [bucket]);

@@ -54,67 +54,63 @@ impl CallTotals {
         }
     }
 
+    /// Calls that ended, with a decision or without.
+    pub fn calls(&self) -> u64 {
+        self.ok + self.failed()
+    }
+
+    /// Calls that gave no decision.
+    pub fn failed(&self) -> u64 {
+        self.traps + self.deadlines + self.bad_decisions
+    }
+
     /// Both together.
-    pub fn plus(mut self, other: &Self) -> Self {
-        self.ok += other.ok;
-        self.traps += other.traps;
-        self.deadlines += other.deadlines;
-        self.bad_decisions += other.bad_decisions;
-        self.refused_writes += other.refused_writes;
-        self.log_dropped += other.log_dropped;
-        self.session_events += other.session_events;
-        self.session_traps += other.session_traps;
-        self.session_deadlines += other.session_deadlines;
-        self.bad_verdicts += other.bad_verdicts;
-        self.nanos += other.nanos;
-        for (sum, count) in self.histogram.iter_mut().zip(&other.histogram) {
-            *sum += count;
+    pub fn plus(self, other: &Self) -> Self {
+        self.with(other, u64::wrapping_add)
+    }
+
+    /// What was counted since an earlier moment.
+    pub fn since(self, earlier: &Self) -> Self {
+        self.with(earlier, u64::saturating_sub)
+    }
+
+    fn with(mut self, other: &Self, each: fn(u64, u64) -> u64) -> Self {
+        for (mine, others) in [
+            (&mut self.ok, other.ok),
+            (&mut self.traps, other.traps),
+            (&mut self.deadlines, other.deadlines),
+            (&mut self.bad_decisions, other.bad_decisions),
+            (&mut self.refused_writes, other.refused_writes),
+            (&mut self.log_dropped, other.log_dropped),
+            (&mut self.session_events, other.session_events),
+            (&mut self.session_traps, other.session_traps),
+            (&mut self.session_deadlines, other.session_deadlines),
+            (&mut self.bad_verdicts, other.bad_verdicts),
+            (&mut self.nanos, other.nanos),
+        ] {
+            *mine = each(*mine, others);
+        }
+        for (mine, others) in self.histogram.iter_mut().zip(other.histogram) {
+            *mine = each(*mine, others);
         }
         self
     }
-}
 
-/// Calls of each plugin over all its generations, as scrapes saw them.
-///
-/// Counts are a generation's own and go with it. A scrape that finds another generation active takes the final counts of
-/// the one it saw last, if that is the one before; of generations that came and went between two scrapes it knows nothing.
-#[derive(Debug, Default)]
-pub struct CallHistory(Mutex<BTreeMap<String, Seen>>);
-
-#[derive(Debug, Default)]
-struct Seen {
-    /// Of generations that are gone.
-    gone: CallTotals,
-    /// The active generation, and what it had counted.
-    last: Option<(u64, CallTotals)>,
-}
-
-impl CallHistory {
-    /// All calls of a plugin, given the counts of its active generation and of the one before.
-    pub fn observe(
-        &self,
-        plugin: &str,
-        active: Option<(u64, CallTotals)>,
-        previous: Option<(u64, CallTotals)>,
-    ) -> CallTotals {
-        let mut plugins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = plugins.entry(plugin.to_owned()).or_default();
-        if let Some((id, counts)) = seen.last
-            && active.is_none_or(|(active, _)| active != id)
-        {
-            let counts = previous
-                .filter(|(previous, _)| *previous == id)
-                .map_or(counts, |(_, last)| last);
-            seen.gone = seen.gone.plus(&counts);
+    /// The time in nanoseconds that this part of the calls took at most, as well as the histogram tells: between two bounds
+    /// it is taken to rise evenly. Beyond the last bound, that bound. 0 without calls.
+    pub fn quantile(&self, part: f64) -> u64 {
+        let calls: u64 = self.histogram.iter().sum();
+        let wanted = part * calls as f64;
+        let (mut below, mut lower) = (0, 0);
+        for (&count, &upper) in self.histogram.iter().zip(&DECISION_BUCKETS) {
+            if count > 0 && (below + count) as f64 >= wanted {
+                let inside = (wanted - below as f64) / count as f64;
+                return lower + ((upper - lower) as f64 * inside) as u64;
+            }
+            below += count;
+            lower = upper;
         }
-        seen.last = active;
-        active.map_or(seen.gone, |(_, counts)| counts.plus(&seen.gone))
-    }
-
-    /// Forgets plugins that are no longer there.
-    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
-        let mut plugins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        plugins.retain(|plugin, _| keep(plugin));
+        if calls > 0 { lower } else { 0 }
     }
 }
 
@@ -151,25 +147,28 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_a_plugin_only_grow_across_swaps() {
-        let history = CallHistory::default();
-        assert_eq!(history.observe("p", None, None), ok(0));
-        assert_eq!(history.observe("p", Some((1, ok(5))), None), ok(5));
-        assert_eq!(history.observe("p", Some((1, ok(7))), None), ok(7));
-        let swapped = history.observe("p", Some((2, ok(1))), Some((1, ok(9))));
-        assert_eq!(swapped, ok(10));
-        let twice = history.observe("p", Some((4, ok(2))), Some((3, ok(100))));
-        assert_eq!(twice, ok(12));
-        assert_eq!(history.observe("p", Some((4, ok(3))), None), ok(13));
-        assert_eq!(history.observe("q", Some((5, ok(1))), None), ok(1));
+    fn quantiles_lie_between_the_bounds_of_their_bucket() {
+        assert_eq!(ok(7).quantile(0.99), 0, "nothing in the histogram");
+        let mut totals = ok(100);
+        totals.histogram[1] = 90;
+        totals.histogram[8] = 9;
+        totals.histogram[13] = 1;
+        assert_eq!(totals.quantile(0.45), 1_500);
+        assert_eq!(totals.quantile(0.99), 100_000);
+        assert_eq!(totals.quantile(0.999), 10_000_000);
     }
 
     #[test]
-    fn plugins_that_left_are_forgotten() {
-        let history = CallHistory::default();
-        history.observe("p", Some((1, ok(5))), None);
-        history.retain(|plugin| plugin != "p");
-        assert_eq!(history.observe("p", Some((2, ok(1))), None), ok(1));
+    fn what_was_counted_since_is_the_difference() {
+        let (mut before, mut now) = (ok(5), ok(9));
+        (before.traps, now.traps) = (1, 4);
+        now.histogram[3] = 7;
+        let since = now.since(&before);
+        assert_eq!(
+            (since.ok, since.traps, since.histogram[3], since.calls()),
+            (4, 3, 7, 7)
+        );
+        assert_eq!(since.plus(&before), now);
     }
 
     #[test]

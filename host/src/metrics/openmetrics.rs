@@ -2,7 +2,7 @@
 //!
 //! No label ever holds a key, a path or an address: series stay as few as the config makes them.
 
-use super::Scrape;
+use super::{CallTotals, Scrape};
 use crate::plugin::generation::DECISION_BUCKETS;
 use crate::stream::CloseReason;
 use prometheus_client::collector::Collector;
@@ -89,15 +89,7 @@ impl Scrape {
         });
         out.gauges("throwbar_plugin_info", "Active version", active)?;
         let calls = plugins().flat_map(|row| {
-            let calls = &row.calls;
-            [
-                ("ok", calls.ok),
-                ("trap", calls.traps),
-                ("deadline", calls.deadlines),
-                ("bad_decision", calls.bad_decisions),
-                ("refused_write", calls.refused_writes),
-            ]
-            .map(|(outcome, count)| {
+            outcomes(&row.calls).map(|(outcome, count)| {
                 (
                     [("plugin", row.plugin.as_str()), ("outcome", outcome)],
                     count,
@@ -113,21 +105,9 @@ impl Scrape {
             dropped,
         )?;
         self.encode_decisions(out)?;
-        let streams = plugins().flat_map(|row| {
-            row.versions.iter().map(|version| {
-                let labels = [
-                    ("plugin", row.plugin.as_str()),
-                    ("version", version.version.as_str()),
-                ];
-                (labels, version.streams)
-            })
-        });
-        out.gauges(
-            "throwbar_streams",
-            "Open streams by the version that accepted them",
-            streams,
-        )?;
         self.encode_sessions(out)?;
+        self.encode_versions(out)?;
+        self.encode_trials(out)?;
         let swaps = self.swaps.iter().map(|(plugin, result, count)| {
             ([("plugin", plugin.as_str()), ("result", result)], *count)
         });
@@ -170,6 +150,95 @@ impl Scrape {
             "throwbar_session_errors",
             "Calls of sessions that failed, by kind",
             errors,
+        )
+    }
+
+    /// A version's series go with it.
+    fn encode_versions(&self, out: &mut Out<'_>) -> fmt::Result {
+        let versions = || {
+            self.plugins.iter().flat_map(|row| {
+                let plugin = row.plugin.as_str();
+                row.versions.iter().map(move |version| {
+                    let labels = [("plugin", plugin), ("version", version.version.as_str())];
+                    (labels, version)
+                })
+            })
+        };
+        out.gauges(
+            "throwbar_streams",
+            "Open streams by the version that accepted them",
+            versions().map(|(labels, version)| (labels, version.streams)),
+        )?;
+        out.gauges(
+            "throwbar_plugin_version_state",
+            "What each version is now",
+            versions()
+                .map(|([plugin, name], version)| ([plugin, name, ("state", version.state)], 1)),
+        )?;
+        out.gauges(
+            "throwbar_plugin_version_memory_bytes",
+            "Linear memory of a version's instances",
+            versions().map(|(labels, version)| (labels, version.memory_bytes)),
+        )?;
+        let counted = || versions().filter_map(|(labels, one)| Some((labels, one.calls?)));
+        let calls = counted().flat_map(|([plugin, name], calls)| {
+            outcomes(&calls).map(|(outcome, count)| ([plugin, name, ("outcome", outcome)], count))
+        });
+        out.counters(
+            "throwbar_plugin_version_calls",
+            "Calls of a version's newest generation by outcome",
+            calls,
+        )?;
+        let p99 = counted().map(|(labels, calls)| (labels, calls.quantile(0.99) as f64 / 1e9));
+        out.float_gauges(
+            "throwbar_plugin_version_p99_seconds",
+            "99th percentile of the decision time of a version's newest generation",
+            p99,
+        )
+    }
+
+    fn encode_trials(&self, out: &mut Out<'_>) -> fmt::Result {
+        let canaries = self.plugins.iter().filter_map(|row| {
+            let canary = row.canary.as_ref()?;
+            let labels = [
+                ("plugin", row.plugin.as_str()),
+                ("version", &*canary.version),
+            ];
+            Some((labels, canary.percent))
+        });
+        out.float_gauges("throwbar_canary_percent", "Share of a canary", canaries)?;
+        let shadows = self.plugins.iter().filter_map(|row| {
+            let shadow = row.shadow.as_ref()?;
+            Some((row.plugin.as_str(), shadow))
+        });
+        let requests = shadows.flat_map(|(plugin, shadow)| {
+            [
+                ("same", shadow.compared - shadow.differing),
+                ("differing", shadow.differing),
+                ("dropped", shadow.dropped),
+            ]
+            .map(|(result, count)| {
+                let version = shadow.version.as_str();
+                (
+                    [("plugin", plugin), ("version", version), ("result", result)],
+                    count,
+                )
+            })
+        });
+        out.counters(
+            "throwbar_shadow_requests",
+            "Requests of a shadow by result",
+            requests,
+        )?;
+        let trips = self.plugins.iter().flat_map(|row| {
+            let plugin = row.plugin.as_str();
+            let trips = row.guard_trips.iter();
+            trips.map(move |(limit, count)| ([("plugin", plugin), ("limit", *limit)], *count))
+        });
+        out.counters(
+            "throwbar_guard_trips",
+            "Versions taken back, by the limit passed",
+            trips,
         )
     }
 
@@ -312,6 +381,17 @@ impl Scrape {
     }
 }
 
+/// Calls by the value of the label `outcome`.
+fn outcomes(calls: &CallTotals) -> [(&'static str, u64); 5] {
+    [
+        ("ok", calls.ok),
+        ("trap", calls.traps),
+        ("deadline", calls.deadlines),
+        ("bad_decision", calls.bad_decisions),
+        ("refused_write", calls.refused_writes),
+    ]
+}
+
 /// Writes families of one shape.
 struct Out<'a>(DescriptorEncoder<'a>);
 
@@ -345,6 +425,21 @@ impl Out<'_> {
         Ok(())
     }
 
+    fn float_gauges<'a, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = ([(&'a str, &'a str); N], f64)>,
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in rows {
+            write_gauge(&mut family.encode_family(&labels)?, value)?;
+        }
+        Ok(())
+    }
+
     fn gauges<'a, const N: usize>(
         &mut self,
         name: &str,
@@ -361,6 +456,10 @@ impl Out<'_> {
     }
 }
 
+fn write_gauge(metric: &mut MetricEncoder<'_>, value: f64) -> fmt::Result {
+    metric.encode_gauge(&value)
+}
+
 fn write_counter(metric: &mut MetricEncoder<'_>, count: u64) -> fmt::Result {
     metric.encode_counter::<NoLabelSet, _, u64>(&count, None)
 }
@@ -368,7 +467,9 @@ fn write_counter(metric: &mut MetricEncoder<'_>, count: u64) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{BucketRow, CallTotals, PluginRow, RouteRow, VersionRow, WorkerTotals};
+    use crate::metrics::{
+        BucketRow, CanaryRow, PluginRow, RouteRow, ShadowRow, VersionRow, WorkerTotals,
+    };
 
     #[test]
     fn a_scrape_names_every_series() {
@@ -401,9 +502,23 @@ mod tests {
                 calls,
                 versions: vec![VersionRow {
                     version: "aa".into(),
+                    state: "active",
                     streams: 3,
                     sessions: 2,
+                    memory_bytes: 65_536,
+                    calls: Some(calls),
                 }],
+                canary: Some(CanaryRow {
+                    version: "bb".into(),
+                    percent: 2.5,
+                }),
+                shadow: Some(ShadowRow {
+                    version: "cc".into(),
+                    compared: 9,
+                    differing: 4,
+                    dropped: 1,
+                }),
+                guard_trips: vec![("traps", 2)],
             }],
             buckets: vec![BucketRow {
                 bucket: "upstreams".into(),
@@ -429,6 +544,13 @@ mod tests {
             "throwbar_decision_seconds_count{plugin=\"p\"} 4",
             "throwbar_decision_seconds_bucket{le=\"+Inf\",plugin=\"p\"} 4",
             "throwbar_streams{plugin=\"p\",version=\"aa\"} 3",
+            "throwbar_plugin_version_state{plugin=\"p\",version=\"aa\",state=\"active\"} 1",
+            "throwbar_plugin_version_memory_bytes{plugin=\"p\",version=\"aa\"} 65536",
+            "throwbar_plugin_version_calls_total{plugin=\"p\",version=\"aa\",outcome=\"trap\"} 1",
+            "throwbar_plugin_version_p99_seconds{plugin=\"p\",version=\"aa\"} 0.01",
+            "throwbar_canary_percent{plugin=\"p\",version=\"bb\"} 2.5",
+            "throwbar_shadow_requests_total{plugin=\"p\",version=\"cc\",result=\"same\"} 5",
+            "throwbar_guard_trips_total{plugin=\"p\",limit=\"traps\"} 2",
             "throwbar_streams_open 3",
             "throwbar_sessions{plugin=\"p\",version=\"aa\"} 2",
             "throwbar_session_errors_total{plugin=\"p\",kind=\"trap\"} 0",

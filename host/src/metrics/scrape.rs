@@ -53,6 +53,34 @@ pub struct PluginRow {
     pub calls: CallTotals,
     /// Its versions.
     pub versions: Vec<VersionRow>,
+    /// Its canary.
+    pub canary: Option<CanaryRow>,
+    /// Its shadow.
+    pub shadow: Option<ShadowRow>,
+    /// How often the guard took a version back, by limit.
+    pub guard_trips: Vec<(&'static str, u64)>,
+}
+
+/// A canary.
+#[derive(Debug, Clone, Default)]
+pub struct CanaryRow {
+    /// The version, short.
+    pub version: String,
+    /// Its share.
+    pub percent: f64,
+}
+
+/// A shadow.
+#[derive(Debug, Clone, Default)]
+pub struct ShadowRow {
+    /// The version, short.
+    pub version: String,
+    /// Requests compared.
+    pub compared: u64,
+    /// Requests decided in another way.
+    pub differing: u64,
+    /// Requests not compared.
+    pub dropped: u64,
 }
 
 /// A version of a plugin.
@@ -60,10 +88,16 @@ pub struct PluginRow {
 pub struct VersionRow {
     /// The version, short.
     pub version: String,
+    /// What it is now.
+    pub state: &'static str,
     /// Open streams it accepted.
     pub streams: u64,
     /// Sessions of these streams.
     pub sessions: u64,
+    /// Bytes of linear memory of its instances.
+    pub memory_bytes: u64,
+    /// Calls of its newest generation, if it has one in this process.
+    pub calls: Option<CallTotals>,
 }
 
 /// A bucket.

@@ -3,45 +3,17 @@
 //! `plugins/<name>/<digest>.wasm` is written to a temporary name, synced and renamed; `plugins/<name>/active.json` is
 //! the pointer, replaced the same way. A reader sees the old file or the new one, never half of either.
 
+use super::record::Record;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-/// Versions kept of each plugin.
-pub(super) const VERSIONS_KEPT: usize = 5;
 const POINTER: &str = "active.json";
 const TEMPORARY: &str = ".tmp";
-
-/// One activation, as recorded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Activation {
-    /// The version.
-    pub(super) digest: String,
-    /// Who asked for it.
-    pub(super) by: String,
-    /// When.
-    pub(super) at: SystemTime,
-}
-
-/// Which version of a plugin is active, and which were before.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
-    /// The active one.
-    pub(super) active: Activation,
-    /// What a rollback activates.
-    pub(super) previous: Option<String>,
-    /// Digest of the settings, grants and limits it was activated with.
-    pub(super) settings: String,
-    /// Activations before, newest first, each version once.
-    #[serde(default)]
-    pub(super) history: Vec<Activation>,
-}
 
 /// A version on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,27 +148,24 @@ impl Artifacts {
         Ok(kept)
     }
 
-    /// Removes versions beyond the newest [`VERSIONS_KEPT`] of a record.
-    pub(super) fn prune(&self, plugin: &str, record: &Record) -> io::Result<()> {
-        let newest = record
-            .history
-            .iter()
-            .map(|activation| activation.digest.as_str());
-        let mut keep = BTreeSet::from([record.active.digest.as_str()]);
-        keep.extend(record.previous.as_deref());
-        for digest in newest {
-            if keep.len() >= VERSIONS_KEPT {
-                break;
-            }
-            keep.insert(digest);
-        }
+    /// Removes versions that a record does not keep.
+    pub(super) fn prune(&self, plugin: &str, record: &Record, keep: usize) -> io::Result<()> {
+        let keep = record.keeps(keep);
         for kept in self.kept(plugin)? {
             if !keep.contains(kept.digest.as_str()) {
-                let path = self.component(plugin, &kept.digest)?;
-                std::fs::remove_file(&path).map_err(|error| naming(&path, error))?;
+                self.remove(plugin, &kept.digest)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes a version.
+    pub(super) fn remove(&self, plugin: &str, digest: &str) -> io::Result<()> {
+        let path = self.component(plugin, digest)?;
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(naming(&path, error)),
+            _ => Ok(()),
+        }
     }
 
     /// Digests of all versions of all plugins.
@@ -256,20 +225,12 @@ fn naming(path: &Path, error: io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::Activation;
     use super::*;
 
-    fn record(active: &str, history: &[&str]) -> Record {
-        let activation = |digest: &&str| Activation {
-            digest: (*digest).to_owned(),
-            by: "test".into(),
-            at: SystemTime::UNIX_EPOCH,
-        };
-        Record {
-            active: activation(&active),
-            previous: history.first().map(|digest| (*digest).to_owned()),
-            settings: String::new(),
-            history: history.iter().map(activation).collect(),
-        }
+    fn record(digest: &str, before: Option<&Record>) -> Record {
+        let activation = Activation::now(digest, "test");
+        Record::after(before, activation, String::new(), true)
     }
 
     #[test]
@@ -308,7 +269,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let artifacts = Artifacts::open(dir.path()).expect("open");
         assert_eq!(artifacts.record("p").expect("none yet"), None);
-        let record = record(&digest(b"1"), &[]);
+        let record = record(&digest(b"1"), None);
         artifacts.write_record("p", &record).expect("write");
         assert_eq!(artifacts.record("p").expect("read"), Some(record));
         std::fs::write(dir.path().join("plugins/p/active.json"), "{").expect("write");
@@ -327,17 +288,18 @@ mod tests {
     }
 
     #[test]
-    fn the_five_newest_versions_stay() {
+    fn as_many_of_the_newest_versions_stay_as_are_to_be_kept() {
         let dir = tempfile::tempdir().expect("a directory");
         let artifacts = Artifacts::open(dir.path()).expect("open");
         let digests: Vec<String> = (0..8u8).map(|i| digest(&[i])).collect();
         for (i, digest) in digests.iter().enumerate() {
             artifacts.keep("p", digest, &[i as u8]).expect("keep");
         }
-        // Newest first: 7 is active, then 6 down to 0.
-        let history: Vec<&str> = digests.iter().rev().skip(1).map(String::as_str).collect();
+        let newest = digests
+            .iter()
+            .fold(None, |before, digest| Some(record(digest, before.as_ref())));
         artifacts
-            .prune("p", &record(&digests[7], &history))
+            .prune("p", &newest.expect("eight of them"), 5)
             .expect("prune");
         let mut kept: Vec<String> = artifacts
             .kept("p")

@@ -9,11 +9,12 @@ use super::report::DeployError;
 use super::{engine, validate};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -61,11 +62,14 @@ pub(crate) struct Compiler {
 
 struct Shared {
     engine: Engine,
+    instances_per_worker: usize,
     linker: Linker<HostState>,
     /// `compiled/` of the data directory.
     dir: PathBuf,
     /// What the engine's settings and version are, in hex.
     compatibility: String,
+    /// Code that somebody has, by digest: one copy serves every plugin that has the same version.
+    loaded: Mutex<HashMap<Arc<str>, Weak<Code>>>,
 }
 
 struct Job {
@@ -86,16 +90,18 @@ impl Compiler {
     /// # Errors
     /// If the engine does not fit this machine, or the cache directory is not ours alone.
     pub(super) fn start(data: &Path, workers: usize) -> anyhow::Result<Self> {
-        let (engine, session_instances) = engine::new(workers)?;
+        let (engine, room) = engine::new(workers)?;
         let linker = imports::linker(&engine).map_err(|error| anyhow::anyhow!("{error:#}"))?;
         let compatibility = compatibility(&engine);
         let dir = data.join("compiled");
         make_private(&dir)?;
         let shared = Arc::new(Shared {
             engine,
+            instances_per_worker: room.per_worker,
             linker,
             dir,
             compatibility,
+            loaded: Mutex::default(),
         });
         let (jobs, queue) = sync_channel(QUEUE);
         let for_thread = Arc::clone(&shared);
@@ -104,10 +110,15 @@ impl Compiler {
             .spawn(move || compile_all(&for_thread, &queue))?;
         Ok(Self {
             shared,
-            session_instances: Arc::new(session_instances),
+            session_instances: Arc::new(room.sessions),
             jobs: Mutex::new(Some(jobs)),
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// Instances that a worker may have at the same time, of all plugins.
+    pub(super) fn instances_per_worker(&self) -> usize {
+        self.shared.instances_per_worker
     }
 
     /// The engine.
@@ -120,6 +131,11 @@ impl Compiler {
         &self.session_instances
     }
 
+    /// Code that is loaded already, whoever has it.
+    pub(super) fn in_memory(&self, digest: &str) -> Option<Loaded> {
+        self.shared.in_memory(digest)
+    }
+
     /// Validates, compiles or takes from the cache, and links. If the future is dropped, the work is done all the same and
     /// kept in the cache.
     ///
@@ -130,6 +146,9 @@ impl Compiler {
         digest: Arc<str>,
         component: Bytes,
     ) -> Result<Loaded, DeployError> {
+        if let Some(loaded) = self.in_memory(&digest) {
+            return Ok(loaded);
+        }
         let (reply, loaded) = oneshot::channel();
         let job = Job {
             digest,
@@ -228,7 +247,17 @@ fn compile_all(shared: &Shared, queue: &Receiver<Job>) {
 }
 
 impl Shared {
+    /// Code that is loaded already.
+    fn in_memory(&self, digest: &str) -> Option<Loaded> {
+        let code = lock(&self.loaded).get(digest)?.upgrade()?;
+        Some(Loaded { code, cached: true })
+    }
+
     fn load(&self, digest: &Arc<str>, bytes: &[u8]) -> Result<Loaded, DeployError> {
+        // It may have waited behind another job for the same.
+        if let Some(loaded) = self.in_memory(digest) {
+            return Ok(loaded);
+        }
         let imports = validate::check(bytes)?;
         let path = self
             .dir
@@ -267,17 +296,18 @@ impl Shared {
             .linker
             .instantiate_pre(&component)
             .map_err(|error| DeployError::World(format!("{error:#}")))?;
-        Ok(Loaded {
-            code: Arc::new(Code {
-                pre,
-                exports,
-                session_exports,
-                digest: Arc::clone(digest),
-                bytes: bytes.len() as u64,
-                imports,
-            }),
-            cached,
-        })
+        let code = Arc::new(Code {
+            pre,
+            exports,
+            session_exports,
+            digest: Arc::clone(digest),
+            bytes: bytes.len() as u64,
+            imports,
+        });
+        let mut loaded = lock(&self.loaded);
+        loaded.retain(|_, code| code.strong_count() > 0);
+        loaded.insert(Arc::clone(digest), Arc::downgrade(&code));
+        Ok(Loaded { code, cached })
     }
 
     /// Compiled code from the cache; none if there is none or it is not to be trusted.

@@ -4,14 +4,16 @@
 //! → record the pointer durably → publish (one atomic store) → retire the old generation. A step that fails leaves
 //! everything as it was.
 
-use super::artifact::{self, Artifacts, Record};
+use super::artifact::{self, Artifacts};
+use super::canary::Canary;
 use super::compile::{Code, Compiler, Loaded};
 use super::engine::MEMORY_RESERVATION;
 use super::epoch::EpochClock;
 use super::generation::{self, Sandbox};
 use super::instance::{self, TrialError};
-use super::slot::Activated;
-use super::{Crew, Generation, GenerationId, PluginConfig, PluginSlot};
+use super::record::Record;
+use super::slot::{Activated, Turn};
+use super::{Crew, Fraction, Generation, GenerationId, PluginConfig, PluginSlot, Share};
 use crate::store::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -42,6 +44,39 @@ pub(super) struct Shared {
     pub(super) slots: arc_swap::ArcSwap<BTreeMap<String, Arc<PluginSlot>>>,
     next_generation: AtomicU64,
     started: Instant,
+}
+
+/// What is to be brought into a role.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    /// These bytes.
+    Component(Bytes),
+    /// The version whose digest begins so.
+    Version(String),
+    /// What was active before.
+    Previous,
+}
+
+/// What a version is to be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Role {
+    /// It decides.
+    Active,
+    /// It decides a share of the requests.
+    Canary(Share),
+    /// It is asked about this part of the requests, and compared.
+    Shadow(Fraction),
+}
+
+/// How something is to be done.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// Who asks.
+    pub by: &'a str,
+    /// Try everything, change nothing.
+    pub dry_run: bool,
+    /// Though the guard took the version back, or something else speaks against it that is not in the way.
+    pub force: bool,
 }
 
 /// How to build [`Plugins`].
@@ -94,9 +129,7 @@ impl Plugins {
             .unwrap_or_else(PoisonError::into_inner) = Some(crew);
     }
 
-    /// Upload → active. See the module's walk.
-    ///
-    /// If the future is dropped before the pointer is recorded, nothing changes; after, the new version is active.
+    /// Upload → active. See [`Plugins::bring`].
     ///
     /// # Errors
     /// See [`DeployError`]; the active version is unchanged then.
@@ -107,49 +140,13 @@ impl Plugins {
         by: &str,
         dry_run: bool,
     ) -> Result<Deployed, DeployError> {
-        let _unchanged_config = self.changes.read().await;
-        let slot = self
-            .slot(name)
-            .ok_or_else(|| DeployError::NoSuchPlugin(name.to_owned()))?;
-        let turn = slot
-            .take_turn()
-            .ok_or_else(|| DeployError::Busy(name.to_owned()))?;
-        let shared = &self.shared;
-        if component.len() > shared.component_bytes_max {
-            return Err(DeployError::TooLarge(shared.component_bytes_max));
-        }
-        let digest: Arc<str> = {
-            let component = component.clone();
-            blocking(move || Ok(artifact::digest(&component).into())).await?
+        let order = Order {
+            by,
+            dry_run,
+            force: false,
         };
-        if let Some(unchanged) = slot.unchanged(&digest) {
-            return Ok(unchanged);
-        }
-        let began = Instant::now();
-        let loaded = shared
-            .compiler
-            .load(digest.clone(), component.clone())
-            .await?;
-        let compiled = began.elapsed();
-        let began = Instant::now();
-        let generation = shared
-            .prepare(slot.config(), loaded.code.clone(), &shared.store)
-            .await?;
-        let mut deployed = slot.deployed(&loaded, compiled, began.elapsed());
-        if dry_run {
-            return Ok(deployed);
-        }
-        let (keeper, plugin) = (Arc::clone(shared), name.to_owned());
-        blocking(move || {
-            keeper
-                .artifacts
-                .keep(&plugin, &digest, &component)
-                .map_err(io_error)
-        })
-        .await?;
-        let record = slot.next_record(&generation, by);
-        shared.swap(turn, generation, record, &mut deployed).await?;
-        Ok(deployed)
+        self.bring(name, Wanted::Component(component), Role::Active, order)
+            .await
     }
 
     /// Activates the version that was active before, as a new generation.
@@ -162,24 +159,66 @@ impl Plugins {
         by: &str,
         dry_run: bool,
     ) -> Result<Deployed, DeployError> {
+        let order = Order {
+            by,
+            dry_run,
+            force: false,
+        };
+        self.bring(name, Wanted::Previous, Role::Active, order)
+            .await
+    }
+
+    /// Brings a version into a role. See the module's walk.
+    ///
+    /// If the future is dropped before the record is written, nothing changes; after, the version has its role.
+    ///
+    /// # Errors
+    /// See [`DeployError`]; nothing is changed then.
+    pub async fn bring(
+        &self,
+        name: &str,
+        wanted: Wanted,
+        role: Role,
+        order: Order<'_>,
+    ) -> Result<Deployed, DeployError> {
         let _unchanged_config = self.changes.read().await;
-        let slot = self
-            .slot(name)
-            .ok_or_else(|| DeployError::NoSuchPlugin(name.to_owned()))?;
-        let turn = slot
-            .take_turn()
-            .ok_or_else(|| DeployError::Busy(name.to_owned()))?;
-        let shared = &self.shared;
-        let digest = slot
-            .rollback_target()
-            .ok_or_else(|| DeployError::NothingToRollBack(name.to_owned()))?;
+        let turn = self.turn(name)?;
+        let (shared, slot) = (&self.shared, turn.slot());
+        let is_rollback = matches!(wanted, Wanted::Previous);
+        let (digest, component): (Arc<str>, _) = match wanted {
+            Wanted::Component(component) => {
+                if component.len() > shared.component_bytes_max {
+                    return Err(DeployError::TooLarge(shared.component_bytes_max));
+                }
+                let bytes = component.clone();
+                let digest = blocking(move || Ok(artifact::digest(&bytes).into())).await?;
+                (digest, Some(component))
+            }
+            Wanted::Version(version) => (slot.find_version(&version)?.into(), None),
+            Wanted::Previous => {
+                let previous = slot.rollback_target();
+                let digest =
+                    previous.ok_or_else(|| DeployError::NothingToRollBack(name.to_owned()))?;
+                (digest.into(), None)
+            }
+        };
+        if let Some(unchanged) = slot.unchanged(&digest, &role) {
+            return Ok(unchanged);
+        }
+        slot.check_role(&digest, &role, order.force)?;
+        // The way back is open always.
+        let may_refuse = role == Role::Active && !is_rollback;
+        if may_refuse {
+            slot.check_draining(&digest)?;
+        }
         let began = Instant::now();
-        let previous = slot.previous.load_full();
-        let loaded = match previous.filter(|previous| *previous.sandbox.code.digest == *digest) {
-            Some(previous) => Loaded {
-                code: Arc::clone(&previous.sandbox.code),
-                cached: true,
-            },
+        let loaded = match &component {
+            Some(component) => {
+                shared
+                    .compiler
+                    .load(digest.clone(), component.clone())
+                    .await?
+            }
             None => shared.load_kept(name, &digest).await?,
         };
         let compiled = began.elapsed();
@@ -188,16 +227,53 @@ impl Plugins {
             .prepare(slot.config(), loaded.code.clone(), &shared.store)
             .await?;
         let mut deployed = slot.deployed(&loaded, compiled, began.elapsed());
-        if dry_run {
+        if order.dry_run {
             return Ok(deployed);
         }
-        let record = slot.next_record(&generation, by);
-        shared.swap(turn, generation, record, &mut deployed).await?;
+        if let Some(component) = component {
+            let (keeper, plugin) = (Arc::clone(shared), name.to_owned());
+            let keep = move || keeper.artifacts.keep(&plugin, &digest, &component);
+            blocking(move || keep().map_err(io_error)).await?;
+        }
+        deployed.generation = Some(generation.id().0);
+        match role {
+            Role::Active => {
+                if may_refuse {
+                    // While it compiled, streams were opened.
+                    slot.check_draining(&generation.label().digest)?;
+                }
+                let record = slot.next_record(&generation, order.by, true);
+                shared.swap(turn, generation, record, &mut deployed).await?;
+            }
+            Role::Canary(share) => {
+                let canary = Canary::new(generation, share);
+                shared.begin_canary(turn, canary, order.by).await?;
+                deployed.outcome = Outcome::Canary;
+            }
+            Role::Shadow(sample) => {
+                shared
+                    .begin_shadow(turn, generation, sample, order.by)
+                    .await?;
+                deployed.outcome = Outcome::Shadow;
+            }
+        }
         Ok(deployed)
     }
 
-    /// Stops the epoch ticker and the compile thread.
+    /// The right to change a plugin.
+    pub(super) fn turn(&self, name: &str) -> Result<Turn, DeployError> {
+        let slot = self
+            .slot(name)
+            .ok_or_else(|| DeployError::NoSuchPlugin(name.to_owned()))?;
+        slot.take_turn()
+            .ok_or_else(|| DeployError::Busy(name.to_owned()))
+    }
+
+    /// Stops the shadows, the epoch ticker and the compile thread.
     pub fn close(&self) {
+        for slot in self.shared.slots.load().values() {
+            slot.set_shadow(None);
+        }
         self.shared.compiler.stop();
         self.shared.clock.stop();
     }
@@ -210,6 +286,9 @@ impl Shared {
         plugin: &str,
         digest: &str,
     ) -> Result<Loaded, DeployError> {
+        if let Some(loaded) = self.compiler.in_memory(digest) {
+            return Ok(loaded);
+        }
         let (reader, plugin, wanted) = (Arc::clone(self), plugin.to_owned(), digest.to_owned());
         let component =
             blocking(move || reader.artifacts.load(&plugin, &wanted).map_err(io_error)).await?;
@@ -251,6 +330,7 @@ impl Shared {
             started: self.started,
             session_instances: Arc::clone(self.compiler.session_instances()),
             retired: AtomicBool::new(false),
+            instances_per_worker: self.compiler.instances_per_worker(),
         });
         blocking(move || {
             let plan = instance::try_out(&sandbox).map_err(|error| match error {
@@ -264,9 +344,9 @@ impl Shared {
     }
 
     /// Warm, record, publish, retire.
-    async fn swap(
+    pub(super) async fn swap(
         self: &Arc<Self>,
-        turn: super::slot::Turn,
+        turn: Turn,
         generation: Arc<Generation>,
         record: Record,
         deployed: &mut Deployed,
@@ -279,19 +359,21 @@ impl Shared {
         // In one piece on a thread of its own: dropping the future cannot come between pointer and publish.
         let activated = blocking(move || {
             let slot = turn.slot();
-            let artifacts = &shared.artifacts;
-            artifacts
-                .write_record(slot.name(), &record)
-                .map_err(io_error)?;
+            shared.write(slot, &record)?;
             let began = Instant::now();
-            let activated = slot.publish(generation, true);
+            let before = slot.record().map(|before| before.active.digest);
+            let failed = before.filter(|digest| record.failing(digest).is_some());
+            let activated = slot.publish(generation, None, true, failed.as_deref());
             let publish = began.elapsed();
             warmed.keep();
-            shared.retire(&activated);
-            slot.set_record(record, true);
-            if let Err(error) = slot.prune(artifacts) {
-                tracing::warn!(plugin = %slot.name(), %error, "old versions are not removed");
+            shared.retire(&activated.old);
+            let compared = record.shadow.is_some();
+            slot.set_record(record);
+            if !compared {
+                slot.set_shadow(None);
             }
+            shared.drain_oldest(slot);
+            shared.prune(slot);
             Ok((activated, publish))
         })
         .await?;
@@ -312,6 +394,19 @@ impl Shared {
         Ok(())
     }
 
+    /// Makes a record durable.
+    pub(super) fn write(&self, slot: &PluginSlot, record: &Record) -> Result<(), DeployError> {
+        let written = self.artifacts.write_record(slot.name(), record);
+        written.map_err(io_error)
+    }
+
+    /// Removes versions that are not to be kept.
+    pub(super) fn prune(&self, slot: &PluginSlot) {
+        if let Err(error) = slot.prune(&self.artifacts) {
+            tracing::warn!(plugin = %slot.name(), %error, "old versions are not removed");
+        }
+    }
+
     /// Makes every worker hold an instance. They let go of it when what is returned is dropped without
     /// [`Warmed::keep`].
     pub(super) async fn warm(&self, generation: &Arc<Generation>) -> Result<Warmed, DeployError> {
@@ -328,10 +423,10 @@ impl Shared {
         Ok(warmed)
     }
 
-    /// Lets the workers drop their instances of what was active.
-    pub(super) fn retire(&self, activated: &Activated) {
-        if let (Some(crew), Some(old)) = (self.crew(), activated.old) {
-            crew.retire(old);
+    /// Lets the workers drop their instances of generations.
+    pub(super) fn retire<'a>(&self, old: impl IntoIterator<Item = &'a GenerationId>) {
+        if let Some(crew) = self.crew() {
+            old.into_iter().for_each(|old| crew.retire(*old));
         }
     }
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-/// Generations one worker may hold instances of at the same time: active, last good and warming ones of all plugins.
-const GENERATIONS_PER_WORKER: usize = 32;
-/// Instances beyond those of workers, for trials.
-const TRIALS: usize = 16;
 /// Instances of all workers together that hold sessions of streams.
 const WITH_SESSIONS: usize = 1_024;
+/// Instances that one worker may have at the same time, of all plugins; it drops those unused for longest.
+const INSTANCES_PER_WORKER: usize = 128;
+/// Instances beyond those of workers, for trials and shadows.
+const TRIALS: usize = 32;
 /// Address space of one instance's memory, and so the most that `memory_bytes_max` can be.
 pub(crate) const MEMORY_RESERVATION: usize = 64 << 20;
 /// Kernel mappings of one pool slot in use.
@@ -20,16 +20,24 @@ const MAPPINGS_RESERVED: usize = 5_000;
 /// The kernel's default of `vm.max_map_count`, for systems that do not say.
 const MAX_MAP_COUNT_DEFAULT: usize = 65_530;
 
-/// Makes the engine for so many workers.
+/// What the engine's pool has room for.
+pub(super) struct Room {
+    /// Instances that decide requests, of each worker.
+    pub(super) per_worker: usize,
+    /// Instances with sessions.
+    pub(super) sessions: SessionInstances,
+}
+
+/// Makes the engine for so many workers; with it goes how many instances they may have.
 ///
 /// When the machine has not the address space for the whole pool, a smaller one is tried, down to what the workers need for
 /// one plugin.
 ///
 /// # Errors
 /// If not even that fits; names the limit.
-pub(super) fn new(workers: usize) -> anyhow::Result<(Engine, SessionInstances)> {
+pub(super) fn new(workers: usize) -> anyhow::Result<(Engine, Room)> {
     let workers = workers.max(1);
-    let routing = workers * GENERATIONS_PER_WORKER + TRIALS;
+    let routing = workers * INSTANCES_PER_WORKER + TRIALS;
     let wanted = routing + WITH_SESSIONS;
     // Active, last good and warming.
     let least = workers * 3 + TRIALS;
@@ -53,8 +61,12 @@ pub(super) fn new(workers: usize) -> anyhow::Result<(Engine, SessionInstances)> 
                     );
                 }
                 // Sessions never take what routing needs.
-                let with_sessions = slots.saturating_sub(routing.min(slots / 2));
-                return Ok((engine, SessionInstances::new(with_sessions)));
+                let routing = routing.min((slots / 2).max(least)).min(slots);
+                let room = Room {
+                    per_worker: (routing - TRIALS) / workers,
+                    sessions: SessionInstances::new(slots - routing),
+                };
+                return Ok((engine, room));
             }
             Err(error) if slots <= least => {
                 let mebibytes = slots * (MEMORY_RESERVATION >> 20);

@@ -6,7 +6,8 @@ use super::engine::SessionInstances;
 use super::epoch::EpochClock;
 use super::imports::logging::LogGate;
 use super::subscription::Plan;
-use super::{Access, PluginConfig};
+use super::{Access, PluginConfig, RouteError};
+use crate::metrics;
 use crate::store::{BucketId, Snapshot, Store, ValueKind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,6 +54,10 @@ impl Generation {
     pub fn has_sessions(&self) -> bool {
         self.sandbox.code.session_exports.is_some()
     }
+    /// Instances that a worker may have at the same time, of all plugins together.
+    pub fn instances_per_worker(&self) -> usize {
+        self.sandbox.instances_per_worker
+    }
     /// Edits of the subscription, made to every forward of this generation.
     pub fn constant_edits(&self) -> Option<&Arc<Edits>> {
         self.plan.edits.as_ref()
@@ -87,6 +92,8 @@ pub(crate) struct Sandbox {
     pub(super) session_instances: Arc<SessionInstances>,
     /// Whether something else is active in its place: an instance goes with its last session then.
     pub(super) retired: AtomicBool,
+    /// Of all plugins together.
+    pub(super) instances_per_worker: usize,
 }
 
 /// Takes the grants of a config to the store's buckets.
@@ -171,6 +178,29 @@ pub struct CallStats {
     pub bad_verdicts: AtomicU64,
     /// Nanoseconds of all calls together, but for those of sessions.
     pub nanos: AtomicU64,
+    /// Bytes of linear memory of the instances there are.
+    pub memory_bytes: AtomicU64,
     /// Calls by time: `DECISION_BUCKETS` and one for what is longer; each call counted once.
     pub histogram: [AtomicU64; DECISION_BUCKETS.len() + 1],
+}
+
+impl CallStats {
+    /// Counts a call that ended. Only its own thread counts here.
+    pub fn count(&self, error: Option<&RouteError>, nanos: u64) {
+        let kind = match error {
+            None => &self.ok,
+            Some(RouteError::Trap(_) | RouteError::Instantiate(_) | RouteError::NoRoom(_)) => {
+                &self.traps
+            }
+            Some(RouteError::Deadline(_)) => &self.deadlines,
+            Some(RouteError::Decision(_)) => &self.bad_decisions,
+        };
+        metrics::add(kind, 1);
+        metrics::add(&self.nanos, nanos);
+        let bucket = DECISION_BUCKETS
+            .iter()
+            .position(|&bound| nanos <= bound)
+            .unwrap_or(DECISION_BUCKETS.len());
+        metrics::add(&self.histogram[bucket], 1);
+    }
 }

@@ -54,6 +54,9 @@ pub enum RouteError {
     /// It could not be instantiated.
     #[error("instantiate: {0}")]
     Instantiate(String),
+    /// As many instances as the process may have are there.
+    #[error("instantiate: {0}")]
+    NoRoom(String),
 }
 
 /// `route` of `throwbar:plugin/routing`, its argument borrowed.
@@ -150,6 +153,16 @@ impl Instance {
         result
     }
 
+    /// Notes from now on whether the guest asks for parts of requests that it does not subscribe to.
+    pub(super) fn watch_asked(&mut self) {
+        self.store.data_mut().asked_beyond = Some(false);
+    }
+
+    /// Whether it did.
+    pub(super) fn asked_beyond(&self) -> bool {
+        self.store.data().asked_beyond == Some(true)
+    }
+
     /// Whether it trapped, was cut, or has done its share of calls, and must be dropped.
     pub fn is_poisoned(&self) -> bool {
         self.poisoned || self.calls >= self.sandbox.config.limits.calls_max
@@ -219,7 +232,7 @@ fn start_uncaught(sandbox: &Arc<Sandbox>, worker: usize) -> Result<Started, Star
     let fail = |error: wasmtime::Error| StartError::Route(cause(&error, limits.init_deadline));
     let state = HostState::new(Arc::clone(sandbox), worker);
     let mut store = Store::new(sandbox.code.pre.engine(), state);
-    store.limiter(|state| &mut state.limits);
+    store.limiter(|state| &mut state.bound);
     // A put may carry a whole value; what a decision returns is checked again, with a message.
     store.set_hostcall_fuel(limits.returned_bytes_max.max(HOSTCALL_BYTES_MIN));
     sandbox
@@ -227,6 +240,9 @@ fn start_uncaught(sandbox: &Arc<Sandbox>, worker: usize) -> Result<Started, Star
         .arm(&mut store, EpochClock::ticks(limits.init_deadline));
 
     let instance = sandbox.code.pre.instantiate(&mut store).map_err(|error| {
+        if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+            return StartError::Route(RouteError::NoRoom(format!("{error:#}")));
+        }
         match cause(&error, limits.init_deadline) {
             RouteError::Trap(_) if !error.is::<wasmtime::Trap>() => {
                 StartError::Route(RouteError::Instantiate(format!("{error:#}")))

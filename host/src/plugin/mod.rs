@@ -12,36 +12,48 @@ use std::time::Duration;
 
 mod artifact;
 pub mod builtin;
+mod canary;
 mod compile;
 pub mod decision;
 pub mod deploy;
+mod difference;
 mod engine;
 mod epoch;
 pub mod generation;
+mod guard;
 mod imports;
 pub mod inspect;
 pub mod instance;
+mod record;
 mod registry;
 mod report;
 pub mod request;
+mod rollout;
 pub mod session;
+mod shadow;
 mod slot;
 mod subscription;
 #[cfg(test)]
 mod tests;
 mod validate;
 pub mod verdict;
+mod versions;
 
 pub(crate) use artifact::{NAME_EXPECTED, is_name};
+pub use canary::{Fraction, Share, StickyField};
 pub use decision::{Decision, DecisionError, Forward, Reply, RouteTarget};
 pub use deploy::{
-    DeployError, Deployed, Outcome, PluginInfo, Plugins, PluginsOptions, VersionInfo, VersionState,
+    CanaryInfo, DeployError, Deployed, Errors, FailingInfo, Order, Outcome, PluginInfo, Plugins,
+    PluginsOptions, Role, ShadowInfo, VersionInfo, VersionState, Wanted,
 };
+pub use difference::Difference;
 pub(crate) use engine::MEMORY_RESERVATION;
 pub use generation::{Generation, GenerationId};
+pub use guard::Guard;
 pub use instance::{Instance, RouteError, Routed};
 pub use request::RequestHead;
 pub use session::{Opened, Session, SessionError, Sessions};
+pub use shadow::{DifferingKey, Shadow, ShadowReport};
 pub use slot::{BY_CONFIG, PluginSlot};
 
 /// One plugin of the config.
@@ -59,6 +71,65 @@ pub struct PluginConfig {
     pub limits: PluginLimits,
     /// What holds for its sessions, if it has stream hooks.
     pub sessions: SessionConfig,
+    /// How its versions are looked after: what its instances never see.
+    pub versions: VersionPolicy,
+}
+
+impl PluginConfig {
+    /// A plugin with nothing but a name and a source.
+    pub fn new(name: impl Into<String>, source: Source) -> Self {
+        Self {
+            name: name.into(),
+            source,
+            grants: BTreeMap::new(),
+            settings: BTreeMap::new(),
+            limits: PluginLimits::default(),
+            sessions: SessionConfig::default(),
+            versions: VersionPolicy::default(),
+        }
+    }
+
+    /// Whether instances made by either are alike.
+    pub(crate) fn same_sandbox(&self, other: &Self) -> bool {
+        self.source == other.source
+            && self.grants == other.grants
+            && self.settings == other.settings
+            && self.limits == other.limits
+            && self.sessions == other.sessions
+    }
+}
+
+/// How the versions of a plugin are looked after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionPolicy {
+    /// Versions kept on disk; those in use are, whatever their number.
+    pub keep: usize,
+    /// Versions that may have open streams beside the active one; none: any number.
+    pub draining_max: Option<usize>,
+    /// What becomes of one more.
+    pub draining_full: DrainingFull,
+    /// What takes a version back by itself; none by default.
+    pub guard: Option<Guard>,
+}
+
+impl Default for VersionPolicy {
+    fn default() -> Self {
+        Self {
+            keep: 5,
+            draining_max: None,
+            draining_full: DrainingFull::Refuse,
+            guard: None,
+        }
+    }
+}
+
+/// What becomes of an activation when as many versions as may be draining are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrainingFull {
+    /// It is refused.
+    Refuse,
+    /// The streams of the version activated longest ago are closed with 1012, spread over this time.
+    DrainOldest(Duration),
 }
 
 /// What holds for the sessions of a plugin with stream hooks.
@@ -165,4 +236,6 @@ pub trait Crew: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
     /// Lets every thread drop its instance of a generation that is no longer active.
     fn retire(&self, generation: GenerationId);
+    /// Closes the open streams that a version of a plugin accepted, evenly over a time. Returns at once.
+    fn drain(&self, plugin: &str, digest: &str, over: Duration);
 }

@@ -1,11 +1,14 @@
 //! Which plugins there are: taking a config's plugins into slots, all or nothing, and telling about them.
 
-use super::artifact::{self, Record};
+use super::artifact;
+use super::canary::Canary;
 use super::compile::Loaded;
 use super::deploy::{Plugins, Shared, Warmed, blocking, io_error};
+use super::record::Record;
 use super::report::{DeployError, PluginInfo};
-use super::slot::BY_CONFIG;
-use super::{Generation, PluginConfig, PluginSlot, Source, builtin};
+use super::shadow::Shadow;
+use super::slot::{BY_CONFIG, record_after};
+use super::{Fraction, Generation, PluginConfig, PluginSlot, Source, builtin};
 use crate::store::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -18,8 +21,30 @@ struct Change {
     config: Arc<PluginConfig>,
     active: Option<Arc<Generation>>,
     previous: Option<Arc<Generation>>,
-    /// Of a slot that is new, or whose version changed: what is recorded, and whether on disk.
-    record: Option<(Record, bool)>,
+    canary: Option<Arc<Canary>>,
+    shadow: Option<(Arc<Generation>, Fraction)>,
+    /// Of a slot that is new, or whose version changed: what is recorded.
+    record: Option<Record>,
+}
+
+impl Change {
+    fn new(slot: Arc<PluginSlot>, config: &PluginConfig) -> Self {
+        Self {
+            slot,
+            config: Arc::new(config.clone()),
+            active: None,
+            previous: None,
+            canary: None,
+            shadow: None,
+            record: None,
+        }
+    }
+
+    /// Every generation that requests will meet.
+    fn serving(&self) -> impl Iterator<Item = &Arc<Generation>> {
+        let canary = self.canary.as_ref().map(|canary| &canary.generation);
+        self.active.iter().chain(canary)
+    }
 }
 
 impl Plugins {
@@ -37,21 +62,26 @@ impl Plugins {
         let shared = &self.shared;
         let now = shared.slots.load_full();
         let mut next = BTreeMap::new();
-        let mut changes: Vec<(Change, Option<Warmed>)> = Vec::new();
+        let mut changes: Vec<(Change, Vec<Warmed>)> = Vec::new();
+        let mut policies: Vec<(Arc<PluginSlot>, &PluginConfig)> = Vec::new();
         for config in plugins {
             let failed = |error| (config.name.clone(), error);
             let slot = match now.get(&config.name) {
                 Some(slot) if *slot.config() == *config => Arc::clone(slot),
+                Some(slot) if slot.config().same_sandbox(config) => {
+                    policies.push((Arc::clone(slot), config));
+                    Arc::clone(slot)
+                }
                 known => {
                     let change = match known {
                         Some(slot) => shared.reconfigure(slot, config, &shared.store).await,
                         None => shared.introduce(config, &shared.store).await,
                     };
                     let change = change.map_err(failed)?;
-                    let warmed = match &change.active {
-                        Some(active) => Some(shared.warm(active).await.map_err(failed)?),
-                        None => None,
-                    };
+                    let mut warmed = Vec::new();
+                    for generation in change.serving() {
+                        warmed.push(shared.warm(generation).await.map_err(failed)?);
+                    }
                     let slot = Arc::clone(&change.slot);
                     changes.push((change, warmed));
                     slot
@@ -62,16 +92,21 @@ impl Plugins {
         // Nothing can fail from here on.
         for (change, warmed) in changes {
             shared.publish(change);
-            if let Some(warmed) = warmed {
-                warmed.keep();
-            }
+            warmed.into_iter().for_each(Warmed::keep);
+        }
+        for (slot, config) in policies {
+            slot.set_config(Arc::new(config.clone()));
+            shared.prune(&slot);
         }
         for (name, slot) in now.iter().filter(|(name, _)| !next.contains_key(*name)) {
             tracing::info!(plugin = %name, "plugin is no longer in the config");
-            if let (Some(crew), Some(active)) = (shared.crew(), slot.active.load_full()) {
-                active.sandbox.retired.store(true, Ordering::Relaxed);
-                crew.retire(active.id());
+            slot.set_shadow(None);
+            let serving = slot.serving();
+            for generation in &serving {
+                generation.sandbox.retired.store(true, Ordering::Relaxed);
             }
+            let serving: Vec<_> = serving.iter().map(|one| one.id()).collect();
+            shared.retire(&serving);
         }
         shared.slots.store(Arc::new(next));
         Ok(())
@@ -90,7 +125,7 @@ impl Plugins {
         let now = self.shared.slots.load_full();
         for config in plugins {
             let change = match now.get(&config.name) {
-                Some(slot) if *slot.config() == *config => continue,
+                Some(slot) if slot.config().same_sandbox(config) => continue,
                 Some(slot) => self.shared.reconfigure(slot, config, store).await,
                 None => self.shared.introduce(config, store).await,
             };
@@ -134,18 +169,15 @@ impl Shared {
                 artifact::NAME_EXPECTED
             )));
         }
-        let mut change = Change {
-            slot: Arc::new(PluginSlot::new(config)),
-            config: Arc::new(config.clone()),
-            active: None,
-            previous: None,
-            record: None,
-        };
+        let mut change = Change::new(Arc::new(PluginSlot::new(config)), config);
         let (reader, name) = (Arc::clone(self), config.name.clone());
         let recorded = blocking(move || reader.artifacts.record(&name).map_err(io_error)).await;
         match recorded {
             Ok(None) => {}
-            Ok(Some(record)) => self.activate_recorded(&mut change, record, store).await,
+            Ok(Some(record)) if record.pushed => {
+                self.activate_recorded(&mut change, record, store).await;
+            }
+            Ok(Some(record)) => change.record = Some(record),
             Err(error) => {
                 tracing::error!(plugin = config.name, %error, "the recorded version is unknown: taking the config's source");
             }
@@ -153,7 +185,42 @@ impl Shared {
         if change.active.is_none() {
             self.activate_source(&mut change, store).await?;
         }
+        self.try_again(&mut change, store).await;
         Ok(change)
+    }
+
+    /// Prepares the canary and the shadow of a record under the change's config.
+    async fn try_again(self: &Arc<Self>, change: &mut Change, store: &Store) {
+        if change.active.is_none() {
+            return;
+        }
+        let Some(mut record) = change.record.clone().or_else(|| change.slot.record()) else {
+            return;
+        };
+        if let Some(canary) = record.canary.clone() {
+            let digest = &canary.started.digest;
+            match self.prepare_kept(&change.config, digest, store).await {
+                Ok(generation) => {
+                    change.canary = Some(Arc::new(Canary::new(generation, canary.share)));
+                }
+                Err(error) => {
+                    self.tell_unloadable(&change.config.name, digest, &error);
+                    record.end_canary();
+                }
+            }
+        }
+        if let Some(shadow) = record.shadow.clone() {
+            let digest = &shadow.started.digest;
+            match self.prepare_kept(&change.config, digest, store).await {
+                Ok(generation) => change.shadow = Some((generation, shadow.sample)),
+                Err(error) => {
+                    self.tell_unloadable(&change.config.name, digest, &error);
+                    record.end_shadow();
+                }
+            }
+        }
+        // In memory only, as above.
+        change.record = Some(record);
     }
 
     /// The recorded version, or the one before it.
@@ -172,7 +239,7 @@ impl Shared {
         }
         let Some(previous) = record.previous.clone() else {
             if change.active.is_some() {
-                change.record = Some((record, true));
+                change.record = Some(record);
             }
             return;
         };
@@ -190,7 +257,7 @@ impl Shared {
             (Err(error), _) => self.tell_unloadable(&change.config.name, &previous, &error),
         }
         if change.active.is_some() {
-            change.record = Some((record, true));
+            change.record = Some(record);
         }
     }
 
@@ -221,9 +288,14 @@ impl Shared {
         let active = self
             .prepare(Arc::clone(&change.config), loaded.code, store)
             .await?;
-        let record = PluginSlot::new(&change.config).next_record(&active, BY_CONFIG);
+        let known = change.record.take().or_else(|| change.slot.record());
+        let record = match known {
+            // The same as before: what was tried beside it goes on.
+            Some(known) if *known.active.digest == *active.label().digest => known,
+            known => record_after(known.as_ref(), &active, BY_CONFIG, false),
+        };
         change.active = Some(active);
-        change.record = Some((record, false));
+        change.record = Some(record);
         Ok(())
     }
 
@@ -267,13 +339,7 @@ impl Shared {
         config: &PluginConfig,
         store: &Store,
     ) -> Result<Change, DeployError> {
-        let mut change = Change {
-            slot: Arc::clone(slot),
-            config: Arc::new(config.clone()),
-            active: None,
-            previous: None,
-            record: None,
-        };
+        let mut change = Change::new(Arc::clone(slot), config);
         let active = slot.active.load_full();
         match active.filter(|_| slot.is_pushed() || slot.config().source == config.source) {
             Some(active) => {
@@ -293,23 +359,30 @@ impl Shared {
                 Err(error) => self.tell_unloadable(&config.name, &previous.label().digest, &error),
             }
         }
+        self.try_again(&mut change, store).await;
         Ok(change)
     }
 
     fn publish(&self, change: Change) {
         let slot = &change.slot;
         slot.set_config(Arc::clone(&change.config));
-        if let Some((record, pushed)) = change.record {
-            slot.set_record(record, pushed);
+        if let Some(record) = change.record {
+            slot.set_record(record);
         }
         if let Some(active) = change.active {
-            let activated = slot.publish(active, false);
-            self.retire(&activated);
+            let activated = slot.publish(active, change.canary, false, None);
+            self.retire(&activated.old);
         }
         slot.previous.store(change.previous);
-        if let Err(error) = slot.prune(&self.artifacts) {
-            tracing::warn!(plugin = %slot.name(), %error, "old versions are not removed");
-        }
+        let shadow = change.shadow.and_then(|(generation, sample)| {
+            let started = Shadow::start(generation, sample);
+            let tell = |error: &std::io::Error| {
+                tracing::error!(plugin = %slot.name(), %error, "no thread for the shadow");
+            };
+            started.inspect_err(tell).ok().map(Arc::new)
+        });
+        slot.set_shadow(shadow);
+        self.prune(slot);
     }
 }
 

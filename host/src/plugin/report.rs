@@ -1,5 +1,7 @@
 //! What is told about plugins: of a deploy, of why one was refused, of what there is.
 
+use super::record::Failing;
+use crate::metrics::CallTotals;
 use std::time::SystemTime;
 
 /// What a deploy or rollback did.
@@ -43,6 +45,10 @@ pub enum Outcome {
     Unchanged,
     /// A dry run: checked, nothing changed.
     Checked,
+    /// It takes its share of the requests beside the active version.
+    Canary,
+    /// It is compared with the active version, and decides nothing.
+    Shadow,
 }
 
 /// Why a version was refused; what was active is active still.
@@ -72,6 +78,27 @@ pub enum DeployError {
     /// A file could not be kept or read, or the compiler is not to be had; the message names it.
     #[error("{0}")]
     Io(String),
+    /// The guard took this version back; `force` activates it all the same.
+    #[error(
+        "version {version} of plugin {plugin:?} is failing: {reason}; force=true activates it all the same"
+    )]
+    Failing {
+        /// The plugin.
+        plugin: String,
+        /// The version, short.
+        version: String,
+        /// What was over its limit.
+        reason: String,
+    },
+    /// No version of that name, or more than one.
+    #[error("{0}")]
+    NoSuchVersion(String),
+    /// What is asked for does not fit what is on: no canary, another canary, a version in use.
+    #[error("{0}")]
+    Conflict(String),
+    /// As many versions as may be draining are.
+    #[error("{0}")]
+    Draining(String),
     /// The workers could not be warmed.
     #[error("warm workers: {0}")]
     Warm(String),
@@ -86,11 +113,77 @@ pub struct PluginInfo {
     pub active: Option<String>,
     /// Its generation.
     pub generation: Option<u64>,
-    /// Versions, newest activation first: the active one, what a rollback would activate, others kept on disk, and
-    /// versions that only streams still belong to.
+    /// Versions: the active one, those that are tried, then others by their last activation, newest first: kept on disk,
+    /// failing, or with open streams.
     pub versions: Vec<VersionInfo>,
+    /// The version that takes a share of the requests.
+    pub canary: Option<CanaryInfo>,
+    /// The version that is compared.
+    pub shadow: Option<ShadowInfo>,
+    /// Versions that the guard took back, newest first.
+    pub failing: Vec<FailingInfo>,
+    /// How often the guard took a version back, by what was over its limit.
+    pub guard_trips: Vec<(&'static str, u64)>,
     /// Buckets granted.
     pub grants: std::collections::BTreeMap<String, super::Access>,
+    /// Calls of all its generations since the start of the process, those that are gone included.
+    #[serde(skip)]
+    pub totals: CallTotals,
+}
+
+/// A canary.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct CanaryInfo {
+    /// Its version.
+    pub version: String,
+    /// Its share, from 0 to 100.
+    pub percent: f64,
+    /// The field whose hash decides.
+    pub by: String,
+    /// When it began.
+    #[serde(serialize_with = "rfc3339")]
+    pub since: SystemTime,
+    /// Who began it.
+    pub started_by: String,
+}
+
+/// A version that the guard took back.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct FailingInfo {
+    /// The version.
+    pub version: String,
+    /// What was over its limit.
+    pub reason: String,
+    /// When.
+    #[serde(serialize_with = "rfc3339")]
+    pub at: SystemTime,
+}
+
+impl From<&Failing> for FailingInfo {
+    fn from(failing: &Failing) -> Self {
+        Self {
+            version: failing.digest.clone(),
+            reason: failing.reason.clone(),
+            at: failing.at,
+        }
+    }
+}
+
+/// A shadow, in short.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ShadowInfo {
+    /// Its version.
+    pub version: String,
+    /// Its part of the requests, from 0 to 1.
+    pub sample: f64,
+    /// Requests compared.
+    pub compared: u64,
+    /// Of those, how many were decided in another way.
+    pub differing: u64,
+    /// Calls of the shadow without a decision.
+    pub errors: u64,
+    /// Requests that were not compared because the shadow was behind.
+    pub dropped: u64,
 }
 
 /// A version, for lists.
@@ -98,10 +191,16 @@ pub struct PluginInfo {
 pub struct VersionInfo {
     /// SHA-256 in hex.
     pub digest: String,
+    /// Its newest generation in this process.
+    pub generation: Option<u64>,
     /// Bytes of the component; none if it is no longer kept.
     pub bytes: Option<u64>,
     /// What it is now.
     pub state: VersionState,
+    /// Its share, if it is a canary.
+    pub canary: Option<CanaryInfo>,
+    /// Why the guard took it back, if it did.
+    pub failing: Option<FailingInfo>,
     /// Last activation.
     pub since: Option<SystemTime>,
     /// Who pushed it.
@@ -112,10 +211,45 @@ pub struct VersionInfo {
     pub sessions: u64,
     /// Decisions since activation.
     pub calls: u64,
-    /// Calls without a decision, all kinds.
+    /// Calls without a decision that could be acted on, all kinds.
     pub errors: u64,
+    /// The same by kind.
+    pub errors_by_kind: Errors,
     /// Mean decision time in nanoseconds.
     pub decision_ns: u64,
+    /// Median decision time in nanoseconds, from a histogram.
+    pub decision_p50_ns: u64,
+    /// 99th percentile of the decision time in nanoseconds, from a histogram.
+    pub decision_p99_ns: u64,
+    /// Bytes of linear memory of its instances.
+    pub memory_bytes: u64,
+    /// Calls of its newest generation.
+    #[serde(skip)]
+    pub totals: CallTotals,
+}
+
+/// Calls without a decision that could be acted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Errors {
+    /// Trapped, or could not be instantiated.
+    pub trap: u64,
+    /// Cut at the deadline.
+    pub deadline: u64,
+    /// Decided what cannot be done.
+    pub bad_decision: u64,
+    /// Wrote what the store refused.
+    pub refused_write: u64,
+}
+
+impl From<&CallTotals> for Errors {
+    fn from(totals: &CallTotals) -> Self {
+        Self {
+            trap: totals.traps,
+            deadline: totals.deadlines,
+            bad_decision: totals.bad_decisions,
+            refused_write: totals.refused_writes,
+        }
+    }
 }
 
 /// What a version is now.
@@ -124,8 +258,39 @@ pub struct VersionInfo {
 pub enum VersionState {
     /// New requests use it.
     Active,
+    /// It takes a share of the requests.
+    Canary,
+    /// It is compared with the active version.
+    Shadow,
+    /// The guard took it back.
+    Failing,
     /// It accepted streams that are open, and takes no new requests.
     Draining,
     /// On disk only.
     Kept,
+}
+
+impl VersionState {
+    /// As the admin API and metrics say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Canary => "canary",
+            Self::Shadow => "shadow",
+            Self::Failing => "failing",
+            Self::Draining => "draining",
+            Self::Kept => "kept",
+        }
+    }
+}
+
+/// A time as text of RFC 3339.
+pub(super) fn rfc3339<S: serde::Serializer>(
+    at: &SystemTime,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match jiff::Timestamp::try_from(*at) {
+        Ok(at) => serializer.collect_str(&format_args!("{at:.3}")),
+        Err(_) => serializer.serialize_none(),
+    }
 }

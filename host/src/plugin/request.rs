@@ -4,7 +4,7 @@ use http::{HeaderMap, Method, Uri};
 use std::net::IpAddr;
 
 /// The head of a request, lent to an instance for one call.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RequestHead {
     /// The method.
     pub method: Method,

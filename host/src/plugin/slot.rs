@@ -1,27 +1,34 @@
 //! One plugin of the config: the pointers that a swap stores to, and what is remembered of its versions.
 
-use super::artifact::{Activation, Artifacts, Kept, Record};
+use super::artifact::{Artifacts, Kept};
+use super::canary::Canary;
 use super::compile::Loaded;
 use super::deploy::millis;
-use super::generation::{CallStats, GenerationLabel};
-use super::report::{Deployed, Outcome, PluginInfo, VersionInfo, VersionState};
-use super::{Generation, GenerationId, PluginConfig};
+use super::record::{Activation, CanaryRecord, Record};
+use super::report::{DeployError, Deployed, Outcome, PluginInfo};
+use super::shadow::Shadow;
+use super::versions::{Known, Past};
+use super::{Generation, GenerationId, PluginConfig, RequestHead, Role};
+use crate::metrics::CallTotals;
 use arc_swap::{ArcSwapOption, Guard};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Who activated a version that came from the config.
 pub const BY_CONFIG: &str = "config";
-/// Activations remembered of a plugin.
-const HISTORY_MAX: usize = 20;
 
 /// A plugin of the config, as routes hold it: the pointer that a swap stores to.
 pub struct PluginSlot {
     name: Arc<str>,
     pub(super) active: ArcSwapOption<Generation>,
     pub(super) previous: ArcSwapOption<Generation>,
+    canary: ArcSwapOption<Canary>,
+    shadow: ArcSwapOption<Shadow>,
+    /// Whether there is a canary or a shadow: without either, a request reads only this.
+    tried: AtomicBool,
     state: Mutex<State>,
     /// Whether a deploy is running.
     busy: AtomicBool,
@@ -29,24 +36,21 @@ pub struct PluginSlot {
 
 struct State {
     config: Arc<PluginConfig>,
-    /// What is active and what was, newest first.
+    /// What is active, what was, what is tried.
     record: Option<Record>,
-    /// Whether the record is that on disk: some version was pushed.
-    pushed: bool,
     kept: Vec<Kept>,
-    /// Every generation that was active and that something still belongs to.
+    /// Every generation that was active or tried and that something still belongs to.
     generations: Vec<Past>,
-}
-
-/// What is left of a generation when its code is gone.
-struct Past {
-    label: Arc<GenerationLabel>,
-    stats: Arc<[CallStats]>,
+    /// Calls of those that are gone.
+    gone: CallTotals,
+    /// How often the guard took a version back, by limit.
+    guard_trips: BTreeMap<&'static str, u64>,
 }
 
 /// What a publish replaced.
 pub(super) struct Activated {
-    pub(super) old: Option<GenerationId>,
+    /// Generations that nothing needs any more on the workers.
+    pub(super) old: Vec<GenerationId>,
     pub(super) streams_kept: u64,
 }
 
@@ -72,12 +76,16 @@ impl PluginSlot {
             name: config.name.as_str().into(),
             active: ArcSwapOption::empty(),
             previous: ArcSwapOption::empty(),
+            canary: ArcSwapOption::empty(),
+            shadow: ArcSwapOption::empty(),
+            tried: AtomicBool::new(false),
             state: Mutex::new(State {
                 config: Arc::new(config.clone()),
                 record: None,
-                pushed: false,
                 kept: Vec::new(),
                 generations: Vec::new(),
+                gone: CallTotals::default(),
+                guard_trips: BTreeMap::new(),
             }),
             busy: AtomicBool::new(false),
         }
@@ -98,6 +106,50 @@ impl PluginSlot {
         self.previous.load()
     }
 
+    /// The canary's generation, if there is one and this request is in its share.
+    #[inline]
+    pub fn canary_for(&self, head: &RequestHead) -> Option<Arc<Generation>> {
+        if !self.tried.load(Ordering::Relaxed) {
+            return None;
+        }
+        let canary = self.canary.load();
+        let canary = canary.as_ref().filter(|canary| canary.takes(head))?;
+        Some(Arc::clone(&canary.generation))
+    }
+
+    /// The version that is compared with the active one; without any it may be told for a moment that there is one.
+    #[inline]
+    pub fn compared(&self) -> Option<Guard<Option<Arc<Shadow>>>> {
+        self.tried
+            .load(Ordering::Relaxed)
+            .then(|| self.shadow.load())
+    }
+
+    /// The shadow.
+    pub(super) fn shadow(&self) -> Option<Arc<Shadow>> {
+        self.shadow.load_full()
+    }
+
+    /// Lets go of the generation before, if it is of this version.
+    pub(super) fn drop_previous(&self, digest: &str) {
+        let is = |one: &Arc<Generation>| *one.label().digest == *digest;
+        if self.previous.load().as_ref().is_some_and(is) {
+            self.previous.store(None);
+        }
+    }
+
+    /// Every generation that requests may meet: for workers that have just started.
+    pub fn serving(&self) -> Vec<Arc<Generation>> {
+        let canary = self.canary.load_full();
+        let canary = canary.map(|canary| Arc::clone(&canary.generation));
+        self.active.load_full().into_iter().chain(canary).collect()
+    }
+
+    /// The canary.
+    pub(super) fn canary(&self) -> Option<Arc<Canary>> {
+        self.canary.load_full()
+    }
+
     /// The right to change what is active, unless another has it.
     pub(super) fn take_turn(self: &Arc<Self>) -> Option<Turn> {
         let taken = self.busy.swap(true, Ordering::Acquire);
@@ -114,7 +166,15 @@ impl PluginSlot {
 
     /// Whether the active version was pushed, rather than taken from the config's source.
     pub(super) fn is_pushed(&self) -> bool {
-        self.state().pushed
+        self.state()
+            .record
+            .as_ref()
+            .is_some_and(|record| record.pushed)
+    }
+
+    /// What is recorded.
+    pub(super) fn record(&self) -> Option<Record> {
+        self.state().record.clone()
     }
 
     /// What a rollback would activate.
@@ -122,21 +182,63 @@ impl PluginSlot {
         self.state().record.as_ref()?.previous.clone()
     }
 
-    /// The answer to a deploy of what is active already.
-    pub(super) fn unchanged(&self, digest: &str) -> Option<Deployed> {
-        let active = self.active.load_full()?;
+    /// The digest of the version that a digest's beginning names.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub(super) fn find_version(&self, wanted: &str) -> Result<String, DeployError> {
+        let versions = self.info().versions;
+        let mut found = versions.iter().filter(|one| {
+            !wanted.is_empty() && one.digest.starts_with(&wanted.to_ascii_lowercase())
+        });
+        let (first, second) = (found.next(), found.next());
+        match (first, second) {
+            (Some(one), None) => Ok(one.digest.clone()),
+            (None, _) => {
+                let known: Vec<&str> = versions.iter().map(|one| &one.digest[..12]).collect();
+                Err(DeployError::NoSuchVersion(format!(
+                    "no version {wanted:?} of plugin {:?}: there are {}",
+                    self.name,
+                    if known.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        known.join(", ")
+                    }
+                )))
+            }
+            (Some(_), Some(_)) => Err(DeployError::NoSuchVersion(format!(
+                "version {wanted:?} of plugin {:?} is more than one: give more of its digest",
+                self.name
+            ))),
+        }
+    }
+
+    /// The answer to a deploy of what is there already, in the same role.
+    pub(super) fn unchanged(&self, digest: &str, role: &Role) -> Option<Deployed> {
+        let generation = match role {
+            Role::Active => self.active.load_full()?,
+            Role::Canary(share) => {
+                let canary = self.canary.load_full()?;
+                (canary.share == *share).then(|| Arc::clone(&canary.generation))?
+            }
+            Role::Shadow(sample) => {
+                let shadow = self.shadow.load_full()?;
+                (shadow.sample() == *sample).then(|| Arc::clone(shadow.generation()))?
+            }
+        };
         let state = self.state();
-        if *active.label().digest != *digest || active.sandbox.config != state.config {
+        let same = generation.sandbox.config.same_sandbox(&state.config);
+        if *generation.label().digest != *digest || !same {
             return None;
         }
         Some(Deployed {
             plugin: self.name.to_string(),
             digest: digest.to_owned(),
-            generation: Some(active.id().0),
+            generation: Some(generation.id().0),
             previous: Some(digest.to_owned()),
             outcome: Outcome::Unchanged,
-            bytes: active.sandbox.code.bytes,
-            imports: active.sandbox.code.imports.clone(),
+            bytes: generation.sandbox.code.bytes,
+            imports: generation.sandbox.code.imports.clone(),
             cached: true,
             compile_ms: 0.0,
             init_ms: 0.0,
@@ -168,75 +270,156 @@ impl PluginSlot {
     }
 
     /// The record of a generation about to be active.
-    pub(super) fn next_record(&self, generation: &Generation, by: &str) -> Record {
-        let digest = generation.label().digest.to_string();
-        let (mut previous, mut history) = (None, Vec::new());
-        if let Some(record) = &self.state().record {
-            previous = match record.active.digest == digest {
-                true => record.previous.clone(),
-                false => Some(record.active.digest.clone()),
-            };
-            history.push(record.active.clone());
-            history.extend(record.history.iter().cloned());
-            let mut seen = std::collections::BTreeSet::from([digest.clone()]);
-            history.retain(|activation: &Activation| seen.insert(activation.digest.clone()));
-            history.truncate(HISTORY_MAX);
-        }
-        Record {
-            active: Activation {
-                digest,
-                by: by.to_owned(),
-                at: SystemTime::now(),
-            },
-            previous,
-            settings: settings_digest(generation.config()),
-            history,
-        }
+    pub(super) fn next_record(&self, generation: &Generation, by: &str, pushed: bool) -> Record {
+        record_after(self.record().as_ref(), generation, by, pushed)
     }
 
-    pub(super) fn set_record(&self, record: Record, pushed: bool) {
-        let mut state = self.state();
-        state.record = Some(record);
-        state.pushed = pushed;
+    pub(super) fn set_record(&self, record: Record) {
+        self.state().record = Some(record);
     }
 
     /// The swap: what was active becomes the previous version, the new one active, in this order, so that a fallback
     /// finds one of both always. With `keep_previous`, a generation of the same version does not become its own
-    /// predecessor.
-    pub(super) fn publish(&self, generation: Arc<Generation>, keep_previous: bool) -> Activated {
-        let past = Past {
-            label: Arc::clone(generation.label()),
-            stats: Arc::clone(&generation.sandbox.stats),
-        };
+    /// predecessor; what failed is no predecessor. A canary ends, or gives way to another.
+    pub(super) fn publish(
+        &self,
+        generation: Arc<Generation>,
+        canary: Option<Arc<Canary>>,
+        keep_previous: bool,
+        failed: Option<&str>,
+    ) -> Activated {
+        let id = generation.id();
+        let digest = Arc::clone(&generation.label().digest);
+        let past = Past::of(&generation);
         let old = self.active.load_full();
-        let digest = Arc::clone(&past.label.digest);
-        let replaced = old
-            .as_ref()
-            .filter(|old| keep_previous && old.label().digest != digest);
-        if let Some(replaced) = replaced {
-            self.previous.store(Some(Arc::clone(replaced)));
+        let failed = |one: &Generation| failed == Some(&*one.label().digest);
+        if keep_previous && let Some(old) = old.as_ref().filter(|old| old.label().digest != digest)
+        {
+            if !failed(old) {
+                self.previous.store(Some(Arc::clone(old)));
+            } else if self
+                .previous
+                .load()
+                .as_ref()
+                .is_some_and(|one| one.label().digest == digest)
+            {
+                // The way back was taken.
+                self.previous.store(None);
+            }
         }
         self.active.store(Some(generation));
-        if let Some(old) = &old {
+        if let Some(old) = old.as_ref().filter(|old| old.id() != id) {
             old.sandbox.retired.store(true, Ordering::Relaxed);
         }
+        let canary = self.set_canary(canary);
         let mut state = self.state();
-        state.generations.push(past);
-        // With the last other holder of the label go the calls and streams that could still count.
-        state
-            .generations
-            .retain(|past| Arc::strong_count(&past.label) > 1);
+        state.note(past);
+        let old = old.map(|old| old.id()).into_iter().chain(canary);
         Activated {
-            old: old.map(|old| old.id()),
+            old: old.filter(|old| *old != id).collect(),
             streams_kept: state.streams(),
         }
     }
 
+    /// Puts a canary in the place of another, or of none. The generation that the workers need no longer, if there is one.
+    pub(super) fn set_canary(&self, canary: Option<Arc<Canary>>) -> Option<GenerationId> {
+        if let Some(canary) = &canary {
+            self.state().note(Past::of(&canary.generation));
+        }
+        let now = canary.as_ref().map(|canary| canary.generation.id());
+        let old = self.canary.swap(canary);
+        self.note_tried();
+        let old = old.filter(|old| now != Some(old.generation.id()))?;
+        let old = &old.generation;
+        // One that was promoted is active by now.
+        let is_active = self
+            .active
+            .load()
+            .as_ref()
+            .is_some_and(|one| one.id() == old.id());
+        old.sandbox.retired.store(!is_active, Ordering::Relaxed);
+        Some(old.id())
+    }
+
+    /// Puts a shadow in the place of another, or of none; the other one's thread has ended when this returns.
+    pub(super) fn set_shadow(&self, shadow: Option<Arc<Shadow>>) {
+        if let Some(shadow) = &shadow {
+            self.state().note(Past {
+                decides: false,
+                ..Past::of(shadow.generation())
+            });
+        }
+        let old = self.shadow.swap(shadow);
+        self.note_tried();
+        if let Some(old) = old {
+            old.stop();
+        }
+    }
+
+    fn note_tried(&self) {
+        let tried = self.canary.load().is_some() || self.shadow.load().is_some();
+        self.tried.store(tried, Ordering::Relaxed);
+    }
+
+    /// What the guard looks at, with what it has counted: a canary, and an active version for some time.
+    pub(super) fn watched(&self, probation: Duration) -> Vec<(GenerationId, CallTotals)> {
+        let active = self.active.load().as_ref().map(|active| active.id());
+        let canary = self
+            .canary
+            .load()
+            .as_ref()
+            .map(|canary| canary.generation.id());
+        let state = self.state();
+        let age = state
+            .record
+            .as_ref()
+            .and_then(|record| record.active.at.elapsed().ok());
+        let active = active.filter(|_| age.is_none_or(|age| age < probation));
+        let is_watched = |past: &&Past| [active, canary].contains(&Some(past.label.id));
+        let watched = state.generations.iter().filter(is_watched);
+        watched.map(|past| (past.label.id, past.totals())).collect()
+    }
+
+    /// Counts what the guard did.
+    pub(super) fn note_trip(&self, limit: &'static str) {
+        *self.state().guard_trips.entry(limit).or_default() += 1;
+    }
+
+    /// Versions but one with open streams, that activated longest ago first, each with their number. With `active`, the
+    /// active version counts as one of them.
+    pub(super) fn draining(&self, without: &str, active: bool) -> Vec<(String, u64)> {
+        let now = self.active.load_full();
+        let canary = self.canary.load_full();
+        let spared = |digest: &str| {
+            let is = |one: &Generation| *one.label().digest == *digest;
+            digest == without
+                || (!active && now.as_deref().is_some_and(is))
+                || canary.as_ref().is_some_and(|canary| is(&canary.generation))
+        };
+        let mut draining: Vec<(String, u64)> = Vec::new();
+        // Oldest first; a version's last generation says when it was activated.
+        for past in self.state().generations.iter().rev() {
+            let (digest, streams) = (&*past.label.digest, past.streams());
+            if streams == 0 || spared(digest) {
+                continue;
+            }
+            match draining.iter_mut().find(|(known, _)| known == digest) {
+                Some((_, sum)) => *sum += streams,
+                None => draining.push((digest.to_owned(), streams)),
+            }
+        }
+        draining.reverse();
+        draining
+    }
+
     /// Removes artifacts of old versions and remembers which are left.
     pub(super) fn prune(&self, artifacts: &Artifacts) -> std::io::Result<()> {
-        let record = self.state().record.clone();
+        let (record, keep) = {
+            let state = self.state();
+            (state.record.clone(), state.config.versions.keep)
+        };
         if let Some(record) = record {
-            artifacts.prune(&self.name, &record)?;
+            artifacts.prune(&self.name, &record, keep)?;
         }
         let kept = artifacts.kept(&self.name)?;
         self.state().kept = kept;
@@ -246,15 +429,43 @@ impl PluginSlot {
     /// The plugin, for lists.
     pub(super) fn info(&self) -> PluginInfo {
         let active = self.active.load_full();
+        let canary = self.canary.load_full();
+        let shadow = self.shadow.load_full();
         let state = self.state();
+        let name =
+            |generation: &Generation| (generation.id(), generation.label().digest.to_string());
+        let [active, canary, tried] = [
+            active.as_deref(),
+            canary.as_ref().map(|canary| &*canary.generation),
+            shadow.as_ref().map(|shadow| &**shadow.generation()),
+        ]
+        .map(|generation| generation.map(name));
+        fn borrowed(one: &Option<(GenerationId, String)>) -> Option<(GenerationId, &str)> {
+            one.as_ref().map(|(id, digest)| (*id, digest.as_str()))
+        }
+        let known = Known {
+            record: state.record.as_ref(),
+            kept: &state.kept,
+            generations: &state.generations,
+            active: borrowed(&active),
+            canary: borrowed(&canary),
+            shadow: borrowed(&tried),
+        };
         PluginInfo {
             name: self.name.to_string(),
-            active: active
-                .as_ref()
-                .map(|active| active.label().digest.to_string()),
-            generation: active.as_ref().map(|active| active.id().0),
-            versions: state.versions(active.as_deref()),
+            versions: known.list(),
+            canary: canary.as_ref().and_then(|_| known.canary_info()),
+            shadow: shadow.map(|shadow| shadow.info()),
+            failing: known.failing(),
+            guard_trips: state
+                .guard_trips
+                .iter()
+                .map(|(limit, n)| (*limit, *n))
+                .collect(),
             grants: state.config.grants.clone(),
+            totals: state.totals(),
+            generation: active.as_ref().map(|(id, _)| id.0),
+            active: active.map(|(_, digest)| digest),
         }
     }
 
@@ -265,121 +476,56 @@ impl PluginSlot {
 }
 
 impl State {
+    /// Remembers a generation that may decide requests, and forgets those that nothing belongs to any more.
+    fn note(&mut self, past: Past) {
+        // With the last other holder of the label go the calls and streams that could still count.
+        let (kept, gone) = std::mem::take(&mut self.generations)
+            .into_iter()
+            .partition(|past| Arc::strong_count(&past.label) > 1);
+        self.generations = kept;
+        for past in Vec::<Past>::into_iter(gone).filter(|past| past.decides) {
+            self.gone = self.gone.plus(&past.totals());
+        }
+        // A canary that becomes active is known already.
+        self.generations
+            .retain(|known| known.label.id != past.label.id);
+        self.generations.push(past);
+    }
+
     /// Open streams of all versions.
     fn streams(&self) -> u64 {
-        self.generations
-            .iter()
-            .map(|past| past.label.streams.load(Ordering::Relaxed))
-            .sum()
+        self.generations.iter().map(Past::streams).sum()
     }
 
-    /// Versions, newest activation first.
-    fn versions(&self, active: Option<&Generation>) -> Vec<VersionInfo> {
-        let mut digests: Vec<&str> = Vec::new();
-        let mut add = |digest| {
-            if !digests.contains(&digest) {
-                digests.push(digest);
-            }
-        };
-        if let Some(active) = active {
-            add(&active.label().digest);
-        }
-        if let Some(record) = &self.record {
-            add(&record.active.digest);
-            record.previous.iter().for_each(|digest| add(digest));
-            record
-                .history
-                .iter()
-                .for_each(|activation| add(&activation.digest));
-        }
-        self.kept.iter().for_each(|kept| add(&kept.digest));
-        self.generations
-            .iter()
-            .rev()
-            .for_each(|past| add(&past.label.digest));
-        let active = active.map(|active| &*active.label().digest);
-        let infos = digests
-            .into_iter()
-            .map(|digest| self.version(digest, active == Some(digest)));
-        infos
-            .filter(|info| info.bytes.is_some() || info.state != VersionState::Kept)
-            .collect()
-    }
-
-    fn version(&self, digest: &str, active: bool) -> VersionInfo {
-        let mut generations = self
-            .generations
-            .iter()
-            .filter(|past| *past.label.digest == *digest);
-        let sum = |count: fn(&GenerationLabel) -> u64| {
-            generations.clone().map(|past| count(&past.label)).sum()
-        };
-        let streams = sum(|label| label.streams.load(Ordering::Relaxed));
-        let sessions = sum(|label| label.sessions.load(Ordering::Relaxed));
-        let newest = generations.next_back();
-        let counts = newest
-            .map(|past| Counts::of(&past.stats))
-            .unwrap_or_default();
-        let activation = self.record.as_ref().and_then(|record| {
-            let mut all = std::iter::once(&record.active).chain(&record.history);
-            all.find(|activation| activation.digest == digest)
-        });
-        VersionInfo {
-            digest: digest.to_owned(),
-            bytes: self
-                .kept
-                .iter()
-                .find(|kept| kept.digest == digest)
-                .map(|kept| kept.bytes),
-            state: match (active, streams) {
-                (true, _) => VersionState::Active,
-                (false, 0) => VersionState::Kept,
-                (false, _) => VersionState::Draining,
-            },
-            since: newest
-                .map(|past| past.label.since)
-                .or(activation.map(|activation| activation.at)),
-            by: activation
-                .map_or(BY_CONFIG, |activation| &activation.by)
-                .to_owned(),
-            streams,
-            sessions,
-            calls: counts.ok,
-            errors: counts.errors,
-            decision_ns: counts
-                .nanos
-                .checked_div(counts.ok + counts.errors)
-                .unwrap_or(0),
-        }
+    /// Calls of all generations.
+    fn totals(&self) -> CallTotals {
+        let all = self.generations.iter().filter(|past| past.decides);
+        all.map(Past::totals)
+            .fold(self.gone, |sum, totals| sum.plus(&totals))
     }
 }
 
-#[derive(Default)]
-struct Counts {
-    ok: u64,
-    errors: u64,
-    nanos: u64,
+/// The record of a generation about to be active, after another.
+pub(super) fn record_after(
+    before: Option<&Record>,
+    generation: &Generation,
+    by: &str,
+    pushed: bool,
+) -> Record {
+    let activation = Activation::now(&generation.label().digest, by);
+    Record::after(
+        before,
+        activation,
+        settings_digest(generation.config()),
+        pushed,
+    )
 }
 
-impl Counts {
-    /// Of all workers.
-    fn of(stats: &[CallStats]) -> Self {
-        let mut counts = Self::default();
-        for worker in stats {
-            counts.ok += worker.ok.load(Ordering::Relaxed);
-            counts.nanos += worker.nanos.load(Ordering::Relaxed);
-            let errors = [
-                &worker.traps,
-                &worker.deadlines,
-                &worker.bad_decisions,
-                &worker.refused_writes,
-            ];
-            counts.errors += errors
-                .iter()
-                .map(|count| count.load(Ordering::Relaxed))
-                .sum::<u64>();
-        }
-        counts
+/// What is recorded of a canary that begins.
+pub(super) fn canary_record(canary: &Canary, by: &str) -> CanaryRecord {
+    CanaryRecord {
+        started: Activation::trial(&canary.generation.label().digest, by),
+        share: canary.share.clone(),
     }
 }
 

@@ -4,11 +4,9 @@ use super::error::ProxyError;
 use super::record::Record;
 use super::site::{Action, SiteView};
 use super::{OnFailure, Proxy};
-use crate::metrics;
-use crate::plugin::generation::{CallStats, DECISION_BUCKETS};
 use crate::plugin::{
-    Decision, DecisionError, Forward, Generation, Instance, PluginSlot, Reply, RouteError,
-    RouteTarget, Routed,
+    Decision, DecisionError, Forward, Generation, GenerationId, Instance, PluginSlot, Reply,
+    RouteError, RouteTarget, Routed, Shadow,
 };
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
@@ -76,7 +74,8 @@ impl Proxy {
         })
     }
 
-    /// Asks the active version; says which generation has hooks for the stream that this is to become, if it has.
+    /// Asks the active version, or the canary if the request is in its share; says which generation has hooks for the
+    /// stream that this is to become, if it has.
     async fn ask(
         &self,
         view: &SiteView,
@@ -87,8 +86,14 @@ impl Proxy {
         let Some(generation) = &*active else {
             return Err(ProxyError::NoVersion(slot.name().to_string()));
         };
+        let head = record.head.as_ref().expect("given back by plugins");
+        let canary = slot.canary_for(head);
+        let generation = canary.as_ref().unwrap_or(generation);
+        // A canary is not what the shadow is compared with.
+        let compared = slot.compared().filter(|_| canary.is_none());
+        let shadow = compared.as_ref().and_then(|shadow| shadow.as_deref());
         let (routed, label) = (
-            self.call(view, generation, record),
+            self.call(view, generation, shadow, record),
             generation.label().clone(),
         );
         let stats = routed
@@ -103,7 +108,7 @@ impl Proxy {
             version: label.version().to_string(),
             error,
         })?;
-        drop(active);
+        drop((active, compared));
         if let Some(writes) = routed.writes {
             self.store.commit(writes).await.map_err(|error| {
                 if let Some(generation) = stats {
@@ -128,14 +133,17 @@ impl Proxy {
         &self,
         view: &SiteView,
         generation: &Arc<Generation>,
+        shadow: Option<&Shadow>,
         record: &mut Record,
     ) -> Result<Routed, RouteError> {
         let started = Instant::now();
         let mut instances = self.instances.borrow_mut();
+        let mut reader = self.reader.borrow_mut();
+        let snapshot = reader.load();
         let outcome = match instances.lease(generation, self.worker) {
             Err(error) => Err(error),
             Ok(instance) => {
-                let outcome = instance.route(&mut record.head, self.reader.borrow_mut().load());
+                let outcome = instance.route(&mut record.head, snapshot);
                 if instance.is_poisoned() {
                     instances.discard(generation.id());
                 }
@@ -149,7 +157,13 @@ impl Proxy {
         };
         let nanos = started.elapsed().as_nanos() as u64;
         record.decision_ns += nanos;
-        count(generation.stats(self.worker), outcome.as_ref().err(), nanos);
+        generation
+            .stats(self.worker)
+            .count(outcome.as_ref().err(), nanos);
+        if let (Some(shadow), Some(head)) = (shadow, &record.head) {
+            let decided = outcome.as_ref().ok().map(|routed| &routed.decision);
+            shadow.offer(record.id, head, snapshot, decided);
+        }
         outcome
     }
 
@@ -191,8 +205,18 @@ impl Proxy {
                 Ok(trusted(RouteTarget::Upstream(name.as_str().into(), None)))
             }
             OnFailure::LastGood => {
-                let previous = slot.previous();
-                let Some(generation) = &*previous else {
+                let (active, previous) = (slot.active(), slot.previous());
+                // Beside a canary that failed, the active version is the good one.
+                let failed = record.label.as_ref().map(|label| label.id);
+                let is_other = active
+                    .as_ref()
+                    .is_some_and(|active| Some(active.id()) != failed);
+                let good = if is_other && failed.is_some() {
+                    &active
+                } else {
+                    &previous
+                };
+                let Some(generation) = &**good else {
                     return Err(Failure {
                         error,
                         status: None,
@@ -200,7 +224,7 @@ impl Proxy {
                 };
                 record.error = Some(error.chain());
                 record.label = Some(generation.label().clone());
-                match self.call(view, generation, record) {
+                match self.call(view, generation, None, record) {
                     Ok(Routed {
                         decision: Decision::Forward(forward),
                         writes: None,
@@ -227,22 +251,6 @@ impl Proxy {
 fn hooks(generation: &Arc<Generation>, record: &Record) -> Option<Arc<Generation>> {
     let websocket = record.head.as_ref().is_some_and(|head| head.websocket);
     (websocket && generation.has_sessions()).then(|| generation.clone())
-}
-
-fn count(stats: &CallStats, error: Option<&RouteError>, nanos: u64) {
-    let kind = match error {
-        None => &stats.ok,
-        Some(RouteError::Trap(_) | RouteError::Instantiate(_)) => &stats.traps,
-        Some(RouteError::Deadline(_)) => &stats.deadlines,
-        Some(RouteError::Decision(_)) => &stats.bad_decisions,
-    };
-    metrics::add(kind, 1);
-    metrics::add(&stats.nanos, nanos);
-    let bucket = DECISION_BUCKETS
-        .iter()
-        .position(|&bound| nanos <= bound)
-        .unwrap_or(DECISION_BUCKETS.len());
-    metrics::add(&stats.histogram[bucket], 1);
 }
 
 /// Why there is no verdict, and the status that the route gives it, if it says one.
@@ -311,10 +319,20 @@ fn fill_in(reply: &Reply, record: &Record) -> Reply {
     }
 }
 
-/// One worker's warm instances: at most one for each generation, a handful in all.
+/// One worker's warm instances: at most one for each generation, a handful in most configs. Every route may
+/// have a plugin of its own, so their number is bounded: the one unused for longest gives way.
 #[derive(Default)]
 pub struct Instances {
-    warm: Vec<Instance>,
+    warm: Vec<Warm>,
+    leases: u64,
+}
+
+/// Small, so that looking for one touches few cache lines.
+struct Warm {
+    id: GenerationId,
+    /// The lease that used it last.
+    used: u64,
+    instance: Box<Instance>,
 }
 
 impl Instances {
@@ -327,29 +345,57 @@ impl Instances {
         generation: &Arc<Generation>,
         worker: usize,
     ) -> Result<&mut Instance, RouteError> {
-        let index = match self
+        let id = generation.id();
+        self.leases += 1;
+        let index = match self.warm.iter().position(|warm| warm.id == id) {
+            Some(index) => index,
+            None => self.make(generation, worker)?,
+        };
+        let warm = &mut self.warm[index];
+        warm.used = self.leases;
+        Ok(&mut warm.instance)
+    }
+
+    fn make(&mut self, generation: &Arc<Generation>, worker: usize) -> Result<usize, RouteError> {
+        if self.warm.len() >= generation.instances_per_worker() {
+            self.evict();
+        }
+        let made = match Instance::on_worker(generation, worker) {
+            // Trials have some for a moment.
+            Err(RouteError::NoRoom(_)) if !self.warm.is_empty() => {
+                self.evict();
+                Instance::on_worker(generation, worker)
+            }
+            made => made,
+        };
+        self.warm.push(Warm {
+            id: generation.id(),
+            used: self.leases,
+            instance: Box::new(made?),
+        });
+        Ok(self.warm.len() - 1)
+    }
+
+    /// Drops the instance that was not used for longest.
+    fn evict(&mut self) {
+        let oldest = self
             .warm
             .iter()
-            .position(|instance| instance.generation_id() == generation.id())
-        {
-            Some(index) => index,
-            None => {
-                self.warm.push(Instance::on_worker(generation, worker)?);
-                self.warm.len() - 1
-            }
-        };
-        Ok(&mut self.warm[index])
+            .enumerate()
+            .min_by_key(|(_, warm)| warm.used);
+        if let Some((index, _)) = oldest {
+            self.warm.swap_remove(index);
+        }
     }
 
     /// Drops instances of generations that are neither active nor previous any more: those that a request made after
     /// their generation was retired, or that a fallback used.
     pub fn sweep(&mut self) {
-        self.warm.retain(|instance| !instance.is_orphaned());
+        self.warm.retain(|warm| !warm.instance.is_orphaned());
     }
 
     /// Drops the instance of a generation.
-    pub fn discard(&mut self, generation: crate::plugin::GenerationId) {
-        self.warm
-            .retain(|instance| instance.generation_id() != generation);
+    pub fn discard(&mut self, generation: GenerationId) {
+        self.warm.retain(|warm| warm.id != generation);
     }
 }

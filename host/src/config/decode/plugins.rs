@@ -2,18 +2,15 @@
 
 use super::limits;
 use super::table::{Field, Table, Walk, path_buf};
-use crate::plugin::{Access, OnTrap, PluginConfig, PluginLimits, SessionConfig, Source};
+use crate::plugin::{
+    Access, DrainingFull, Fraction, Guard, OnTrap, PluginConfig, SessionConfig, Source,
+    VersionPolicy,
+};
+use std::time::Duration;
 use toml::de::DeValue;
 
 pub(super) fn plugin(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> PluginConfig {
-    let mut config = PluginConfig {
-        name: name.to_owned(),
-        source: Source::Pushed,
-        grants: Default::default(),
-        settings: Default::default(),
-        limits: PluginLimits::default(),
-        sessions: Default::default(),
-    };
+    let mut config = PluginConfig::new(name, Source::Pushed);
     if let Some(text) = table.text("source", walk) {
         let sources = walk.sources;
         let source = text.read(walk, "a source", |text| match text.split_once(':') {
@@ -53,6 +50,7 @@ pub(super) fn plugin(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> P
     if let Some(table) = table.table("sessions", walk) {
         config.sessions = sessions(table, walk);
     }
+    config.versions = versions(&mut table, walk);
     table.finish(walk);
     config
 }
@@ -73,6 +71,45 @@ fn sessions(mut table: Table<'_>, walk: &mut Walk<'_>) -> SessionConfig {
     table.integer("isolated_max", &mut config.isolated_max, walk);
     table.finish(walk);
     config
+}
+
+/// Keys of the plugin's own table, and its guard.
+fn versions(table: &mut Table<'_>, walk: &mut Walk<'_>) -> VersionPolicy {
+    let mut policy = VersionPolicy::default();
+    table.integer("keep", &mut policy.keep, walk);
+    let mut draining_max = 0;
+    table.integer("max_draining", &mut draining_max, walk);
+    policy.draining_max = (draining_max > 0).then_some(draining_max);
+    let words = [("refuse", false), ("drain-oldest", true)];
+    let drain_oldest = table.choice("on_max_draining", &words, walk);
+    let mut over = DRAIN_OVER;
+    table.duration("drain_over", &mut over, walk);
+    if drain_oldest == Some(true) {
+        policy.draining_full = DrainingFull::DrainOldest(over);
+    }
+    policy.guard = table.table("guard", walk).map(|table| guard(table, walk));
+    policy
+}
+
+/// Over how long the streams of the oldest version are closed.
+const DRAIN_OVER: Duration = Duration::from_secs(30);
+
+fn guard(mut table: Table<'_>, walk: &mut Walk<'_>) -> Guard {
+    let mut guard = Guard::default();
+    table.duration("window", &mut guard.window, walk);
+    table.integer("min_calls", &mut guard.calls_min, walk);
+    let mut error_rate = guard.error_rate.unwrap_or(Fraction::ALL);
+    table.fraction("error_rate", &mut error_rate, walk);
+    guard.error_rate = (error_rate != Fraction::ALL).then_some(error_rate);
+    let mut traps = 0;
+    table.integer("traps", &mut traps, walk);
+    guard.traps = (traps > 0).then_some(traps);
+    let mut p99 = Duration::ZERO;
+    table.duration("p99", &mut p99, walk);
+    guard.p99 = (p99 > Duration::ZERO).then_some(p99);
+    table.duration("probation", &mut guard.probation, walk);
+    table.finish(walk);
+    guard
 }
 
 /// Settings are text to the plugin, however they are written.

@@ -3,6 +3,7 @@
 use super::text::{Sources, substitute};
 use super::{shorten, units};
 use crate::config::diagnostic::{Finding, Problem, did_you_mean, join, one_of};
+use crate::plugin::Fraction;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -279,6 +280,20 @@ impl<'t> Table<'t> {
             && let Some(duration) = text.read(walk, "a duration", units::duration)
         {
             *slot = duration;
+        }
+    }
+
+    /// A number from 0 to 1.
+    pub(super) fn fraction(&mut self, key: &'static str, slot: &mut Fraction, walk: &mut Walk<'_>) {
+        let Some(field) = self.take(key) else { return };
+        let number = match field.value {
+            DeValue::Float(number) => number.as_str().replace('_', "").parse().ok(),
+            DeValue::Integer(number) => number.as_str().parse().ok(),
+            _ => None,
+        };
+        match number.and_then(Fraction::new) {
+            Some(fraction) => *slot = fraction,
+            None => field.wrong_type("a number from 0 to 1", walk),
         }
     }
 

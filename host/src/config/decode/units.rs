@@ -5,17 +5,18 @@ use std::time::Duration;
 /// Longest duration of a config.
 const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Reads a duration such as `250ms`, `5s`, `10m`, `4h` or `30d`.
+/// Reads a duration such as `500us`, `250ms`, `5s`, `10m`, `4h` or `30d`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str =
         r#"expected a number with its unit, such as "250ms", "5s", "10m" or "4h""#;
     let (number, unit) = split(text).ok_or(EXPECTED)?;
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
+    let micros = match unit {
+        "us" => 1,
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
         "" => {
             return Err(format!(
                 r#"it has no unit: write "{number}s" or "{number}ms""#
@@ -24,8 +25,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(EXPECTED.to_owned()),
     };
     number
-        .checked_mul(millis)
-        .map(Duration::from_millis)
+        .checked_mul(micros)
+        .map(Duration::from_micros)
         .filter(|duration| *duration <= DURATION_MAX)
         .ok_or_else(|| "expected at most 365d".to_owned())
 }
@@ -65,6 +66,7 @@ mod tests {
     #[test]
     fn durations_have_units() {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("500us"), Ok(Duration::from_micros(500)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
         assert_eq!(duration("5 s"), Ok(Duration::from_secs(5)));
         assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));

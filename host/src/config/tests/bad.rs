@@ -252,6 +252,26 @@ const BAD: &[(&str, &str)] = &[
         "5:21 route[0].match.upgrade: unknown upgrade \"h2c\": expected `websocket`",
     ),
     (
+        "[plugins.p]\nkeep = 0",
+        "5:8 plugins.p.keep: `keep` is 0: expected 1 to 100",
+    ),
+    (
+        "[plugins.p]\non_max_draining = \"drain-oldest\"",
+        "5:19 plugins.p.on_max_draining: `on_max_draining` closes streams over 30s, but there is no `max_draining`",
+    ),
+    (
+        "[plugins.p.guard]\nerror_rate = 5",
+        "5:14 plugins.p.guard.error_rate: `error_rate` is the integer 5, expected a number from 0 to 1",
+    ),
+    (
+        "[plugins.p.guard]\nerror_rate = 1",
+        "4:1 plugins.p.guard: this guard has no limit: expected one of `error_rate`, `traps`, `p99`",
+    ),
+    (
+        "[plugins.p.guard]\np99 = \"20ms\"",
+        "5:7 plugins.p.guard.p99: `p99` is 20ms: expected 1µs to 10ms",
+    ),
+    (
         "guard.allow = [\"10.1.0.0/8\"]",
         "4:16 guard.allow[0]: \"10.1.0.0/8\" is not a network: it has bits set beyond its prefix: write \"10.0.0.0/8\"",
     ),

@@ -5,7 +5,7 @@
 use super::Config;
 use super::diagnostic::{Finding, did_you_mean, join, one_of, shorten};
 use crate::admin::{Address, Auth};
-use crate::plugin::{MEMORY_RESERVATION, PluginConfig, Source};
+use crate::plugin::{DrainingFull, MEMORY_RESERVATION, PluginConfig, Source, VersionPolicy};
 use crate::proxy::{Handler, OnFailure};
 use crate::store::{BucketConfig, OnChange, Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
@@ -121,6 +121,16 @@ fn between<T: PartialOrd + Display>(
             format!("`{key}` is {value}: {expected}"),
             expected,
         ));
+    }
+}
+
+/// A duration within bounds.
+fn span(path: String, value: Duration, range: RangeInclusive<Duration>, found: &mut Vec<Finding>) {
+    if !range.contains(&value) {
+        let key = path.rsplit('.').next().unwrap_or_default().to_owned();
+        let expected = format!("expected {:?} to {:?}", range.start(), range.end());
+        let message = format!("`{key}` is {value:?}: {expected}");
+        found.push(Finding::new(path, message, expected));
     }
 }
 
@@ -312,6 +322,7 @@ fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding
             found,
         );
     }
+    version_checks(&path, &plugin.versions, found);
     let path = join(&path, "limits");
     let limits = &plugin.limits;
     timeout(
@@ -346,6 +357,41 @@ fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding
     );
     between(join(&path, "calls"), &limits.calls_max, 1..=u64::MAX, found);
     session_checks(plugin, found);
+}
+
+fn version_checks(path: &str, policy: &VersionPolicy, found: &mut Vec<Finding>) {
+    between(join(path, "keep"), &policy.keep, 1..=100, found);
+    if let DrainingFull::DrainOldest(over) = policy.draining_full
+        && policy.draining_max.is_none()
+    {
+        let message = format!(
+            "`on_max_draining` closes streams over {over:?}, but there is no `max_draining`"
+        );
+        found.push(Finding::new(
+            join(path, "on_max_draining"),
+            message,
+            "never in force",
+        ));
+    }
+    let Some(guard) = &policy.guard else { return };
+    let path = join(path, "guard");
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+    span(join(&path, "window"), guard.window, second..=hour, found);
+    between(
+        join(&path, "min_calls"),
+        &guard.calls_min,
+        1..=u64::MAX,
+        found,
+    );
+    if let Some(p99) = guard.p99 {
+        // What the histogram of decision times tells apart.
+        let bounds = Duration::from_micros(1)..=Duration::from_millis(10);
+        span(join(&path, "p99"), p99, bounds, found);
+    }
+    if guard.error_rate.is_none() && guard.traps.is_none() && guard.p99.is_none() {
+        let message = "this guard has no limit: expected one of `error_rate`, `traps`, `p99`";
+        found.push(Finding::new(path, message, "never in force"));
+    }
 }
 
 fn routes(config: &Config, found: &mut Vec<Finding>) {

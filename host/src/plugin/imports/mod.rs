@@ -3,13 +3,14 @@
 //! Everything here runs inside a call of the guest. Nothing blocks, nothing panics on what a guest passes, and no
 //! import grants more than the plugin's config does.
 
-use super::generation::Sandbox;
-use super::subscription::Plan;
+use super::generation::{CallStats, Sandbox};
+use super::subscription::{Field, Plan};
 use super::{PluginLimits, RequestHead};
 use crate::store::{BucketId, OnChange, Snapshot, Target};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
-use wasmtime::{Engine, StoreLimits, StoreLimitsBuilder};
+use wasmtime::{Engine, ResourceLimiter, StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 pub(crate) mod config;
@@ -81,12 +82,14 @@ pub(crate) struct HostState {
     pub(super) overlay: kv::Overlay,
     /// What the call said of the stream it opens.
     pub(super) on_change: Option<OnChange>,
-    pub(super) limits: StoreLimits,
-    pub(super) worker: usize,
     /// Whether a session is running.
     pub(super) in_session: bool,
     /// What it saved.
     pub(super) saved: Option<Box<[u8]>>,
+    pub(super) bound: MemoryBound,
+    pub(super) worker: usize,
+    /// Whether the guest asked for a part of a request that it does not subscribe to; of a shadow only.
+    pub(super) asked_beyond: Option<bool>,
     table: ResourceTable,
     wasi: WasiCtx,
 }
@@ -103,10 +106,16 @@ impl HostState {
             entries: Vec::new(),
             overlay: kv::Overlay::default(),
             on_change: None,
-            limits: store_limits(&sandbox.config.limits),
-            worker,
             in_session: false,
             saved: None,
+            bound: MemoryBound {
+                limits: store_limits(&sandbox.config.limits),
+                bytes: 0,
+                stats: Arc::clone(&sandbox.stats),
+                worker,
+            },
+            worker,
+            asked_beyond: None,
             table,
             wasi: wasi::context(&sandbox, worker),
             sandbox,
@@ -122,6 +131,14 @@ impl HostState {
         }
         // Swapped, not moved: a head is some hundred bytes.
         std::mem::swap(&mut self.head, head);
+    }
+
+    /// Notes that the guest asks for a field, or with none for all of them.
+    fn note_asked(&mut self, field: Option<&Field>) {
+        if let Some(beyond) = &mut self.asked_beyond {
+            let has = |fields: &[Field]| field.is_some_and(|field| fields.contains(field));
+            *beyond |= !has(&self.plan.fields) && !has(&self.plan.slots);
+        }
     }
 
     /// Gives a handle for an entry.
@@ -147,6 +164,74 @@ impl WasiView for HostState {
             ctx: &mut self.wasi,
             table: &mut self.table,
         }
+    }
+}
+
+/// Bounds of one sandbox, and the count of what it has of memory.
+pub(crate) struct MemoryBound {
+    limits: StoreLimits,
+    bytes: usize,
+    stats: Arc<[CallStats]>,
+    worker: usize,
+}
+
+impl MemoryBound {
+    /// Trial instances and others count at the same place, each from a thread of its own.
+    fn counter(&self) -> &AtomicU64 {
+        &self.stats[self.worker % self.stats.len()].memory_bytes
+    }
+}
+
+impl ResourceLimiter for MemoryBound {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let allowed = self.limits.memory_growing(current, desired, maximum)?;
+        if allowed {
+            let grown = desired.saturating_sub(current);
+            self.bytes += grown;
+            self.counter().fetch_add(grown as u64, Ordering::Relaxed);
+        }
+        Ok(allowed)
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        self.limits.table_growing(current, desired, maximum)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.limits.memory_grow_failed(error)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.limits.table_grow_failed(error)
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.instances()
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.tables()
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories()
+    }
+}
+
+impl Drop for MemoryBound {
+    fn drop(&mut self) {
+        self.counter()
+            .fetch_sub(self.bytes as u64, Ordering::Relaxed);
     }
 }
 

@@ -11,7 +11,7 @@ use std::fmt::Write;
 /// Ends each packed field.
 const END: char = '\0';
 /// Stands for an absent field.
-const ABSENT: &str = "\u{1}";
+pub(in crate::plugin) const ABSENT: &str = "\u{1}";
 
 /// A part of a request as text; none if absent, not UTF-8, or with a character that packing gives a meaning.
 pub(in crate::plugin) fn text<'a>(head: &'a RequestHead, field: &Field) -> Option<Cow<'a, str>> {
@@ -54,6 +54,7 @@ impl Host for HostState {
         let Ok(field) = Field::try_from(field) else {
             return Ok(None);
         };
+        self.note_asked(Some(&field));
         let found = self.head.as_ref().and_then(|head| text(head, &field));
         Ok(found.map(Cow::into_owned))
     }
@@ -63,6 +64,7 @@ impl Host for HostState {
     }
 
     fn header_all(&mut self, name: String) -> wasmtime::Result<Vec<Vec<u8>>> {
+        self.note_asked(None);
         let (Some(head), Ok(name)) = (&self.head, HeaderName::from_bytes(name.as_bytes())) else {
             return Ok(Vec::new());
         };
@@ -71,6 +73,7 @@ impl Host for HostState {
     }
 
     fn header_names(&mut self) -> wasmtime::Result<Vec<String>> {
+        self.note_asked(None);
         let Some(head) = &self.head else {
             return Ok(Vec::new());
         };

@@ -122,7 +122,9 @@ impl From<RouteError> for SessionError {
             RouteError::Trap(reason) => Self::Trap(reason),
             RouteError::Deadline(deadline) => Self::Deadline(deadline),
             RouteError::Decision(error) => Self::Verdict(error.0),
-            RouteError::Instantiate(reason) => Self::Instantiate(reason),
+            RouteError::Instantiate(reason) | RouteError::NoRoom(reason) => {
+                Self::Instantiate(reason)
+            }
         }
     }
 }

@@ -331,6 +331,12 @@ impl Crew for Recorder {
             .expect("unpoisoned")
             .push(format!("retire {}", generation.0));
     }
+    fn drain(&self, _: &str, digest: &str, _: Duration) {
+        self.events
+            .lock()
+            .expect("unpoisoned")
+            .push(format!("drain {digest}"));
+    }
 }
 
 #[tokio::test]

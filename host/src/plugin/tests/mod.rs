@@ -9,6 +9,7 @@ use std::path::Path;
 mod calls;
 mod deploys;
 mod guest;
+mod rollouts;
 mod sessions;
 
 /// Plugins over a store in memory, in a directory of their own.
@@ -127,6 +128,7 @@ fn config() -> PluginConfig {
         settings: BTreeMap::from([("greeting".to_owned(), "hello".to_owned())]),
         limits: PluginLimits::default(),
         sessions: Default::default(),
+        versions: Default::default(),
     }
 }
 

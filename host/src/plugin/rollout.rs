@@ -1,0 +1,498 @@
+//! What happens to versions beside a plain swap: tried as a canary or a shadow, promoted, taken back, forgotten, drained.
+//!
+//! Each step writes the record first and acts then, so that a crash in between leaves what was acknowledged.
+
+use super::canary::Canary;
+use super::compile::Loaded;
+use super::deploy::{Plugins, Shared, blocking, io_error};
+use super::guard::Verdict;
+use super::record::{Activation, CanaryRecord, Record, ShadowRecord};
+use super::report::{DeployError, Deployed, Outcome};
+use super::shadow::{Shadow, ShadowReport};
+use super::slot::{Turn, canary_record, record_after};
+use super::{DrainingFull, Fraction, Generation, GenerationId, Order, PluginSlot, Role, Share};
+use std::sync::Arc;
+use std::time::Duration;
+
+impl PluginSlot {
+    /// Whether a version may have a role now.
+    pub(super) fn check_role(
+        &self,
+        digest: &str,
+        role: &Role,
+        force: bool,
+    ) -> Result<(), DeployError> {
+        let name = self.name();
+        let record = self.record();
+        let failing = record.as_ref().and_then(|record| record.failing(digest));
+        if let (Some(failing), false) = (failing, force) {
+            return Err(DeployError::Failing {
+                plugin: name.to_string(),
+                version: short(digest).to_owned(),
+                reason: failing.reason.clone(),
+            });
+        }
+        if *role == Role::Active {
+            return Ok(());
+        }
+        let Some(record) = record else {
+            return Err(DeployError::Conflict(format!(
+                "plugin {name:?} has no active version yet: push one first"
+            )));
+        };
+        if record.active.digest == digest {
+            let version = short(digest);
+            return Err(DeployError::Conflict(format!(
+                "version {version} of plugin {name:?} is active already"
+            )));
+        }
+        let other = |started: &Activation| started.digest != digest;
+        match role {
+            Role::Canary(_) => match &record.canary {
+                Some(CanaryRecord { started, .. }) if other(started) => {
+                    let version = short(&started.digest);
+                    Err(DeployError::Conflict(format!(
+                        "version {version} is the canary of plugin {name:?}: promote or abort it first"
+                    )))
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a version may be removed.
+    fn check_unused(&self, digest: &str, force: bool) -> Result<(), DeployError> {
+        let (info, version) = (self.info(), short(digest));
+        let conflict = |why: String| {
+            let name = self.name();
+            Err(DeployError::Conflict(format!(
+                "version {version} of plugin {name:?} {why}"
+            )))
+        };
+        let is = |other: Option<&String>| other.is_some_and(|other| other == digest);
+        if is(info.active.as_ref()) {
+            return conflict("is active".into());
+        }
+        if is(info.canary.as_ref().map(|canary| &canary.version)) {
+            return conflict("is the canary: promote or abort it first".into());
+        }
+        if is(info.shadow.as_ref().map(|shadow| &shadow.version)) {
+            return conflict("is the shadow: end it first".into());
+        }
+        if force {
+            return Ok(());
+        }
+        if is(self.rollback_target().as_ref()) {
+            return conflict("is what a rollback activates: force=true removes it".into());
+        }
+        let streams = info.versions.iter().find(|one| one.digest == digest);
+        match streams.map_or(0, |one| one.streams) {
+            0 => Ok(()),
+            streams => conflict(format!(
+                "has {streams} open stream(s): force=true removes it"
+            )),
+        }
+    }
+
+    /// What is told of a generation that is prepared already.
+    fn told(&self, generation: &Generation) -> Deployed {
+        let loaded = Loaded {
+            code: Arc::clone(&generation.sandbox.code),
+            cached: true,
+        };
+        let mut told = self.deployed(&loaded, Duration::ZERO, Duration::ZERO);
+        told.generation = Some(generation.id().0);
+        told
+    }
+
+    /// Whether another version may become active, as far as open streams go.
+    pub(super) fn check_draining(&self, next: &str) -> Result<(), DeployError> {
+        let policy = &self.config().versions;
+        let (Some(max), DrainingFull::Refuse) = (policy.draining_max, policy.draining_full) else {
+            return Ok(());
+        };
+        let draining = self.draining(next, true);
+        if draining.len() <= max {
+            return Ok(());
+        }
+        let each = draining.iter().map(|(digest, streams)| {
+            let noun = if *streams == 1 { "stream" } else { "streams" };
+            format!("{} with {streams} {noun}", short(digest))
+        });
+        Err(DeployError::Draining(format!(
+            "plugin {:?} would have {} versions draining, max_draining is {max}: {}",
+            self.name(),
+            draining.len(),
+            each.collect::<Vec<_>>().join(", ")
+        )))
+    }
+}
+
+impl Plugins {
+    /// Gives the canary another share. IDs that it has stay with it if the share only grows.
+    ///
+    /// # Errors
+    /// If there is none, or the record cannot be written.
+    pub async fn set_share(
+        &self,
+        name: &str,
+        share: Share,
+        order: Order<'_>,
+    ) -> Result<Deployed, DeployError> {
+        let _unchanged_config = self.changes.read().await;
+        let turn = self.turn(name)?;
+        let slot = turn.slot();
+        let canary = slot.canary().ok_or_else(|| no_canary(name))?;
+        let digest = canary.generation.label().digest.to_string();
+        if let Some(unchanged) = slot.unchanged(&digest, &Role::Canary(share.clone())) {
+            return Ok(unchanged);
+        }
+        let mut told = slot.told(&canary.generation);
+        if order.dry_run {
+            return Ok(told);
+        }
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let slot = turn.slot();
+            shared.rewrite(slot, |record| {
+                if let Some(canary) = &mut record.canary {
+                    canary.share = share.clone();
+                }
+            })?;
+            let generation = Arc::clone(&canary.generation);
+            slot.set_canary(Some(Arc::new(Canary::new(generation, share))));
+            Ok(())
+        })
+        .await?;
+        told.outcome = Outcome::Canary;
+        Ok(told)
+    }
+
+    /// Makes the canary the active version: the generation that is warm already.
+    ///
+    /// # Errors
+    /// If there is none, or as for a deploy.
+    pub async fn promote(&self, name: &str, order: Order<'_>) -> Result<Deployed, DeployError> {
+        let _unchanged_config = self.changes.read().await;
+        let turn = self.turn(name)?;
+        let slot = turn.slot();
+        let canary = slot.canary().ok_or_else(|| no_canary(name))?;
+        let generation = Arc::clone(&canary.generation);
+        slot.check_draining(&generation.label().digest)?;
+        let mut told = slot.told(&generation);
+        if order.dry_run {
+            return Ok(told);
+        }
+        let record = slot.next_record(&generation, order.by, true);
+        let shared = &self.shared;
+        shared.swap(turn, generation, record, &mut told).await?;
+        Ok(told)
+    }
+
+    /// Ends the canary: every request is the active version's again.
+    ///
+    /// # Errors
+    /// If there is none, or the record cannot be written.
+    pub async fn abort(&self, name: &str, order: Order<'_>) -> Result<(), DeployError> {
+        let _unchanged_config = self.changes.read().await;
+        let turn = self.turn(name)?;
+        let canary = turn.slot().canary().ok_or_else(|| no_canary(name))?;
+        if order.dry_run {
+            return Ok(());
+        }
+        let digest = Arc::clone(&canary.generation.label().digest);
+        drop(canary);
+        self.shared.end_canary(turn, None).await?;
+        tracing::info!(
+            plugin = name,
+            version = short(&digest),
+            by = order.by,
+            "canary is aborted"
+        );
+        Ok(())
+    }
+
+    /// What the shadow found so far.
+    ///
+    /// # Errors
+    /// If there is no plugin or no shadow of that name.
+    pub fn shadow_report(&self, name: &str) -> Result<ShadowReport, DeployError> {
+        let slot = self.slot(name);
+        let slot = slot.ok_or_else(|| DeployError::NoSuchPlugin(name.to_owned()))?;
+        let shadow = slot.shadow().ok_or_else(|| no_shadow(name))?;
+        Ok(shadow.report())
+    }
+
+    /// Ends the shadow.
+    ///
+    /// # Errors
+    /// If there is none, or the record cannot be written.
+    pub async fn end_shadow(&self, name: &str, order: Order<'_>) -> Result<(), DeployError> {
+        let _unchanged_config = self.changes.read().await;
+        let turn = self.turn(name)?;
+        turn.slot().shadow().ok_or_else(|| no_shadow(name))?;
+        if order.dry_run {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let slot = turn.slot();
+            shared.rewrite(slot, Record::end_shadow)?;
+            slot.set_shadow(None);
+            shared.prune(slot);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes a version from disk and from every list, its mark of failing included. One that is in use is refused; one
+    /// that a rollback would activate, or whose streams are open, is removed with `force` only.
+    ///
+    /// # Errors
+    /// See [`DeployError`].
+    pub async fn forget(
+        &self,
+        name: &str,
+        version: &str,
+        order: Order<'_>,
+    ) -> Result<String, DeployError> {
+        let _unchanged_config = self.changes.read().await;
+        let turn = self.turn(name)?;
+        let digest = turn.slot().find_version(version)?;
+        turn.slot().check_unused(&digest, order.force)?;
+        if order.dry_run {
+            return Ok(digest);
+        }
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let slot = turn.slot();
+            if slot.record().is_some() {
+                shared.rewrite(slot, |record| record.forget(&digest))?;
+            }
+            slot.drop_previous(&digest);
+            let removed = shared.artifacts.remove(slot.name(), &digest);
+            removed.map_err(io_error)?;
+            shared.prune(slot);
+            if let Ok(kept) = shared.artifacts.all_digests() {
+                shared.compiler.prune(|digest| kept.contains(digest));
+            }
+            Ok(digest)
+        })
+        .await
+    }
+
+    /// Ends a canary or an activation that the guard judged, unless it has ended by itself.
+    pub(super) async fn take_back(
+        &self,
+        slot: &Arc<PluginSlot>,
+        id: GenerationId,
+        verdict: &Verdict,
+    ) {
+        let _unchanged_config = self.changes.read().await;
+        let known = self
+            .slot(slot.name())
+            .is_some_and(|known| Arc::ptr_eq(&known, slot));
+        // While somebody else changes it, it waits for the next look.
+        let Some(turn) = slot.take_turn().filter(|_| known) else {
+            return;
+        };
+        let name = slot.name();
+        let is = |generation: &Generation| generation.id() == id;
+        let canary = slot.canary().filter(|canary| is(&canary.generation));
+        let active = slot.active.load_full().filter(|active| is(active));
+        let done = match (canary, active) {
+            (Some(canary), _) => {
+                let version = canary.generation.label().version().to_owned();
+                let ended = self.shared.end_canary(turn, Some(verdict.clone())).await;
+                ended.inspect(|()| {
+                    tracing::error!(plugin = %name, version, reason = verdict.reason, "guard: canary is aborted");
+                })
+            }
+            (None, Some(active)) => self.roll_back(turn, &active, verdict).await,
+            (None, None) => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::error!(plugin = %name, %error, "guard: the version is not taken back");
+        }
+    }
+
+    /// Activates the version before, because the active one failed.
+    async fn roll_back(
+        &self,
+        turn: Turn,
+        active: &Arc<Generation>,
+        verdict: &Verdict,
+    ) -> Result<(), DeployError> {
+        let (shared, slot) = (&self.shared, turn.slot());
+        let (name, digest) = (slot.name().clone(), active.label().digest.to_string());
+        let Some(before) = slot
+            .record()
+            .filter(|record| record.failing(&digest).is_none())
+        else {
+            // It was said already that there is nothing to go back to.
+            return Ok(());
+        };
+        let (version, reason) = (active.label().version(), &verdict.reason);
+        let way_back = before.previous.clone();
+        let Some(target) = way_back.filter(|digest| before.failing(digest).is_none()) else {
+            let (shared, marked) = (Arc::clone(shared), verdict.clone());
+            blocking(move || {
+                let slot = turn.slot();
+                shared.rewrite(slot, |record| record.mark_failing(&digest, &marked.reason))
+            })
+            .await?;
+            tracing::error!(plugin = %name, version, reason, "guard: the version fails, and there is none to go back to");
+            return Ok(());
+        };
+        let loaded = shared.load_kept(&name, &target).await?;
+        let generation = shared
+            .prepare(slot.config(), loaded.code.clone(), &shared.store)
+            .await?;
+        let mut marked = before;
+        marked.mark_failing(&digest, &verdict.reason);
+        let record = record_after(Some(&marked), &generation, "guard", true);
+        let mut told = slot.told(&generation);
+        let rolled_back = Arc::clone(slot);
+        shared.swap(turn, generation, record, &mut told).await?;
+        rolled_back.note_trip(verdict.limit);
+        tracing::error!(plugin = %name, version, to = short(&target), reason, "guard: rolled back");
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Warm, record, publish: a share of the requests is the canary's.
+    pub(super) async fn begin_canary(
+        self: &Arc<Self>,
+        turn: Turn,
+        canary: Canary,
+        by: &str,
+    ) -> Result<(), DeployError> {
+        let warmed = self.warm(&canary.generation).await?;
+        let started = canary_record(&canary, by);
+        let shared = Arc::clone(self);
+        blocking(move || {
+            let slot = turn.slot();
+            let label = Arc::clone(canary.generation.label());
+            let percent = canary.share.fraction.as_percent();
+            shared.rewrite(slot, |record| {
+                record.failing.retain(|failing| *failing.digest != *label.digest);
+                record.end_canary();
+                record.canary = Some(started);
+            })?;
+            let old = slot.set_canary(Some(Arc::new(canary)));
+            warmed.keep();
+            shared.retire(&old);
+            shared.prune(slot);
+            tracing::info!(plugin = %slot.name(), version = label.version(), percent, "canary is on");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Record, unpublish, retire; with a verdict, the version is failing from now on.
+    async fn end_canary(
+        self: &Arc<Self>,
+        turn: Turn,
+        verdict: Option<Verdict>,
+    ) -> Result<(), DeployError> {
+        let shared = Arc::clone(self);
+        blocking(move || {
+            let slot = turn.slot();
+            shared.rewrite(slot, |record| {
+                let digest = record
+                    .canary
+                    .as_ref()
+                    .map(|canary| canary.started.digest.clone());
+                record.end_canary();
+                if let (Some(digest), Some(verdict)) = (digest, &verdict) {
+                    record.mark_failing(&digest, &verdict.reason);
+                }
+            })?;
+            let old = slot.set_canary(None);
+            shared.retire(&old);
+            if let Some(verdict) = verdict {
+                slot.note_trip(verdict.limit);
+            }
+            shared.prune(slot);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Starts the thread, records, publishes.
+    pub(super) async fn begin_shadow(
+        self: &Arc<Self>,
+        turn: Turn,
+        generation: Arc<Generation>,
+        sample: Fraction,
+        by: &str,
+    ) -> Result<(), DeployError> {
+        let shared = Arc::clone(self);
+        let started = Activation::trial(&generation.label().digest, by);
+        blocking(move || {
+            let slot = turn.slot();
+            let version = generation.label().version().to_owned();
+            let shadow = Shadow::start(generation, sample).map_err(io_error)?;
+            shared.rewrite(slot, |record| {
+                record.end_shadow();
+                record.shadow = Some(ShadowRecord { started, sample });
+            })?;
+            slot.set_shadow(Some(Arc::new(shadow)));
+            shared.prune(slot);
+            tracing::info!(plugin = %slot.name(), version, sample = sample.part(), "shadow is on");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Changes the record, on disk first.
+    fn rewrite(
+        &self,
+        slot: &PluginSlot,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), DeployError> {
+        let mut record = slot.record().ok_or_else(|| {
+            DeployError::Conflict(format!(
+                "plugin {:?} has no active version yet",
+                slot.name()
+            ))
+        })?;
+        change(&mut record);
+        self.write(slot, &record)?;
+        slot.set_record(record);
+        Ok(())
+    }
+
+    /// Begins to close the streams of the oldest versions that are over the number of draining ones.
+    pub(super) fn drain_oldest(&self, slot: &PluginSlot) {
+        let policy = &slot.config().versions;
+        let (Some(max), DrainingFull::DrainOldest(over)) =
+            (policy.draining_max, policy.draining_full)
+        else {
+            return;
+        };
+        let draining = slot.draining("", false);
+        let Some(crew) = self.crew() else { return };
+        let surplus = draining.len().saturating_sub(max);
+        for (digest, streams) in draining.iter().take(surplus) {
+            let version = short(digest);
+            tracing::info!(plugin = %slot.name(), version, streams, ?over, "streams of an old version are closed");
+            crew.drain(slot.name(), digest, over);
+        }
+    }
+}
+
+fn no_canary(name: &str) -> DeployError {
+    DeployError::Conflict(format!("plugin {name:?} has no canary"))
+}
+
+fn no_shadow(name: &str) -> DeployError {
+    DeployError::Conflict(format!("plugin {name:?} has no shadow"))
+}
+
+/// How people name a version.
+fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
