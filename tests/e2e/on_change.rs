@@ -171,6 +171,8 @@ async fn a_change_between_decision_and_stream_is_not_missed() {
     })
     .await;
     let proxy = proxy("\"close\"").await;
+    let (echo, _closes) = websocket::echo().await;
+    let mut later = open(&proxy, &echo, "id2", None).await;
     let mut client = proxy.raw().await;
     let ask = format!(
         "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-ID: id1\r\nX-Port: {}\r\n\
@@ -180,6 +182,9 @@ async fn a_change_between_decision_and_stream_is_not_missed() {
     client.send(ask).await;
     soon("the request upstream", is_asked.recv()).await;
     proxy.admin().set("upstreams", "id1", "127.0.0.2").await;
+    // Once a later change is acted on, nobody will be told of this one again.
+    proxy.admin().set("upstreams", "id2", "127.0.0.2").await;
+    assert_eq!(later.close_code().await, Some(1012));
     answer.send_replace(true);
     let head = client.try_response(true).await.expect("a response");
     assert_eq!(head.status, 101);

@@ -214,7 +214,8 @@ async fn a_client_that_only_answers_pings_is_idle() {
     let proxy = TestProxy::start(&config).await;
     let mut socket = websocket::open(proxy.address, &[]).await;
     // It reads, and so answers, until it is closed.
-    assert_eq!(socket.close_code().await, Some(1001));
+    let closed = soon("a close, whatever comes before", socket.close_code()).await;
+    assert_eq!(closed, Some(1001));
     soon("the close upstream", closes.recv()).await;
     let line = proxy
         .access_line("the close", |line| line["reason"] == "idle-timeout")
