@@ -40,6 +40,14 @@ pub(super) struct Forced {
 }
 
 impl Forced {
+    /// Of a change that nothing speaks against.
+    fn unforced(dry_run: bool) -> Self {
+        Self {
+            dry_run,
+            force: false,
+        }
+    }
+
     fn order(self, actor: &Actor) -> Order<'_> {
         Order {
             by: &actor.0,
@@ -192,11 +200,7 @@ async fn promote(
 ) -> Result<Response, Problem> {
     let change = Change::new(&state, &name, &headers, dry_run);
     let _turn = change.begin()?;
-    let order = Forced {
-        dry_run,
-        force: false,
-    }
-    .order(&actor);
+    let order = Forced::unforced(dry_run).order(&actor);
     let done = state.plugins.promote(&name, order).await;
     let path = format!("/v1/plugins/{name}/canary/promote");
     change.end(done, &actor, "POST", &path)
@@ -210,11 +214,7 @@ async fn abort(
     actor: Actor,
 ) -> Result<StatusCode, Problem> {
     find(&state, &name)?;
-    let order = Forced {
-        dry_run,
-        force: false,
-    }
-    .order(&actor);
+    let order = Forced::unforced(dry_run).order(&actor);
     let done = state.plugins.abort(&name, order).await;
     let path = format!("/v1/plugins/{name}/canary");
     audited(done, dry_run, "aborted", &actor, "DELETE", &path)?;
@@ -297,11 +297,7 @@ async fn end_shadow(
     actor: Actor,
 ) -> Result<StatusCode, Problem> {
     find(&state, &name)?;
-    let order = Forced {
-        dry_run,
-        force: false,
-    }
-    .order(&actor);
+    let order = Forced::unforced(dry_run).order(&actor);
     let done = state.plugins.end_shadow(&name, order).await;
     let path = format!("/v1/plugins/{name}/shadow");
     audited(done, dry_run, "ended", &actor, "DELETE", &path)?;
