@@ -8,12 +8,26 @@ use throwbar::prelude::*;
 /// |---|---|---|
 /// | `header` | `x-id` | the field that holds the key |
 /// | `port-header` | `x-port` | the field that holds the port; empty: the port comes from the entry |
+/// | `port` | | this port for every request; instead of `port-header` |
+/// | `strip` | `true` | `false`: both fields are sent on |
+/// | `unknown` | `reply` | no such entry, or no port: a 404 that names the key; `pass`: the next route decides |
 /// | `bucket` | `upstreams` | the bucket, of a kind that holds addresses |
 #[derive(Debug)]
 pub struct ByHeader {
     id: Slot,
-    port: Option<Slot>,
+    port: Port,
     bucket: Bucket,
+    pass: bool,
+}
+
+#[derive(Debug)]
+enum Port {
+    /// In this field.
+    Field(Slot),
+    /// This one.
+    Fixed(u16),
+    /// That of the entry.
+    OfEntry,
 }
 
 impl Router for ByHeader {
@@ -22,26 +36,43 @@ impl Router for ByHeader {
         if header.is_empty() {
             return Err("setting \"header\" is empty, expected the name of a header field".into());
         }
-        setup.remove_request_header(&header);
-        let port = Some(config::get_or("port-header", "x-port")).filter(|name| !name.is_empty());
+        let strip = choice("strip", ["true", "false"])? == "true";
+        let id = setup.slot_header(&header);
+        if strip {
+            setup.remove_request_header(&header);
+        }
+        let port = match config::get("port") {
+            Some(text) => Port::Fixed(fixed_port(&text)?),
+            None => match config::get_or("port-header", "x-port") {
+                name if name.is_empty() => Port::OfEntry,
+                name => {
+                    if strip {
+                        setup.remove_request_header(&name);
+                    }
+                    Port::Field(setup.slot_header(&name))
+                }
+            },
+        };
         Ok(Self {
-            id: setup.slot_header(&header),
-            port: port.map(|name| {
-                setup.remove_request_header(&name);
-                setup.slot_header(&name)
-            }),
+            id,
+            port,
             bucket: setup.bucket(&bucket()),
+            pass: choice("unknown", ["reply", "pass"])? == "pass",
         })
     }
 
     #[inline]
     fn route(&self, req: &Request) -> Decision {
         let entry = match self.port {
-            Some(port) => req.lookup_port(self.bucket, self.id, port),
-            None => req.lookup(self.bucket, self.id),
+            Port::Field(port) => req.lookup_port(self.bucket, self.id, port),
+            Port::OfEntry => req.lookup(self.bucket, self.id),
+            Port::Fixed(port) => req
+                .slot(self.id)
+                .and_then(|id| req.find_port(self.bucket, &id, port)),
         };
         match entry {
             Some(entry) => entry.into(),
+            None if self.pass => Decision::Pass,
             None => self.unknown(req),
         }
     }
@@ -50,6 +81,28 @@ impl Router for ByHeader {
 /// The name of the bucket.
 pub fn bucket() -> String {
     config::get_or("bucket", "upstreams")
+}
+
+/// A setting that is one of two words, the first by default.
+fn choice(name: &str, words: [&'static str; 2]) -> Result<&'static str, String> {
+    let given = config::get_or(name, words[0]);
+    words
+        .into_iter()
+        .find(|word| *word == given)
+        .ok_or_else(|| {
+            let [one, other] = words;
+            format!("setting {name:?} is {given:?}, expected {one:?} or {other:?}")
+        })
+}
+
+fn fixed_port(text: &str) -> Result<u16, String> {
+    if config::get("port-header").is_some_and(|name| !name.is_empty()) {
+        return Err("settings \"port\" and \"port-header\" exclude each other".into());
+    }
+    text.parse()
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| format!("setting \"port\" is {text:?}, expected 1 to 65535"))
 }
 
 impl ByHeader {

@@ -10,7 +10,7 @@ throwbar::export!(ByHeader);
 mod tests {
     use super::ByHeader;
     use throwbar::Target;
-    use throwbar::testing::{Host, get};
+    use throwbar::testing::{Host, Outcome, get};
 
     fn host() -> Host {
         Host::new().bucket(
@@ -94,6 +94,37 @@ mod tests {
     }
 
     #[test]
+    fn a_port_of_the_settings_is_that_of_every_request() {
+        let plugin = host().config("port", "99").start::<ByHeader>().unwrap();
+        let request = get("/").header("x-id", "id1").header("x-port", "1");
+        let forwarded = plugin.route(request).forwarded();
+        assert_eq!(forwarded.to, Target::address("127.0.0.2:99"));
+        assert_eq!(forwarded.headers, [("x-port".into(), "1".into())]);
+        assert_eq!(forwarded.key.as_deref(), Some("id1"));
+        assert_eq!(plugin.route(get("/")).replied().status, 404);
+    }
+
+    #[test]
+    fn both_fields_are_sent_on_if_the_settings_say_so() {
+        let plugin = host().config("strip", "false").start::<ByHeader>().unwrap();
+        let request = get("/").header("x-id", "id1").header("x-port", "8080");
+        assert_eq!(plugin.route(request).forwarded().headers.len(), 2);
+    }
+
+    #[test]
+    fn an_unknown_id_may_be_left_to_the_next_route() {
+        let plugin = host()
+            .config("unknown", "pass")
+            .start::<ByHeader>()
+            .unwrap();
+        for request in [get("/"), get("/").header("x-id", "id9").header("x-port", "80")] {
+            assert!(matches!(plugin.route(request), Outcome::Passed));
+        }
+        let known = get("/").header("x-id", "id1").header("x-port", "80");
+        plugin.route(known).forwarded();
+    }
+
+    #[test]
     fn settings_name_the_fields_and_the_bucket() {
         let host = Host::new()
             .bucket("agents", [("a", "127.0.0.4")])
@@ -114,6 +145,12 @@ mod tests {
     fn a_config_that_cannot_work_is_refused() {
         let empty = host().config("header", "").start::<ByHeader>();
         assert!(empty.err().unwrap().contains("\"header\""));
+        for (name, value) in [("port", "0"), ("port", "x"), ("strip", "no"), ("unknown", "")] {
+            let error = host().config(name, value).start::<ByHeader>().err();
+            assert!(error.unwrap().contains(name), "{name} {value}");
+        }
+        let both = host().config("port", "1").config("port-header", "x-p");
+        assert!(both.start::<ByHeader>().err().unwrap().contains("exclude"));
         let ungranted = host().config("bucket", "other").start::<ByHeader>();
         assert_eq!(ungranted.err().unwrap(), "bucket \"other\" is not granted");
     }
