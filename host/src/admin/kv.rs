@@ -3,7 +3,7 @@
 use super::Data;
 use super::input::{Actor, DryRun, Path, Query, Tags, audit, etag, read_body};
 use super::problem::Problem;
-use super::transfer;
+use super::transfer::{self, ExportFormat};
 use crate::store::bucket::VALUE_BYTES_MAX;
 use crate::store::{
     Bucket, BucketId, CommitError, Entry, Expect, OnChange, Snapshot, Value, Write, WriteBatch,
@@ -76,23 +76,20 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let snapshot = data.store.snapshot();
     let (id, bucket) = find(&snapshot, &name)?;
-    match query.format.as_deref() {
-        None | Some("json") => {}
-        Some("ndjson") if query.limit.is_none() && query.cursor.is_none() => {
-            return Ok(transfer::export(snapshot, id, query.prefix));
-        }
-        Some("ndjson") => {
+    if let Some(name) = query.format.as_deref().filter(|name| *name != "json") {
+        let format = ExportFormat::named(name).ok_or_else(|| {
+            Problem::bad_request(
+                "query",
+                format!("query: format {name:?}: expected json, ndjson, csv or lines"),
+            )
+        })?;
+        if query.limit.is_some() || query.cursor.is_some() {
             return Err(Problem::bad_request(
                 "query",
-                "query: format=ndjson exports everything: it takes no limit and no cursor",
+                format!("query: format={name} exports everything: it takes no limit and no cursor"),
             ));
         }
-        Some(other) => {
-            return Err(Problem::bad_request(
-                "query",
-                format!("query: format {other:?}: expected json or ndjson"),
-            ));
-        }
+        return transfer::export(snapshot, id, query.prefix, format).await;
     }
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {

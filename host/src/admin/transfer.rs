@@ -1,31 +1,26 @@
 //! `/v1/kv/{bucket}/batch` and `/import`, and the export: many keys at once, all or none.
 
-mod body;
+mod batch;
+mod diff;
+mod export;
+mod import;
 
 use super::Data;
 use super::input::{Actor, Path, Query, audit, read_body};
-use super::kv::{commit_problem, find, value_json};
+use super::kv::{commit_problem, find};
 use super::problem::Problem;
-use crate::store::{BucketId, CommitError, Committed, Snapshot, Store, WriteBatch};
+use crate::store::{CommitError, Committed, Store, WriteBatch};
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use body::{Format, parse_batch, parse_import};
+use batch::parse_batch;
+use diff::diff;
+pub(super) use export::{ExportFormat, export};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use http_body::Frame;
+use import::{Format, parse_import};
 use serde::Deserialize;
 use serde_json::json;
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use tokio::sync::mpsc;
-
-/// Bytes of an export that are made at a time.
-const CHUNK_BYTES: usize = 64 << 10;
-/// Chunks made before the client took them.
-const CHUNKS_AHEAD: usize = 4;
 
 /// What a write of many keys may be told in its query.
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
@@ -35,6 +30,8 @@ pub(super) struct TransferQuery {
     dry_run: bool,
     #[serde(default)]
     replace: bool,
+    #[serde(default)]
+    diff: bool,
 }
 
 /// `POST /v1/kv/{bucket}/batch` and `POST /v1/kv/{bucket}/import`
@@ -56,6 +53,12 @@ pub(super) async fn post(
         "import" => Some(Format::of(&headers)?),
         _ => return Err(post_on_key(&name, &action)),
     };
+    if query.diff && !query.dry_run {
+        return Err(Problem::bad_request(
+            "query",
+            "query: diff=true shows what would be changed: expected dry_run=true beside it",
+        ));
+    }
     let body = read_body(&headers, body, data.body_bytes_max).await?;
     // A large body takes long to parse: the thread that answers probes is not for that.
     let parsed = offload(move || match format {
@@ -68,11 +71,28 @@ pub(super) async fn post(
     if query.replace {
         batch.replace = vec![bucket];
     }
+    let changes = if query.diff {
+        let snapshot = data.store.snapshot();
+        let (changes, kept) = offload(move || {
+            let changes = snapshot.bucket(bucket).map(|bucket| diff(bucket, &batch));
+            (changes, batch)
+        })
+        .await?;
+        batch = kept;
+        changes
+    } else {
+        None
+    };
     let path = format!("/v1/kv/{name}/{action}");
     let committed = commit(&data.store, batch, &actor, "POST", &path)
         .await
         .map_err(commit_problem)?;
-    Ok(committed_response(committed, query.dry_run))
+    let mut answer = committed_json(committed, query.dry_run);
+    if let Some((changes, more)) = changes {
+        answer["changes"] = changes.into();
+        answer["changes_not_shown"] = more.into();
+    }
+    Ok(Json(answer).into_response())
 }
 
 fn post_on_key(bucket: &str, key: &str) -> Problem {
@@ -118,7 +138,7 @@ fn outcome(committed: &Committed) -> &'static str {
     }
 }
 
-fn committed_response(committed: Committed, dry_run: bool) -> Response {
+fn committed_json(committed: Committed, dry_run: bool) -> serde_json::Value {
     let mut body = json!({
         "revision": committed.revision,
         "outcome": outcome(&committed),
@@ -130,7 +150,7 @@ fn committed_response(committed: Committed, dry_run: bool) -> Response {
     if dry_run {
         body["dry_run"] = true.into();
     }
-    Json(body).into_response()
+    body
 }
 
 /// Runs work that takes long on a thread for such work.
@@ -144,76 +164,4 @@ pub(super) async fn offload<T: Send + 'static>(
             "the work was cut",
         )
     })
-}
-
-/// Every key of a bucket with this prefix at the snapshot's revision, a JSON object a line, in byte order.
-pub(super) fn export(snapshot: Arc<Snapshot>, bucket: BucketId, prefix: String) -> Response {
-    let revision = snapshot.revision().0;
-    let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-    tokio::task::spawn_blocking(move || {
-        // Ends early when the client is gone: nobody is there to be told.
-        let _ = write_lines(&snapshot, bucket, &prefix, &sender);
-    });
-    (
-        [
-            (
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/x-ndjson"),
-            ),
-            (
-                http::HeaderName::from_static("throwbar-revision"),
-                HeaderValue::from(revision),
-            ),
-        ],
-        Body::new(Chunks(chunks)),
-    )
-        .into_response()
-}
-
-fn write_lines(
-    snapshot: &Snapshot,
-    bucket: BucketId,
-    prefix: &str,
-    sender: &mpsc::Sender<Bytes>,
-) -> Result<(), mpsc::error::SendError<Bytes>> {
-    let Some(bucket) = snapshot.bucket(bucket) else {
-        return Ok(());
-    };
-    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-    for (key, entry) in bucket.sorted() {
-        if !key.starts_with(prefix) {
-            continue;
-        }
-        let line = json!({
-            "key": key,
-            "value": value_json(&entry.value),
-            "revision": entry.revision,
-        });
-        chunk.extend_from_slice(line.to_string().as_bytes());
-        chunk.push(b'\n');
-        if chunk.len() >= CHUNK_BYTES {
-            sender.blocking_send(std::mem::take(&mut chunk).into())?;
-        }
-    }
-    if !chunk.is_empty() {
-        sender.blocking_send(chunk.into())?;
-    }
-    Ok(())
-}
-
-/// A body made on another thread.
-struct Chunks(mpsc::Receiver<Bytes>);
-
-impl http_body::Body for Chunks {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
-    }
 }

@@ -1,0 +1,238 @@
+//! A whole bucket as of one revision, in one of three formats, made as the client takes it.
+
+use super::offload;
+use crate::admin::kv::value_json;
+use crate::admin::problem::Problem;
+use crate::store::{Bucket, BucketId, Entry, Snapshot};
+use axum::body::{Body, Bytes};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, header};
+use http_body::Frame;
+use serde_json::json;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::sync::mpsc;
+
+/// Bytes of an export that are made at a time.
+const CHUNK_BYTES: usize = 64 << 10;
+/// Chunks made before the client took them.
+const CHUNKS_AHEAD: usize = 4;
+
+/// How a bucket is written out; an import reads each of them back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExportFormat {
+    /// A JSON object a line, with the revision.
+    Ndjson,
+    /// `key,value,revision` under a line that names them, as RFC 4180 has it.
+    Csv,
+    /// `key value`
+    Lines,
+}
+
+impl ExportFormat {
+    /// The format of this name in a query.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        match name {
+            "ndjson" => Some(Self::Ndjson),
+            "csv" => Some(Self::Csv),
+            "lines" => Some(Self::Lines),
+            _ => None,
+        }
+    }
+
+    fn content_type(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Ndjson => "application/x-ndjson",
+            Self::Csv => "text/csv; charset=utf-8",
+            Self::Lines => "text/plain; charset=utf-8",
+        })
+    }
+
+    /// Whether an import would read back what this writes.
+    fn holds(self, key: &str, entry: &Entry) -> bool {
+        let text = entry.value.text();
+        match (self, text) {
+            (Self::Ndjson, _) => true,
+            (Self::Csv | Self::Lines, None) => false,
+            (Self::Csv, Some(_)) => true,
+            (Self::Lines, Some(value)) => {
+                !key.contains(char::is_whitespace)
+                    && !key.starts_with('#')
+                    && !value.is_empty()
+                    && *value == *value.trim()
+                    && !value.contains(['\n', '\r'])
+            }
+        }
+    }
+}
+
+/// What is written and not sent yet.
+enum Output {
+    Ndjson(Vec<u8>),
+    Csv(Box<csv::Writer<Vec<u8>>>),
+    Lines(Vec<u8>),
+}
+
+impl Output {
+    fn new(format: ExportFormat) -> Self {
+        match format {
+            ExportFormat::Ndjson => Self::Ndjson(Vec::with_capacity(CHUNK_BYTES)),
+            ExportFormat::Csv => Self::Csv(Box::new(csv::Writer::from_writer(Vec::with_capacity(
+                CHUNK_BYTES,
+            )))),
+            ExportFormat::Lines => Self::Lines(Vec::with_capacity(CHUNK_BYTES)),
+        }
+    }
+
+    fn begin(&mut self) {
+        if let Self::Csv(rows) = self {
+            rows.write_record(["key", "value", "revision"])
+                .expect(MEMORY);
+        }
+    }
+
+    fn write(&mut self, key: &str, entry: &Entry) {
+        match self {
+            Self::Ndjson(out) => {
+                let line = json!({
+                    "key": key,
+                    "value": value_json(&entry.value),
+                    "revision": entry.revision,
+                });
+                out.extend_from_slice(line.to_string().as_bytes());
+                out.push(b'\n');
+            }
+            Self::Csv(rows) => {
+                let revision = entry.revision.to_string();
+                rows.write_record([key.as_bytes(), &entry.value.to_bytes(), revision.as_bytes()])
+                    .expect(MEMORY);
+            }
+            Self::Lines(out) => {
+                out.extend_from_slice(key.as_bytes());
+                out.push(b' ');
+                out.extend_from_slice(&entry.value.to_bytes());
+                out.push(b'\n');
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Ndjson(out) | Self::Lines(out) => out.len(),
+            Self::Csv(rows) => rows.get_ref().len(),
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        match self {
+            Self::Ndjson(out) | Self::Lines(out) => std::mem::take(out).into(),
+            Self::Csv(rows) => {
+                let next = csv::Writer::from_writer(Vec::with_capacity(CHUNK_BYTES));
+                let written = std::mem::replace(&mut **rows, next).into_inner();
+                written
+                    .map_err(|error| error.into_error())
+                    .expect(MEMORY)
+                    .into()
+            }
+        }
+    }
+}
+
+/// Why writing rows of three never fails.
+const MEMORY: &str = "memory takes what is written";
+
+/// Every key of a bucket with this prefix at the snapshot's revision, in byte order.
+///
+/// # Errors
+/// 422 if the format cannot hold one of them: nothing is sent then.
+pub(crate) async fn export(
+    snapshot: Arc<Snapshot>,
+    bucket: BucketId,
+    prefix: String,
+    format: ExportFormat,
+) -> Result<Response, Problem> {
+    let revision = snapshot.revision().0;
+    let (for_check, wanted) = (Arc::clone(&snapshot), prefix.clone());
+    let keys = offload(move || {
+        let bucket = for_check.bucket(bucket);
+        bucket.map_or(Ok(0), |bucket| count(bucket, &wanted, format))
+    })
+    .await??;
+    let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    tokio::task::spawn_blocking(move || {
+        if let Some(bucket) = snapshot.bucket(bucket) {
+            // Ends early when the client is gone: nobody is there to be told.
+            let _ = write_all(bucket, &prefix, format, &sender);
+        }
+    });
+    let headers = [
+        (header::CONTENT_TYPE, format.content_type()),
+        (
+            HeaderName::from_static("throwbar-revision"),
+            revision.into(),
+        ),
+        (HeaderName::from_static("throwbar-keys"), keys.into()),
+    ];
+    Ok((headers, Body::new(Chunks(chunks))).into_response())
+}
+
+/// How many keys there are, if the format holds them all.
+fn count(bucket: &Bucket, prefix: &str, format: ExportFormat) -> Result<u64, Problem> {
+    let mut keys = 0;
+    for (key, entry) in bucket.sorted() {
+        if !key.starts_with(prefix) {
+            continue;
+        }
+        if !format.holds(key, entry) {
+            return Err(Problem::invalid(
+                "format",
+                format!("key {key:?}: it or its value does not fit this format: expected ndjson"),
+            ));
+        }
+        keys += 1;
+    }
+    Ok(keys)
+}
+
+fn write_all(
+    bucket: &Bucket,
+    prefix: &str,
+    format: ExportFormat,
+    sender: &mpsc::Sender<Bytes>,
+) -> Result<(), mpsc::error::SendError<Bytes>> {
+    let mut output = Output::new(format);
+    output.begin();
+    for (key, entry) in bucket.sorted() {
+        if !key.starts_with(prefix) {
+            continue;
+        }
+        output.write(key, entry);
+        if output.len() >= CHUNK_BYTES {
+            sender.blocking_send(output.take())?;
+        }
+    }
+    let rest = output.take();
+    if !rest.is_empty() {
+        sender.blocking_send(rest)?;
+    }
+    Ok(())
+}
+
+/// A body made on another thread.
+struct Chunks(mpsc::Receiver<Bytes>);
+
+impl http_body::Body for Chunks {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0
+            .poll_recv(cx)
+            .map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+    }
+}
