@@ -24,6 +24,7 @@ mod framing;
 mod guard;
 mod h2c;
 mod hot_swap;
+mod import;
 mod limits;
 mod on_change;
 mod pings;

@@ -1,6 +1,6 @@
 //! The command line: arguments in, exit code out; one file per command.
 //!
-//! `serve`, `check`, `demo` and `echo` do their work in this process; `plugin`, `kv`, `streams` and `top` are clients of a
+//! `serve`, `check`, `demo`, `import` and `echo` do their work in this process; `plugin`, `kv`, `streams` and `top` are clients of a
 //! running proxy's admin API. Exit codes are [`Exit`].
 
 use crate::plugin::DeployError;
@@ -13,6 +13,7 @@ mod check;
 mod client;
 mod demo;
 pub mod echo;
+mod import;
 mod kv;
 mod logging;
 mod map;
@@ -109,6 +110,8 @@ enum Command {
     Plugin(plugin::Args),
     /// Read and change the buckets of the store
     Kv(kv::Args),
+    /// Make a config and a filled bucket of what another proxy was given
+    Import(import::Args),
     /// List and close open streams
     Streams(streams::Args),
     /// Watch requests, decisions, streams and map changes, second by second
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Echo(args) => block_on(echo::run(args)),
         Command::Plugin(args) => block_on(plugin::run(args)),
         Command::Kv(args) => block_on(kv::run(args)),
+        Command::Import(args) => block_on(import::run(args)),
         Command::Streams(args) => block_on(streams::run(args)),
         Command::Top(args) => block_on(top::run(args)),
     };

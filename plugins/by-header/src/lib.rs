@@ -117,7 +117,10 @@ mod tests {
             .config("unknown", "pass")
             .start::<ByHeader>()
             .unwrap();
-        for request in [get("/"), get("/").header("x-id", "id9").header("x-port", "80")] {
+        for request in [
+            get("/"),
+            get("/").header("x-id", "id9").header("x-port", "80"),
+        ] {
             assert!(matches!(plugin.route(request), Outcome::Passed));
         }
         let known = get("/").header("x-id", "id1").header("x-port", "80");
@@ -145,7 +148,12 @@ mod tests {
     fn a_config_that_cannot_work_is_refused() {
         let empty = host().config("header", "").start::<ByHeader>();
         assert!(empty.err().unwrap().contains("\"header\""));
-        for (name, value) in [("port", "0"), ("port", "x"), ("strip", "no"), ("unknown", "")] {
+        for (name, value) in [
+            ("port", "0"),
+            ("port", "x"),
+            ("strip", "no"),
+            ("unknown", ""),
+        ] {
             let error = host().config(name, value).start::<ByHeader>().err();
             assert!(error.unwrap().contains(name), "{name} {value}");
         }

@@ -1,20 +1,6 @@
-//! Formats of imports and exports: lines `KEY VALUE`, lines of JSON, one JSON object.
+//! What a file to import is: lines `KEY VALUE`, lines of JSON, or one JSON object.
 
-use crate::cli::output::Out;
-use anyhow::Context;
-use serde::Deserialize;
 use serde_json::{Value, json};
-
-/// Formats of an export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Format {
-    /// Lines `KEY VALUE`
-    Lines,
-    /// One JSON object {"KEY":"VALUE",…}
-    Json,
-    /// A line of JSON for each key, with its revision
-    Ndjson,
-}
 
 /// What a file to import is, found from its first characters; an object of keys is made into lines of JSON.
 ///
@@ -68,99 +54,9 @@ pub(super) fn has_entry(lines: &[u8]) -> bool {
         .any(|line| !line.is_empty() && line[0] != b'#')
 }
 
-/// Turns the lines of an export into a format.
-pub(super) struct Exporter {
-    format: Format,
-    /// Entries so far.
-    pub(super) written: u64,
-}
-
-#[derive(Deserialize)]
-struct ExportedEntry {
-    key: String,
-    value: Value,
-}
-
-impl Exporter {
-    /// For one export.
-    pub(super) fn new(format: Format) -> Self {
-        Self { format, written: 0 }
-    }
-
-    /// Writes what comes first.
-    pub(super) fn begin(&mut self, out: &mut Out) -> anyhow::Result<()> {
-        match self.format {
-            Format::Json => out.bytes(b"{"),
-            Format::Lines | Format::Ndjson => Ok(()),
-        }
-    }
-
-    /// Writes one line of the export.
-    ///
-    /// # Errors
-    /// If the format cannot hold it.
-    pub(super) fn entry(&mut self, line: &[u8], out: &mut Out) -> anyhow::Result<()> {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            return Ok(());
-        }
-        match self.format {
-            Format::Ndjson => {
-                out.bytes(line)?;
-                out.bytes(b"\n")?;
-            }
-            Format::Lines => {
-                let entry = exported(line)?;
-                let Some(value) = entry.value.as_str() else {
-                    anyhow::bail!(
-                        "key {:?}: its value is no text: use --format json",
-                        entry.key
-                    );
-                };
-                out.line(line_of(&entry.key, value)?)?;
-            }
-            Format::Json => {
-                let entry = exported(line)?;
-                let comma = if self.written > 0 { "," } else { "" };
-                let (key, value) = (Value::from(entry.key), entry.value);
-                out.bytes(format!("{comma}\n  {key}: {value}").as_bytes())?;
-            }
-        }
-        self.written += 1;
-        Ok(())
-    }
-
-    /// Writes what comes last.
-    pub(super) fn end(&mut self, out: &mut Out) -> anyhow::Result<()> {
-        match self.format {
-            Format::Json => out.bytes(b"\n}\n"),
-            Format::Lines | Format::Ndjson => Ok(()),
-        }
-    }
-}
-
-fn exported(line: &[u8]) -> anyhow::Result<ExportedEntry> {
-    serde_json::from_slice(line).context("a line of the export")
-}
-
 /// Whether JSON stands for a value: text, or an object when it is not UTF-8.
 fn is_value(value: &Value) -> bool {
     value.is_string() || value.get("base64").is_some_and(Value::is_string)
-}
-
-/// A line that an import reads back as the same key and value.
-fn line_of(key: &str, value: &str) -> anyhow::Result<String> {
-    let fits = !key.contains(char::is_whitespace)
-        && !key.starts_with('#')
-        && !key.starts_with('{')
-        && !key.starts_with('[')
-        && !value.is_empty()
-        && value == value.trim()
-        && !value.contains(['\n', '\r']);
-    anyhow::ensure!(
-        fits,
-        "key {key:?}: it or its value cannot be written as a line `KEY VALUE`: use --format json"
-    );
-    Ok(format!("{key} {value}"))
 }
 
 #[cfg(test)]
@@ -213,40 +109,5 @@ mod tests {
         let (_, body) = body_of(b"{\"key\": \"10.0.0.1\"}".to_vec()).expect("a map");
         let line: Value = serde_json::from_slice(&body).expect("one line");
         assert_eq!(line, json!({"key": "key", "value": "10.0.0.1"}));
-    }
-
-    #[test]
-    fn an_export_gives_each_format() {
-        let lines: [&[u8]; 2] = [
-            br#"{"key":"a","value":"10.0.0.1","revision":3}"#,
-            br#"{"key":"b","value":"h:1","revision":4}"#,
-        ];
-        let render = |format| {
-            let file = tempfile::NamedTempFile::new().expect("a file");
-            let mut out = Out::to(file.reopen().expect("open"));
-            let mut exporter = Exporter::new(format);
-            exporter.begin(&mut out).expect("begin");
-            for line in lines {
-                exporter.entry(line, &mut out).expect("an entry");
-            }
-            exporter.end(&mut out).expect("end");
-            out.flush().expect("flush");
-            std::fs::read_to_string(file.path()).expect("read")
-        };
-        assert_eq!(render(Format::Lines), "a 10.0.0.1\nb h:1\n");
-        assert_eq!(
-            render(Format::Json),
-            "{\n  \"a\": \"10.0.0.1\",\n  \"b\": \"h:1\"\n}\n"
-        );
-        assert_eq!(render(Format::Ndjson).lines().count(), 2);
-    }
-
-    #[test]
-    fn a_line_that_would_not_read_back_is_refused() {
-        assert!(line_of("a b", "c").is_err());
-        assert!(line_of("#a", "c").is_err());
-        assert!(line_of("a", "c\nd").is_err());
-        assert!(line_of("a", "").is_err());
-        assert_eq!(line_of("a", "c d").expect("fits"), "a c d");
     }
 }

@@ -1,8 +1,10 @@
 //! `throwbar kv`: read and change the buckets of the store, through the admin API.
 
+mod export;
+mod foreign;
 mod format;
+mod import;
 mod list;
-mod transfer;
 
 use super::client::{Client, ClientError, Connect, encode, with_query};
 use super::output::{self, Out};
@@ -11,13 +13,12 @@ use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
-use format::Format;
+use export::Format;
 use http::{HeaderName, Method, header};
 use http_body_util::Full;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use transfer::Replace;
 
 /// Arguments of `kv`.
 #[derive(Debug, clap::Args)]
@@ -105,33 +106,7 @@ Examples:
         #[arg(long)]
         json: bool,
     },
-    /// Write a whole file into a bucket, all or none, under one revision
-    ///
-    /// The format is found by itself: lines `KEY VALUE` (`#` begins a comment line), lines of JSON
-    /// {"key":…,"value":…}, or one JSON object {"KEY":"VALUE",…}.
-    #[command(after_help = "\
-Examples:
-  throwbar kv import upstreams map.txt
-  throwbar kv import upstreams map.txt --replace     the file becomes the whole bucket
-  generate-map | throwbar kv import upstreams -")]
-    Import {
-        /// The bucket
-        bucket: String,
-        /// The file, or - for standard input
-        file: PathBuf,
-        /// Delete the keys that the file does not have
-        #[arg(long)]
-        replace: bool,
-        /// Let a file without keys empty the bucket
-        #[arg(long, requires = "replace")]
-        allow_empty: bool,
-        /// Check only; change nothing
-        #[arg(long)]
-        dry_run: bool,
-        /// Print what was done as JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Import(import::Args),
     /// Write a whole bucket, as of one revision, to standard output or a file
     #[command(after_help = "\
 Examples:
@@ -215,26 +190,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             limit,
             json,
         } => list::keys(&client, &bucket, prefix, limit, json).await,
-        Command::Import {
-            bucket,
-            file,
-            replace,
-            allow_empty,
-            dry_run,
-            json,
-        } => {
-            let replace = match (replace, allow_empty) {
-                (false, _) => Replace::No,
-                (true, false) => Replace::ByKeys,
-                (true, true) => Replace::ByAnything,
-            };
-            transfer::import(&client, &bucket, &file, replace, dry_run, json).await
-        }
+        Command::Import(args) => import::run(&client, &args).await,
         Command::Export {
             bucket,
             file,
             format,
-        } => transfer::export(&client, &bucket, file.as_deref(), format).await,
+        } => export::run(&client, &bucket, file.as_deref(), format).await,
     }
 }
 

@@ -1,0 +1,175 @@
+//! `throwbar kv export`: a whole bucket, as of one revision.
+
+use super::segment;
+use crate::cli::client::Client;
+use crate::cli::output::{self, Out};
+use anyhow::Context;
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde_json::Value;
+use std::path::Path;
+
+/// The longest line that is made into another format.
+const LINE_BYTES_MAX: usize = 8 << 20;
+
+/// Formats of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Format {
+    /// Lines `KEY VALUE`
+    Lines,
+    /// One JSON object {"KEY":"VALUE",…}
+    Json,
+    /// A line of JSON for each key, with its revision
+    Ndjson,
+    /// A table with the columns key, value and revision
+    Csv,
+}
+
+/// Writes a whole bucket to standard output or a file.
+///
+/// # Errors
+/// If it cannot be read or written, or does not fit the format.
+pub(super) async fn run(
+    client: &Client,
+    bucket: &str,
+    file: Option<&Path>,
+    format: Format,
+) -> anyhow::Result<()> {
+    let sent = match format {
+        Format::Lines => "lines",
+        Format::Csv => "csv",
+        Format::Json | Format::Ndjson => "ndjson",
+    };
+    let path = format!("/v1/kv/{}?format={sent}", segment("bucket", bucket)?);
+    let response = client.stream(&path).await?;
+    let keys = response.headers().get("throwbar-keys");
+    let keys = keys.and_then(|keys| keys.to_str().ok()?.parse::<u64>().ok());
+    let mut body = response.into_body();
+    // A file appears under its name only when it is whole: an export that breaks off leaves the old one.
+    let mut target = match file {
+        None => None,
+        Some(file) => {
+            let dir = match file.parent() {
+                Some(dir) if !dir.as_os_str().is_empty() => dir,
+                _ => Path::new("."),
+            };
+            let (name, place) = (file.display(), dir.display());
+            anyhow::ensure!(dir.is_dir(), "{name}: no directory {place}");
+            // Its own message names the temporary file, which nobody asked for.
+            let kept = tempfile::NamedTempFile::new_in(dir).map_err(|error| {
+                anyhow::anyhow!("{name}: cannot create a file in {place}: {}", error.kind())
+            })?;
+            Some((file, kept))
+        }
+    };
+    let mut out = match &mut target {
+        None => Out::stdout(),
+        Some((file, kept)) => Out::to(
+            kept.reopen()
+                .with_context(|| format!("{}", file.display()))?,
+        ),
+    };
+    let mut object = (format == Format::Json).then(JsonObject::default);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|e| client.broken(e))?.into_data() else {
+            continue;
+        };
+        match &mut object {
+            None => out.bytes(&data)?,
+            Some(object) => object.lines(&data, &mut out)?,
+        }
+    }
+    if let Some(object) = object {
+        object.end(&mut out)?;
+    }
+    out.flush()?;
+    if let Some((file, kept)) = target {
+        kept.persist(file)
+            .with_context(|| format!("{}", file.display()))?;
+        output::aside(format_args!(
+            "{}: {} written to {}",
+            bucket,
+            output::counted(keys.unwrap_or_default(), "key"),
+            file.display()
+        ));
+    }
+    Ok(())
+}
+
+/// Makes one JSON object of lines of JSON.
+#[derive(Default)]
+struct JsonObject {
+    /// The beginning of a line.
+    pending: Vec<u8>,
+    entries: u64,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    key: String,
+    value: Value,
+}
+
+impl JsonObject {
+    fn lines(&mut self, data: &[u8], out: &mut Out) -> anyhow::Result<()> {
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.extend_from_slice(data);
+        let mut from = 0;
+        while let Some(length) = memchr::memchr(b'\n', &pending[from..]) {
+            self.entry(&pending[from..from + length], out)?;
+            from += length + 1;
+        }
+        pending.drain(..from);
+        anyhow::ensure!(
+            pending.len() <= LINE_BYTES_MAX,
+            "the export has a line of more than {}",
+            output::size(LINE_BYTES_MAX as u64)
+        );
+        self.pending = pending;
+        Ok(())
+    }
+
+    fn entry(&mut self, line: &[u8], out: &mut Out) -> anyhow::Result<()> {
+        let entry: Entry = serde_json::from_slice(line).context("a line of the export")?;
+        let begin = if self.entries == 0 { "{" } else { "," };
+        let (key, value) = (Value::from(entry.key), entry.value);
+        self.entries += 1;
+        out.bytes(format!("{begin}\n  {key}: {value}").as_bytes())
+    }
+
+    fn end(self, out: &mut Out) -> anyhow::Result<()> {
+        anyhow::ensure!(self.pending.is_empty(), "the export breaks off in a line");
+        let begin = if self.entries == 0 { "{" } else { "" };
+        out.bytes(format!("{begin}\n}}\n").as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object_of(chunks: &[&str]) -> anyhow::Result<String> {
+        let file = tempfile::NamedTempFile::new()?;
+        let mut out = Out::to(file.reopen()?);
+        let mut object = JsonObject::default();
+        for chunk in chunks {
+            object.lines(chunk.as_bytes(), &mut out)?;
+        }
+        object.end(&mut out)?;
+        out.flush()?;
+        Ok(std::fs::read_to_string(file.path())?)
+    }
+
+    #[test]
+    fn lines_cut_anywhere_become_one_object() {
+        let chunks = [
+            "{\"key\":\"a\",\"value\":\"10.0.0.1\",\"revision\":3}\n{\"key\":\"b\",",
+            "\"value\":{\"base64\":\"/w==\"},\"revision\":4}",
+            "\n",
+        ];
+        let expected = "{\n  \"a\": \"10.0.0.1\",\n  \"b\": {\"base64\":\"/w==\"}\n}\n";
+        assert_eq!(object_of(&chunks).expect("whole"), expected);
+        assert_eq!(object_of(&[]).expect("empty"), "{\n}\n");
+        assert!(object_of(&chunks[..2]).is_err());
+    }
+}

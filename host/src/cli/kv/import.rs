@@ -1,0 +1,211 @@
+//! `throwbar kv import`: a whole file into a bucket, all or none.
+
+use super::{flag, foreign, refused, report, segment};
+use crate::cli::client::{Client, with_query};
+use crate::cli::kv::foreign::Found;
+use crate::cli::kv::format::{body_of, has_entry};
+use crate::cli::output::{self, Out, Style};
+use crate::cli::{Ended, Exit};
+use anyhow::Context;
+use http::Method;
+use serde_json::{Value, json};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The longest import.
+const IMPORT_BYTES_MAX: u64 = 256 << 20;
+
+/// Arguments of `kv import`.
+///
+/// Write a whole file into a bucket, all or none, under one revision
+///
+/// The format is found by itself if it is one of: lines `KEY VALUE` (`#` begins a comment line), lines of JSON
+/// {"key":…,"value":…}, or one JSON object {"KEY":"VALUE",…}.
+#[derive(Debug, clap::Args)]
+#[command(
+    about = "Write a whole file into a bucket, all or none, under one revision",
+    after_help = "\
+Examples:
+  throwbar kv import upstreams map.txt
+  throwbar kv import upstreams map.txt --replace     the file becomes the whole bucket
+  throwbar kv import upstreams map.txt --diff        show what would be changed
+  throwbar kv import upstreams sheet.csv --format csv
+  throwbar kv import upstreams hosts.map --format haproxy-map
+  throwbar kv import upstreams nginx.conf --format nginx-map --map '$upstream'
+  generate-map | throwbar kv import upstreams -"
+)]
+pub(super) struct Args {
+    /// The bucket
+    bucket: String,
+    /// The file, or - for standard input
+    file: PathBuf,
+    /// What the file is
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    format: Format,
+    /// Of an nginx config with several maps, the one that sets this variable
+    #[arg(long, value_name = "VARIABLE")]
+    map: Option<String>,
+    /// Go on without entries that a bucket has no counterpart for
+    #[arg(long)]
+    skip_unsupported: bool,
+    /// Delete the keys that the file does not have
+    #[arg(long)]
+    replace: bool,
+    /// Let a file without keys empty the bucket
+    #[arg(long, requires = "replace")]
+    allow_empty: bool,
+    /// Check only; change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Show key by key what would be changed; change nothing
+    #[arg(long)]
+    diff: bool,
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Formats of an import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Lines or JSON, found by itself
+    Auto,
+    /// A table whose first line names the columns key and value
+    Csv,
+    /// A map file of HAProxy
+    HaproxyMap,
+    /// A map block of nginx
+    NginxMap,
+}
+
+/// Sends a whole file as one batch.
+///
+/// # Errors
+/// If it cannot be read, or is refused.
+pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
+    let (text, name) = read(&args.file)?;
+    let invalid = |problem: String| Ended::error(Exit::ConfigInvalid, format!("{name}: {problem}"));
+    if args.map.is_some() && args.format != Format::NginxMap {
+        return Err(Ended::error(Exit::Usage, "--map is for --format nginx-map"));
+    }
+    let (content_type, body) = match args.format {
+        Format::Auto => body_of(text).map_err(invalid)?,
+        Format::Csv => ("text/csv", text),
+        Format::HaproxyMap | Format::NginxMap => {
+            let text =
+                String::from_utf8(text).map_err(|_| invalid("is not text in UTF-8".to_owned()))?;
+            let found = match args.format {
+                Format::NginxMap => foreign::nginx_map(&text, args.map.as_deref()),
+                _ => foreign::haproxy_map(&text),
+            };
+            let found = found.map_err(|problems| invalid(problems.join("\n  ")))?;
+            carried(found, args.skip_unsupported, &name)?
+        }
+    };
+    let has_entry = match args.format {
+        Format::Csv => body.trim_ascii().contains(&b'\n'),
+        _ => has_entry(&body),
+    };
+    if args.replace && !args.allow_empty && !has_entry {
+        // An empty file is more often a mistake than a wish.
+        return Err(invalid(format!(
+            "has no key, so --replace would empty {:?}: give --allow-empty if it is meant to",
+            args.bucket
+        )));
+    }
+    let dry_run = args.dry_run || args.diff;
+    let path = with_query(
+        format!("/v1/kv/{}/import", segment("bucket", &args.bucket)?),
+        &[
+            ("replace", flag(args.replace)),
+            ("dry_run", flag(dry_run)),
+            ("diff", flag(args.diff)),
+        ],
+    );
+    let answer = client
+        .upload(Method::POST, &path, content_type, body, "writing")
+        .await
+        .map_err(|error| refused(error).context(name.clone()))?
+        .json()?;
+    if args.diff && !args.json {
+        show_changes(&answer)?;
+    }
+    report(&args.bucket, &answer, dry_run, args.json)
+}
+
+/// The entries of a foreign map as lines of JSON.
+fn carried(
+    found: Found,
+    skip_unsupported: bool,
+    name: &str,
+) -> anyhow::Result<(&'static str, Vec<u8>)> {
+    if !skip_unsupported && !found.unsupported.is_empty() {
+        let list = found.unsupported.join("\n  ");
+        return Err(Ended::error(
+            Exit::ConfigInvalid,
+            format!(
+                "{name} has what cannot be carried over; --skip-unsupported goes on without it\n  {list}"
+            ),
+        ));
+    }
+    for text in &found.unsupported {
+        output::aside(format_args!("left out: {name}: {text}"));
+    }
+    for text in &found.notes {
+        output::aside(format_args!("note: {name}: {text}"));
+    }
+    let mut lines = Vec::new();
+    for (key, value) in &found.entries {
+        lines.extend_from_slice(json!({ "key": key, "value": value }).to_string().as_bytes());
+        lines.push(b'\n');
+    }
+    Ok(("application/x-ndjson", lines))
+}
+
+/// Shows `+`, `-` and `~` with key and values.
+fn show_changes(answer: &Value) -> anyhow::Result<()> {
+    let mut out = Out::stdout();
+    let style = Style::stdout();
+    let shown = |value: &Value| match value.as_str() {
+        Some(text) => output::printable(text),
+        None => output::printable(&value.to_string()),
+    };
+    for change in super::listed(answer, "changes") {
+        let key = output::printable(change["key"].as_str().unwrap_or_default());
+        let (before, after) = (&change["before"], &change["after"]);
+        let line = match (before.is_null(), after.is_null()) {
+            (true, _) => style.green(&format!("+ {key} {}", shown(after))),
+            (false, true) => style.red(&format!("- {key} {}", shown(before))),
+            (false, false) => format!("~ {key} {} -> {}", shown(before), shown(after)),
+        };
+        out.line(line)?;
+    }
+    match answer["changes_not_shown"].as_u64() {
+        None | Some(0) => {}
+        Some(more) => out.line(format_args!("and {} more", output::count(more)))?,
+    }
+    out.flush()
+}
+
+/// Reads a file or standard input to its end.
+fn read(file: &Path) -> anyhow::Result<(Vec<u8>, String)> {
+    let mut text = Vec::new();
+    let (name, mut reader): (String, Box<dyn Read>) = if file == Path::new("-") {
+        ("standard input".to_owned(), Box::new(std::io::stdin()))
+    } else {
+        let name = file.display().to_string();
+        let open = std::fs::File::open(file).with_context(|| name.clone())?;
+        (name, Box::new(open))
+    };
+    reader
+        .by_ref()
+        .take(IMPORT_BYTES_MAX + 1)
+        .read_to_end(&mut text)
+        .with_context(|| name.clone())?;
+    anyhow::ensure!(
+        text.len() as u64 <= IMPORT_BYTES_MAX,
+        "{name}: is larger than {}, the most that one import takes",
+        output::size(IMPORT_BYTES_MAX)
+    );
+    Ok((text, name))
+}

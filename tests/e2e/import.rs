@@ -1,0 +1,249 @@
+//! What people have: a config of Caddy becomes a config and a filled bucket; maps of others go into a bucket.
+
+use crate::harness::proxy::{Ended, command, run, run_with};
+use crate::harness::{Admin, TestProxy, TestUpstream, websocket};
+use std::path::Path;
+
+const CADDY: &str = include_str!("../../examples/from-caddy/caddy.json");
+
+/// The example on ports from the system.
+fn caddy_json() -> String {
+    CADDY
+        .replace("\":8080\"", "\"127.0.0.1:0\"")
+        .replace("localhost:2019", "localhost:0")
+        .replace("\"127.0.0.2\"", "\"127.0.0.1\"")
+}
+
+async fn import(dir: &Path, arguments: &[&str]) -> Ended {
+    run(
+        dir,
+        &[&["import", "caddy", "caddy.json"], arguments].concat(),
+    )
+    .await
+}
+
+async fn imported() -> TestProxy {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("caddy.json"), caddy_json()).expect("written");
+    let ended = import(dir.path(), &["--out", "made", "--without-token"]).await;
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(
+        ended
+            .stdout
+            .contains("1 listener, 2 routes, 1 plugin, 1 bucket with 2 keys"),
+        "{}",
+        ended.stdout
+    );
+    assert!(ended.stdout.contains("serve made/throwbar.toml"));
+    TestProxy::start_in(dir, &["serve", "made/throwbar.toml"]).await
+}
+
+#[tokio::test]
+async fn a_config_of_caddy_goes_on_doing_its_job_with_its_own_requests_to_change_the_map() {
+    let upstream = TestUpstream::saying("ok").await;
+    let proxy = imported().await;
+    let port = upstream.port();
+    let fields = |id| [("x-id", id), ("x-port", &*port)];
+    assert_eq!(proxy.get("/a", &fields("id1")).await.text(), "ok");
+    let received = upstream.only();
+    assert_eq!(
+        (received.header("x-id"), received.header("x-port")),
+        (None, None)
+    );
+    for fields in [
+        &fields("nobody")[..],
+        &[("x-id", "id1")],
+        &[("x-port", "80")],
+        &[("x-id", "id1"), ("x-port", "8o")],
+    ] {
+        let response = proxy.get("/", fields).await;
+        assert_eq!(response.status, 404);
+        let id = fields
+            .iter()
+            .find(|(name, _)| *name == "x-id")
+            .map_or("", |(_, id)| *id);
+        assert_eq!(
+            response.text(),
+            format!("{{\"error\": \"Invalid request\", \"id\": \"{id}\"}}")
+        );
+        assert_eq!(response.header("content-type"), "application/json");
+    }
+    // As Caddy's users change the map, without a token and with a stream open.
+    let (echo, _closes) = websocket::echo().await;
+    let mut socket =
+        websocket::open(proxy.address, &[("x-id", "id1"), ("x-port", &echo.port())]).await;
+    let admin = Admin::new(proxy.admin_address, None);
+    let patch = crate::harness::Request::new("PATCH", "/id/proxy-map/mappings")
+        .field("content-type", "application/json")
+        .body(r#"[{"input": "new", "outputs": ["127.0.0.1"]}]"#);
+    assert_eq!(admin.send(patch).await.status, 200);
+    assert_eq!(proxy.get("/", &fields("new")).await.text(), "ok");
+    assert_eq!(proxy.get("/", &fields("id1")).await.status, 404);
+    socket.echo("still open").await;
+}
+
+#[tokio::test]
+async fn an_import_writes_all_or_nothing_and_never_over_something() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |text: &str| std::fs::write(dir.path().join("caddy.json"), text).expect("written");
+    let entries = || std::fs::read_dir(dir.path()).expect("read").count();
+    write(&caddy_json());
+    let shown = import(dir.path(), &["--dry-run"]).await;
+    assert_eq!((shown.code, entries()), (0, 1), "{}", shown.stderr);
+    assert!(
+        shown.stdout.contains("[plugins.by-header]"),
+        "{}",
+        shown.stdout
+    );
+
+    write(&caddy_json().replace("\"static_response\"", "\"file_server\""));
+    let refused = import(dir.path(), &["--out", "made"]).await;
+    assert_eq!((refused.code, entries()), (3, 1));
+    assert!(
+        refused
+            .stderr
+            .contains("handler \"file_server\" has no counterpart"),
+        "{}",
+        refused.stderr
+    );
+    let without = import(dir.path(), &["--out", "made", "--skip-unsupported"]).await;
+    assert_eq!((without.code, entries()), (0, 2), "{}", without.stderr);
+    assert!(without.stdout.contains("left out: "), "{}", without.stdout);
+
+    let again = import(dir.path(), &["--out", "made", "--skip-unsupported"]).await;
+    assert_eq!((again.code, entries()), (1, 2));
+    assert!(
+        again.stderr.contains("made: exists already"),
+        "{}",
+        again.stderr
+    );
+    write(":8080 {\n}\n");
+    let caddyfile = import(dir.path(), &["--out", "other"]).await;
+    assert_eq!((caddyfile.code, entries()), (3, 2));
+    assert!(
+        caddyfile.stderr.contains("caddy adapt"),
+        "{}",
+        caddyfile.stderr
+    );
+}
+
+const BYTES: &str = "[buckets.names]\nvalues = \"bytes\"\n[[route]]\nreply = { status = 200 }\n";
+
+async fn kv(proxy: &TestProxy, arguments: &[&str]) -> Ended {
+    let mut command = command();
+    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
+    run_with(command, proxy.dir(), &[&["kv"], arguments].concat()).await
+}
+
+#[tokio::test]
+async fn maps_of_haproxy_and_nginx_and_tables_become_entries() {
+    let proxy = TestProxy::start(BYTES).await;
+    let write = |name: &str, text: &str| std::fs::write(proxy.file(name), text).expect("written");
+    write(
+        "hosts.map",
+        "# hosts\na.example.com   app one\na.example.com other\n",
+    );
+    write(
+        "nginx.conf",
+        "http {\n map $http_x_id $upstream {\n  default \"\";\n  id1 10.0.0.1;\n  ~^x 10.0.0.2;\n }\n}\n",
+    );
+    write(
+        "sheet.csv",
+        "note,Key,Value\r\n,\"k,1\",\"v \"\"1\"\"\"\r\n",
+    );
+    let haproxy = kv(
+        &proxy,
+        &["import", "names", "hosts.map", "--format", "haproxy-map"],
+    )
+    .await;
+    assert_eq!(haproxy.code, 0, "{}", haproxy.stderr);
+    assert!(
+        haproxy
+            .stderr
+            .contains("line 3: key \"a.example.com\" is on line 2 already")
+    );
+    let nginx = ["import", "names", "nginx.conf", "--format", "nginx-map"];
+    let refused = kv(&proxy, &nginx).await;
+    assert_eq!(refused.code, 3);
+    assert!(
+        refused.stderr.contains("line 5: ~^x 10.0.0.2"),
+        "{}",
+        refused.stderr
+    );
+    let skipped = kv(&proxy, &[&nginx[..], &["--skip-unsupported"]].concat()).await;
+    assert_eq!(skipped.code, 0, "{}", skipped.stderr);
+    let csv = kv(&proxy, &["import", "names", "sheet.csv", "--format", "csv"]).await;
+    assert_eq!(csv.code, 0, "{}", csv.stderr);
+
+    let all = kv(&proxy, &["export", "names", "--format", "csv"])
+        .await
+        .stdout;
+    assert_eq!(
+        all,
+        "key,value,revision\na.example.com,app one,1\nid1,10.0.0.1,2\n\"k,1\",\"v \"\"1\"\"\",3\n"
+    );
+    let lines = kv(&proxy, &["export", "names"]).await;
+    assert_eq!(
+        (lines.code, &*lines.stdout),
+        (0, "a.example.com app one\nid1 10.0.0.1\nk,1 v \"1\"\n")
+    );
+}
+
+#[tokio::test]
+async fn a_diff_shows_what_an_import_would_change_and_changes_nothing() {
+    let proxy = TestProxy::start(BYTES).await;
+    let write = |text: &str| std::fs::write(proxy.file("map.txt"), text).expect("written");
+    write("same 1\nother 1\ngone 1\n");
+    assert_eq!(kv(&proxy, &["import", "names", "map.txt"]).await.code, 0);
+    write("same 1\nother 2\nnew 1\n");
+    let replace = ["import", "names", "map.txt", "--replace"];
+    let shown = kv(&proxy, &[&replace[..], &["--diff"]].concat()).await;
+    assert_eq!(shown.code, 0, "{}", shown.stderr);
+    let lines: Vec<&str> = shown.stdout.lines().collect();
+    assert_eq!(
+        lines[..3],
+        ["- gone 1", "+ new 1", "~ other 1 -> 2"],
+        "{}",
+        shown.stdout
+    );
+    assert!(
+        lines[3].contains("1 added, 1 changed, 1 deleted, 1 as before; nothing changed"),
+        "{}",
+        shown.stdout
+    );
+    assert_eq!(kv(&proxy, &["get", "names", "gone"]).await.stdout, "1\n");
+    assert_eq!(kv(&proxy, &replace).await.code, 0);
+    let diff = [&replace[..], &["--diff"]].concat();
+    let none = kv(&proxy, &diff).await;
+    assert!(
+        none.stdout.starts_with("names: would be 3 as before"),
+        "{}",
+        none.stdout
+    );
+}
+
+#[tokio::test]
+async fn an_export_that_its_format_cannot_hold_is_refused_whole() {
+    let proxy = TestProxy::start(BYTES).await;
+    let admin = proxy.admin();
+    admin.set("names", "with%20space", "v").await;
+    let get = async |format: &str| {
+        let path = format!("/v1/kv/names?format={format}");
+        admin.send(crate::harness::Request::get(&path)).await
+    };
+    let lines = get("lines").await;
+    assert_eq!(lines.status, 422);
+    assert!(
+        lines.text().contains("\\\"with space\\\""),
+        "{}",
+        lines.text()
+    );
+    assert_eq!(
+        get("csv").await.text(),
+        "key,value,revision\nwith space,v,1\n"
+    );
+    assert_eq!(get("xml").await.status, 400);
+    let cut = kv(&proxy, &["export", "names", "out.txt"]).await;
+    assert_eq!(cut.code, 1, "{}", cut.stderr);
+    assert!(!proxy.file("out.txt").exists());
+}
