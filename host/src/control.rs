@@ -315,10 +315,16 @@ impl Control {
 
 /// What of a config only a restart can change.
 fn needs_restart(running: &Config, next: &Config) -> Option<&'static str> {
+    // Limited tokens are looked up in the running config.
+    let without_tokens = |config: &Config| crate::admin::Config {
+        tokens: Vec::new(),
+        ..config.admin.clone()
+    };
+    let admin_changed = without_tokens(running) != without_tokens(next);
     [
         (running.workers != next.workers, "workers"),
         (running.data != next.data, "data"),
-        (running.admin != next.admin, "admin"),
+        (admin_changed, "admin"),
         (running.log != next.log, "log"),
     ]
     .into_iter()

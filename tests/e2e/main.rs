@@ -34,6 +34,7 @@ mod shadow;
 mod store;
 mod stream_drain;
 mod timeouts;
+mod tokens;
 mod upstreams;
 mod versions;
 mod websocket;

@@ -3,21 +3,29 @@
 //! A page on the web can make its visitor's browser send requests to loopback. It cannot choose the `Host` field freely
 //! (DNS rebinding makes it a name of the attacker's), and it cannot leave out `Origin` on anything that changes state.
 
+use super::input::{Actor, audit};
 use super::problem::Problem;
+use super::rights::{Caller, LimitedToken};
 use super::token::Token;
 use super::{Address, Auth, Config};
+use crate::control::Control;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// What stands before every endpoint.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Gate {
     token: Option<Token>,
     /// A Unix socket has no name a browser could be sent to.
     any_host: bool,
+    /// Tokens for a part of the store, as of the start.
+    limited: Vec<Arc<LimitedToken>>,
+    /// Whose config says which of these there are now.
+    control: Option<Control>,
 }
 
 impl Gate {
@@ -29,11 +37,26 @@ impl Gate {
                 Auth::Token => Some(token.unwrap_or_else(Token::unguessable)),
             },
             any_host: matches!(config.listen, Address::Unix(_)),
+            limited: config.tokens.clone(),
+            control: None,
         }
     }
 
-    /// Whether this request may go on.
-    pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    /// The same, with the limited tokens of the running config: a token that is taken out of it is good no longer.
+    pub(super) fn following(self, control: Control) -> Self {
+        Self {
+            control: Some(control),
+            ..self
+        }
+    }
+
+    /// Whether this request may go on, and for whom.
+    pub(super) fn check(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Caller, Problem> {
         let host = host(uri, headers)?;
         if !self.any_host && !is_local_name(host) {
             return Err(Problem::new(
@@ -44,20 +67,34 @@ impl Gate {
         }
         check_origin(headers, host)?;
         if is_public(uri.path()) {
-            return Ok(());
+            return Ok(Caller::Admin);
         }
-        self.check_token(headers)
+        let caller = self.check_token(headers)?;
+        if let Caller::Limited(token) = &caller {
+            token.permit(method, uri).inspect_err(|_| {
+                if !matches!(*method, Method::GET | Method::HEAD) {
+                    let actor = Actor(token.name.clone());
+                    audit(&actor, method.as_str(), uri.path(), "forbidden", None);
+                }
+            })?;
+        }
+        Ok(caller)
     }
 
-    fn check_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
+    fn check_token(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
         let Some(token) = &self.token else {
-            return Ok(());
+            return Ok(Caller::Admin);
         };
         let detail = match headers.get(header::AUTHORIZATION) {
             Some(value) if bearer(value).is_some_and(|given| token.matches(given)) => {
-                return Ok(());
+                return Ok(Caller::Admin);
             }
-            Some(value) if bearer(value).is_some() => "the token is not the one of this process",
+            Some(value) if bearer(value).is_some() => {
+                match bearer(value).and_then(|given| self.limited(given)) {
+                    Some(token) => return Ok(Caller::Limited(token)),
+                    None => "the token is not the one of this process",
+                }
+            }
             Some(_) => "expected authorization: Bearer TOKEN",
             None => {
                 "expected authorization: Bearer TOKEN, with the token of admin.token in the data directory"
@@ -70,12 +107,28 @@ impl Gate {
             ),
         )
     }
+
+    fn limited(&self, given: &[u8]) -> Option<Arc<LimitedToken>> {
+        let running = self.control.as_ref().map(Control::running);
+        let tokens = match &running {
+            Some(running) => &running.config.admin.tokens,
+            None => &self.limited,
+        };
+        tokens
+            .iter()
+            .find(|token| token.token.matches(given))
+            .cloned()
+    }
 }
 
 /// Lets a request pass or answers it; marks every response as nothing to keep or to guess the type of.
-pub(super) async fn gate(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    let mut response = match gate.check(request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
+pub(super) async fn gate(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    let checked = gate.check(request.method(), request.uri(), request.headers());
+    let mut response = match checked {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Err(problem) => problem.into_response(),
     };
     let headers = response.headers_mut();
@@ -202,8 +255,8 @@ mod tests {
 
     fn status(gate: &Gate, path: &str, fields: &[(&'static str, &str)]) -> u16 {
         let uri = path.parse().unwrap();
-        gate.check(&uri, &headers(fields))
-            .map_or_else(|problem| problem.status.as_u16(), |()| 200)
+        gate.check(&Method::GET, &uri, &headers(fields))
+            .map_or_else(|problem| problem.status.as_u16(), |_| 200)
     }
 
     #[test]
@@ -231,10 +284,39 @@ mod tests {
             );
         }
         let problem = gate
-            .check(&"/".parse().unwrap(), &headers(&[host]))
+            .check(&Method::GET, &"/".parse().unwrap(), &headers(&[host]))
             .unwrap_err();
         assert_eq!(problem.headers[0].0, header::WWW_AUTHENTICATE);
         assert!(problem.detail.contains("admin.token"));
+    }
+
+    #[test]
+    fn a_limited_token_passes_where_it_is_good_and_its_caller_is_known() {
+        let secret = "0123456789abcdef0123456789abcdef";
+        let limited = LimitedToken {
+            name: "agents".to_owned(),
+            token: Token::given(secret).unwrap(),
+            buckets: [("ids".to_owned(), crate::plugin::Access::Write)].into(),
+            prefix: String::new(),
+        };
+        let config = Config {
+            tokens: vec![Arc::new(limited)],
+            ..Config::default()
+        };
+        let gate = Gate::new(&config, None);
+        let bearer = format!("Bearer {secret}");
+        let fields = [("host", "localhost"), ("authorization", &*bearer)];
+        assert_eq!(status(&gate, "/v1/kv/ids", &fields), 200);
+        assert_eq!(status(&gate, "/v1/status", &fields), 403);
+        let caller = gate.check(
+            &Method::PUT,
+            &"/v1/kv/ids/a".parse().unwrap(),
+            &headers(&fields),
+        );
+        assert!(matches!(caller.unwrap(), Caller::Limited(token) if token.name == "agents"));
+        let longer = format!("{bearer}0");
+        let fields = [("host", "localhost"), ("authorization", &*longer)];
+        assert_eq!(status(&gate, "/v1/kv/ids", &fields), 401);
     }
 
     #[test]

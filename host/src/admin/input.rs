@@ -1,6 +1,7 @@
 //! What a request gives an endpoint: path, query, body and conditions, each refused with what was expected.
 
 use super::problem::Problem;
+use super::rights::Caller;
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequestParts;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -77,12 +78,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Actor {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        // Who has a token of his own is known by it, whatever he calls himself besides.
+        let token = match parts.extensions.get() {
+            Some(Caller::Limited(token)) => Some(token.name.as_str()),
+            Some(Caller::Admin) | None => None,
+        };
         let Some(value) = parts.headers.get(ACTOR) else {
-            return Ok(Self("admin".to_owned()));
+            return Ok(Self(token.unwrap_or("admin").to_owned()));
         };
         match value.to_str() {
             Ok(name) if !name.is_empty() && name.len() <= ACTOR_BYTES_MAX => {
-                Ok(Self(name.to_owned()))
+                Ok(Self(match token {
+                    Some(token) => format!("{token}/{name}"),
+                    None => name.to_owned(),
+                }))
             }
             _ => Err(Problem::bad_request(
                 "actor",

@@ -31,6 +31,7 @@ mod input;
 mod kv;
 mod plugins;
 pub mod problem;
+mod rights;
 mod rollout;
 mod serve;
 mod status;
@@ -38,6 +39,7 @@ mod streams;
 pub mod token;
 mod transfer;
 
+pub use rights::LimitedToken;
 pub use serve::{Bound, bind};
 pub use token::{Token, TokenError};
 
@@ -54,6 +56,8 @@ pub struct Config {
     pub component_bytes_max: usize,
     /// Largest other body, in bytes.
     pub body_bytes_max: usize,
+    /// Tokens that are good for a part of the store only.
+    pub tokens: Vec<Arc<LimitedToken>>,
 }
 
 /// A TCP address or a Unix socket.
@@ -81,6 +85,7 @@ impl Default for Config {
             auth: Auth::Token,
             component_bytes_max: 32 << 20,
             body_bytes_max: 256 << 20,
+            tokens: Vec::new(),
         }
     }
 }
@@ -159,7 +164,7 @@ pub async fn serve(
 }
 
 fn router(state: State) -> Router {
-    let gate = auth::Gate::new(&state.config, state.token.clone());
+    let gate = auth::Gate::new(&state.config, state.token.clone()).following(state.control.clone());
     guarded(endpoints(), gate).with_state(state)
 }
 

@@ -11,6 +11,8 @@ pub const FILE_NAME: &str = "admin.token";
 
 const TOKEN_BYTES: usize = 32;
 const HEX_LEN: usize = 2 * TOKEN_BYTES;
+/// The shortest token that somebody else may make: 128 bits in hex.
+const GIVEN_BYTES_MIN: usize = 32;
 
 /// A bearer token; clones share it.
 #[derive(Clone, PartialEq, Eq)]
@@ -93,6 +95,19 @@ impl Token {
         let text = text.trim_end_matches(['\n', '\r']);
         if text.len() != HEX_LEN || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(TokenError::Content { path });
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// A token that somebody else made.
+    ///
+    /// # Errors
+    /// What was expected; never with the text, which is a secret.
+    pub fn given(text: &str) -> Result<Self, String> {
+        if text.len() < GIVEN_BYTES_MIN || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(format!(
+                "expected {GIVEN_BYTES_MIN} or more ASCII characters without spaces, such as of `openssl rand -hex 32`"
+            ));
         }
         Ok(Self(text.into()))
     }
@@ -214,6 +229,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = Token::load_or_create(&dir.path().join("none")).unwrap_err();
         assert!(error.to_string().contains("none/admin.token"), "{error}");
+    }
+
+    #[test]
+    fn a_given_token_is_long_enough_and_one_word() {
+        let good = "0123456789abcdef0123456789ABCDEF";
+        assert!(Token::given(good).unwrap().matches(good.as_bytes()));
+        for bad in [
+            "",
+            "short",
+            &good.replace('0', " "),
+            &good.replace('0', "é"),
+            &good[1..],
+        ] {
+            let error = Token::given(bad).unwrap_err();
+            assert!(error.contains("32 or more") && (bad.is_empty() || !error.contains(bad)));
+        }
     }
 
     #[test]

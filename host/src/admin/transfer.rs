@@ -9,6 +9,7 @@ use super::Data;
 use super::input::{Actor, Path, Query, audit, read_body};
 use super::kv::{commit_problem, find};
 use super::problem::Problem;
+use super::rights::Caller;
 use crate::store::{CommitError, Committed, Store, WriteBatch};
 use axum::Json;
 use axum::body::Body;
@@ -39,6 +40,7 @@ pub(super) async fn post(
     State(data): State<Data>,
     Path((name, action)): Path<(String, String)>,
     Query(query): Query<TransferQuery>,
+    caller: Caller,
     actor: Actor,
     headers: HeaderMap,
     body: Body,
@@ -71,6 +73,10 @@ pub(super) async fn post(
     if query.replace {
         batch.replace = vec![bucket];
     }
+    let path = format!("/v1/kv/{name}/{action}");
+    caller
+        .may_commit(&batch)
+        .inspect_err(|problem| audit(&actor, "POST", &path, problem.code, None))?;
     let changes = if query.diff {
         let snapshot = data.store.snapshot();
         let (changes, kept) = offload(move || {
@@ -83,7 +89,6 @@ pub(super) async fn post(
     } else {
         None
     };
-    let path = format!("/v1/kv/{name}/{action}");
     let committed = commit(&data.store, batch, &actor, "POST", &path)
         .await
         .map_err(commit_problem)?;

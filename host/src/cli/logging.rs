@@ -2,9 +2,16 @@
 
 use super::output::Style;
 use super::{Ended, Exit};
+use crate::proxy::access_log::Config;
+use std::fs::File;
 use std::io::IsTerminal;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Mutex;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, Targets};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Lines that may wait for the log's reader.
 const LINES_MAX: usize = 8_192;
@@ -17,12 +24,13 @@ pub(super) struct Log {
 }
 
 /// Starts the log: for people on a terminal, as JSON elsewhere. What is logged is said by the option, else by
-/// `$THROWBAR_LOG`, else by the config.
+/// `$THROWBAR_LOG`, else by the config. Changes through the admin API go to a file of their own, too, if the config names one.
 ///
 /// # Errors
-/// If that is no filter; names where it came from.
-pub(super) fn start(option: Option<String>, config: Option<&str>) -> anyhow::Result<Log> {
-    let (filter, place) = match (option, std::env::var("THROWBAR_LOG"), config) {
+/// If that is no filter, or the file cannot be opened; names where it came from.
+pub(super) fn start(option: Option<String>, config: &Config) -> anyhow::Result<Log> {
+    let level = config.level.as_deref();
+    let (filter, place) = match (option, std::env::var("THROWBAR_LOG"), level) {
         (Some(filter), _, _) => (filter, "--log-level"),
         (None, Ok(filter), _) if !filter.is_empty() => (filter, "THROWBAR_LOG"),
         (None, _, Some(filter)) => (filter.to_owned(), "log.level"),
@@ -44,17 +52,41 @@ pub(super) fn start(option: Option<String>, config: Option<&str>) -> anyhow::Res
         dropped: lines.error_counter(),
         _writer: writer,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let audit = config.audit.as_deref().map(audit_file).transpose()?;
+    // Whatever the level is, and whoever reads standard error: a line is written before the change is answered.
+    let audit = audit.map(|file| {
+        tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_target(false)
+            .with_level(false)
+            .with_writer(Mutex::new(file))
+            .with_filter(Targets::new().with_target("audit", tracing::Level::INFO))
+    });
+    let stderr = tracing_subscriber::fmt::layer()
         .with_writer(lines)
         .with_ansi(Style::stderr().is_on());
-    let started = if terminal {
-        builder.with_target(false).try_init()
+    let stderr = if terminal {
+        stderr.with_target(false).boxed()
     } else {
-        builder.json().flatten_event(true).try_init()
+        stderr.json().flatten_event(true).boxed()
     };
-    started.map_err(|error| anyhow::anyhow!("start logging: {error}"))?;
+    tracing_subscriber::registry()
+        .with(audit)
+        .with(stderr.with_filter(filter))
+        .try_init()
+        .map_err(|error| anyhow::anyhow!("start logging: {error}"))?;
     Ok(log)
+}
+
+/// Opens the file of the audit log, which only grows and only its owner reads.
+fn audit_file(path: &Path) -> anyhow::Result<File> {
+    File::options()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| anyhow::anyhow!("log.audit: cannot open {}: {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -64,7 +96,9 @@ mod tests {
     #[test]
     fn a_filter_that_is_none_is_named_with_where_it_came_from() {
         for filter in ["foo=bar=baz", "foo=loud"] {
-            let error = start(Some(filter.to_owned()), None).err().expect("refused");
+            let error = start(Some(filter.to_owned()), &Config::default())
+                .err()
+                .expect("refused");
             let text = error.to_string();
             assert!(text.starts_with("--log-level: "), "{text}");
             assert!(text.contains(filter) && text.contains("info"), "{text}");

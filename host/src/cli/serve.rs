@@ -128,7 +128,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Some(file) => from_file(file)?,
         None => from_flags(args.inline)?,
     };
-    let log = logging::start(args.log_level, start.config.log.level.as_deref())?;
+    let log = logging::start(args.log_level, &start.config.log)?;
     start.log_dropped = Some(log.dropped.clone());
     let about = About::of(&start);
     let app = app::start(start)?;

@@ -22,6 +22,8 @@ pub struct Config {
     pub access: Sink,
     /// What the process says on standard error, as `tracing` filters it; `info` by default.
     pub level: Option<String>,
+    /// A file that each change through the admin API, or attempt at one, adds a line to.
+    pub audit: Option<PathBuf>,
 }
 
 /// Where access lines go.

@@ -13,7 +13,7 @@ use super::serve::{self, BUCKET};
 use crate::admin::{self, Address};
 use crate::app::{self, Seed, Start};
 use crate::plugin::Access;
-use crate::proxy::access_log::Sink;
+use crate::proxy::access_log::{self, Sink};
 use crate::store::BackendKind;
 use anyhow::Context;
 use directory::Directory;
@@ -54,7 +54,11 @@ pub(crate) struct Args {
 /// # Errors
 /// The first claim that does not hold, or what could not be started.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let log = logging::start(args.log_level, Some("warn"))?;
+    let quiet = access_log::Config {
+        level: Some("warn".to_owned()),
+        ..access_log::Config::default()
+    };
+    let log = logging::start(args.log_level, &quiet)?;
     let upstreams = Upstreams::start()?;
     let data = Directory::new()?;
     let listen = args.listen.unwrap_or_else(|| free(LISTEN_PREFERRED));

@@ -13,6 +13,7 @@ use crate::store::{BackendKind, BucketConfig, OnChange, ValueKind};
 use crate::upstream::{self, Policy, guard};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
@@ -227,8 +228,42 @@ fn admin(mut table: Table<'_>, walk: &mut Walk<'_>) -> admin::Config {
     }
     table.size("component_bytes_max", &mut config.component_bytes_max, walk);
     table.size("body_bytes_max", &mut config.body_bytes_max, walk);
+    let tokens = named(&mut table, "tokens", walk, token);
+    config.tokens = tokens.into_iter().flatten().map(Arc::new).collect();
     table.finish(walk);
     config
+}
+
+/// None if there is no token to be known by.
+fn token(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> Option<admin::LimitedToken> {
+    let token = match table.text("token", walk) {
+        None => {
+            table.missing("token", "token = \"${file:agents.token}\"", walk);
+            None
+        }
+        Some(text) => {
+            let secret = admin::Token::given(&text.value);
+            secret
+                // Not even as it is written: it may be written out.
+                .map_err(|expected| {
+                    let message = format!("the token is none: {expected}");
+                    walk.report(
+                        text.span.clone(),
+                        Finding::new(&text.path, message, "no token"),
+                    );
+                })
+                .ok()
+        }
+    };
+    let buckets = plugins::grants(&mut table, walk);
+    let prefix = table.text("prefix", walk).map(|text| text.value);
+    table.finish(walk);
+    Some(admin::LimitedToken {
+        name: name.to_owned(),
+        token: token?,
+        buckets,
+        prefix: prefix.unwrap_or_default(),
+    })
 }
 
 fn listener(index: usize, mut table: Table<'_>, walk: &mut Walk<'_>) -> listener::Config {
@@ -387,6 +422,10 @@ fn log(mut table: Table<'_>, walk: &mut Walk<'_>) -> access_log::Config {
             path => table::path_buf(path, sources).map(access_log::Sink::File),
         });
         config.access = sink.unwrap_or_default();
+    }
+    if let Some(text) = table.text("audit", walk) {
+        let sources = walk.sources;
+        config.audit = text.read(walk, "a file", |text| table::path_buf(text, sources));
     }
     if let Some(text) = table.text("level", walk) {
         config.level = text.read(walk, "a log level", |level| {

@@ -6,6 +6,7 @@ use crate::plugin::{
     Access, DrainingFull, Fraction, Guard, OnTrap, PluginConfig, SessionConfig, Source,
     VersionPolicy,
 };
+use std::collections::BTreeMap;
 use std::time::Duration;
 use toml::de::DeValue;
 
@@ -22,19 +23,7 @@ pub(super) fn plugin(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> P
         });
         config.source = source.unwrap_or(Source::Pushed);
     }
-    for field in table
-        .table("buckets", walk)
-        .map(Table::fields)
-        .unwrap_or_default()
-    {
-        let words = [("read", Access::Read), ("write", Access::Write)];
-        if let Some(access) = field
-            .text(walk)
-            .and_then(|text| text.choice("access", &words, walk))
-        {
-            config.grants.insert(field.key.to_owned(), access);
-        }
-    }
+    config.grants = grants(&mut table, walk);
     for field in table
         .table("settings", walk)
         .map(Table::fields)
@@ -53,6 +42,20 @@ pub(super) fn plugin(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> P
     config.versions = versions(&mut table, walk);
     table.finish(walk);
     config
+}
+
+/// `buckets`: which may be read, which written.
+pub(super) fn grants(table: &mut Table<'_>, walk: &mut Walk<'_>) -> BTreeMap<String, Access> {
+    let fields = table.table("buckets", walk).map(Table::fields);
+    let words = [("read", Access::Read), ("write", Access::Write)];
+    let mut granted = BTreeMap::new();
+    for field in fields.unwrap_or_default() {
+        let access = field
+            .text(walk)
+            .and_then(|text| text.choice("access", &words, walk));
+        granted.extend(access.map(|access| (field.key.to_owned(), access)));
+    }
+    granted
 }
 
 fn sessions(mut table: Table<'_>, walk: &mut Walk<'_>) -> SessionConfig {

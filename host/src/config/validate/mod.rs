@@ -16,8 +16,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 mod names;
+mod tokens;
 
 use names::{is_name, known, names};
+use tokens::tokens;
 
 /// Most listeners of a config.
 const LISTENERS_MAX: usize = 256;
@@ -204,6 +206,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 fn admin(config: &Config, found: &mut Vec<Finding>) {
+    tokens(config, found);
     let admin = &config.admin;
     if let (Auth::None, Address::Tcp(address)) = (admin.auth, &admin.listen)
         && !address.ip().to_canonical().is_loopback()

@@ -58,6 +58,13 @@ pub(super) fn names(config: &Config, found: &mut Vec<Finding>) {
             ),
         ),
         (
+            "token",
+            keyed(
+                "admin.tokens",
+                config.admin.tokens.iter().map(|token| token.name.as_str()),
+            ),
+        ),
+        (
             "plugin",
             keyed(
                 "plugins",
