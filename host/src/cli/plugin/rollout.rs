@@ -1,6 +1,7 @@
 //! `throwbar plugin canary | shadow | activate | forget | show`: versions beside the active one.
 
-use super::{Version, push_to, report, table_of};
+use super::push_to;
+use super::report::{Version, report, table_of};
 use crate::cli::client::{Client, ClientError, encode, with_query};
 use crate::cli::output::{self, Out};
 use bytes::Bytes;
