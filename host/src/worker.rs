@@ -5,15 +5,13 @@
 
 use crate::listener;
 use crate::metrics::Counters;
-use crate::plugin::{Crew, Generation, GenerationId};
+use crate::plugin::{Generation, GenerationId};
 use crate::proxy::access_log::Batches;
 use crate::proxy::site::Site;
 use crate::store::{BucketId, Store};
-use crate::stream::{Close, CloseReason, Spot, StreamFilter, StreamId, StreamInfo};
+use crate::stream::{Close, Spot, StreamFilter, StreamId, StreamInfo};
 use arc_swap::ArcSwap;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -25,8 +23,6 @@ mod thread;
 pub const WORKERS_MAX: usize = 256;
 /// Commands that may wait for a worker.
 const COMMANDS_MAX: usize = 256;
-/// WebSocket close code of a version that is drained: come back, another one serves (RFC 6455, 7.4.1, by IANA).
-const SERVICE_RESTART: u16 = 1012;
 
 /// Entries of the store that have other values now.
 pub type ChangedEntries = Arc<[(BucketId, Box<str>)]>;
@@ -177,20 +173,19 @@ impl Workers {
         }
     }
 
-    /// Closes the streams that a filter lets through, oldest first, at equal distances over a time.
-    async fn close_evenly(&self, filter: StreamFilter, over: Duration) {
-        let mut spots = self.select_streams(filter).await;
-        spots.sort_unstable_by_key(|spot| spot.id);
-        let close = Arc::new(Close {
-            code: SERVICE_RESTART,
-            reason: "version is drained".into(),
-            why: CloseReason::Drain,
-        });
-        let began = tokio::time::Instant::now();
-        for (index, spot) in spots.iter().enumerate() {
-            let at = over.mul_f64(index as f64 / spots.len() as f64);
-            tokio::time::sleep_until(began + at).await;
-            self.close_streams(std::slice::from_ref(spot), &close).await;
+    /// Makes every worker hold an instance of a generation; an error names what went wrong.
+    pub(crate) async fn warm(&self, generation: Arc<Generation>) -> Result<(), String> {
+        let warmed = self
+            .ask(|answer| Command::Warm(generation.clone(), answer))
+            .await;
+        warmed.into_iter().collect()
+    }
+
+    /// Lets every worker drop its instance of a generation that is no longer active.
+    pub(crate) fn retire(&self, generation: GenerationId) {
+        for sender in self.senders.iter() {
+            // A worker with a full queue drops its instance at the next sweep instead.
+            let _ = sender.try_send(Command::Retire(generation));
         }
     }
 
@@ -219,43 +214,6 @@ impl Workers {
     pub async fn stop(&self) {
         for sender in self.senders.iter() {
             let _ = sender.send(Command::Stop).await;
-        }
-    }
-}
-
-impl Crew for Workers {
-    fn warm(
-        &self,
-        generation: Arc<Generation>,
-    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
-        Box::pin(async move {
-            let warmed = self
-                .ask(|answer| Command::Warm(generation.clone(), answer))
-                .await;
-            warmed
-                .into_iter()
-                .collect::<Result<Vec<()>, String>>()
-                .map(|_| ())
-        })
-    }
-
-    fn retire(&self, generation: GenerationId) {
-        for sender in self.senders.iter() {
-            // A worker with a full queue drops its instance at the next sweep instead.
-            let _ = sender.try_send(Command::Retire(generation));
-        }
-    }
-
-    fn drain(&self, plugin: &str, digest: &str, over: Duration) {
-        let filter = StreamFilter {
-            plugin: Some(plugin.into()),
-            version: Some(digest.into()),
-            ..StreamFilter::default()
-        };
-        let workers = self.clone();
-        // Called from the control runtime and its blocking threads; it ends with the runtime at the latest.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { workers.close_evenly(filter, over).await });
         }
     }
 }

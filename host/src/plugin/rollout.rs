@@ -358,14 +358,14 @@ impl Shared {
         else {
             return;
         };
+        let (Some(crew), Some(active)) = (self.crew(), slot.active().as_ref().cloned()) else {
+            return;
+        };
         let draining = slot.draining("", false);
-        let Some(crew) = self.crew() else { return };
         let surplus = draining.len().saturating_sub(max);
-        for (digest, streams) in draining.iter().take(surplus) {
-            let version = short(digest);
-            tracing::info!(plugin = %slot.name(), version, streams, ?over, "streams of an old version are closed");
-            crew.drain(slot.name(), digest, over);
-        }
+        let drained = draining.into_iter().take(surplus).map(|(digest, _)| digest);
+        let drained: Vec<String> = drained.collect();
+        crew.drain(slot.name(), &drained, &active.label().digest, over);
     }
 }
 

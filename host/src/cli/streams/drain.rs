@@ -61,6 +61,8 @@ struct Drain {
     over_ms: u64,
     code: u16,
     selector: Value,
+    #[serde(default)]
+    cause: String,
 }
 
 impl Drain {
@@ -154,6 +156,7 @@ pub(super) async fn list(client: &Client, json: bool, out: &mut Out) -> anyhow::
         ("LEFT", Align::Right),
         ("OVER", Align::Right),
         ("CODE", Align::Right),
+        ("CAUSE", Align::Left),
         ("SELECTOR", Align::Left),
     ]);
     for drain in drains {
@@ -166,6 +169,7 @@ pub(super) async fn list(client: &Client, json: bool, out: &mut Out) -> anyhow::
             drain.left.to_string(),
             output::age(drain.over_ms / 1_000),
             drain.code.to_string(),
+            drain.cause.clone(),
             conditions(&drain.selector),
         ]);
     }
