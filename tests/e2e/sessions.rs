@@ -1,6 +1,7 @@
 //! Stream hooks: a plugin sees the messages of the WebSockets it forwards, each in a session of the version that accepted
 //! the stream.
 
+use crate::harness::proxy::{command, run_with};
 use crate::harness::websocket::{self, Closes, Socket};
 use crate::harness::{Raw, Setup, TestProxy, TestUpstream, fixture, fixture_path, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -198,6 +199,31 @@ async fn lost_sessions_are_rebuilt_from_the_request_and_what_they_saved() {
         .access_line("the end", |line| line["kind"] == "stream-close")
         .await;
     assert_eq!(closed["session"], "rebuilt");
+}
+
+#[tokio::test]
+async fn lists_of_streams_tell_of_their_sessions() {
+    let (proxy, _upstream, _closes) = proxy("on_trap = \"rebuild\"\nisolated = true").await;
+    let mut plain = websocket::open(proxy.address, &[("x-plain", "1")]).await;
+    plain.echo("not shown").await;
+    let mut hooked = websocket::open(proxy.address, &[]).await;
+    ask(&mut hooked, "who", "a 1 1").await;
+    hooked.echo("both ways").await;
+    hooked.send(Message::text("trap")).await;
+    ask(&mut hooked, "state", "+").await;
+    let streams = proxy.admin().streams_are(2).await;
+    assert_eq!(streams[0]["session"], serde_json::Value::Null);
+    let told = serde_json::json!({
+        "state": "rebuilt", "isolated": true, "messages_up": 4, "messages_down": 1, "ticks": 0,
+        "failures": 1, "rebuilds": 1,
+    });
+    assert_eq!(streams[1]["session"], told);
+    let mut command = command();
+    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
+    let listed = run_with(command, proxy.dir(), &["streams", "ls"]).await;
+    for expected in ["SESSION", "rebuilt 1, isolated", "4/1"] {
+        assert!(listed.stdout.contains(expected), "{}", listed.stdout);
+    }
 }
 
 #[tokio::test]

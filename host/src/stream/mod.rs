@@ -128,6 +128,27 @@ pub struct StreamInfo {
     pub bytes_up: u64,
     /// Bytes to the client.
     pub bytes_down: u64,
+    /// Its session, in the version that accepted it, if its messages are shown to one.
+    pub session: Option<SessionInfo>,
+}
+
+/// A stream's session, for lists.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct SessionInfo {
+    /// How it does: `ok`, `rebuilt`, `failed`, or `unhooked` if the stream goes on without it.
+    pub state: &'static str,
+    /// Whether it has an instance of its own.
+    pub isolated: bool,
+    /// Messages from the client.
+    pub messages_up: u64,
+    /// Messages from the endpoint.
+    pub messages_down: u64,
+    /// Times its interval went by.
+    pub ticks: u64,
+    /// How often it failed, or was lost with its instance.
+    pub failures: u32,
+    /// How often another one took its place.
+    pub rebuilds: u32,
 }
 
 /// A stream to be: both sockets taken out of the HTTP engine after a 101.

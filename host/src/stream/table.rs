@@ -338,6 +338,7 @@ fn info(entry: &Entry, now: Duration) -> StreamInfo {
         age_s: now.saturating_sub(entry.opened()).as_secs(),
         bytes_up,
         bytes_down,
+        session: entry.session_info(),
     }
 }
 
