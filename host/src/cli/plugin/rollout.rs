@@ -32,7 +32,7 @@ pub(super) struct Canary {
     /// Its share, from 0 to 100
     #[arg(long, value_name = "N", conflicts_with = "action")]
     percent: Option<f64>,
-    /// The field whose hash decides: header:NAME, cookie:NAME, query:NAME, client-ip, authority or path
+    /// The field whose hash decides: header:NAME, cookie:NAME, query:NAME, segment:NUMBER (of the path), client-ip, authority or path; requests without it stay with the active version
     #[arg(long, value_name = "FIELD", conflicts_with = "action")]
     by: Option<String>,
     /// Also if the guard took the version back before
