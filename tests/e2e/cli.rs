@@ -6,6 +6,7 @@ use rustix::process::Signal;
 use std::path::Path;
 
 mod refusals;
+mod top;
 
 async fn serve(arguments: &[&str]) -> TestProxy {
     let dir = tempfile::tempdir().expect("a directory");
@@ -296,43 +297,6 @@ async fn streams_commands_list_and_close() {
         client(&proxy, &["streams", "close", "999999"]).await.code,
         1
     );
-}
-
-#[tokio::test]
-async fn top_reports_what_happened_between_two_readings() {
-    let upstream = TestUpstream::saying("ok").await;
-    let proxy = serve(&["--map", "id1=127.0.0.1"]).await;
-    let port = upstream.port();
-    let traffic = async {
-        loop {
-            let fields = [("x-id", "id1"), ("x-port", port.as_str())];
-            assert_eq!(proxy.get("/", &fields).await.status, 200);
-        }
-    };
-    let report = tokio::select! {
-        report = ok(&proxy, &["top", "--count", "1", "--json"]) => report,
-        () = traffic => unreachable!("it never ends"),
-    };
-    let report: serde_json::Value = serde_json::from_str(&report).expect("one line of JSON");
-    let (requests, plugin) = (&report["requests_per_s"], &report["plugins"][0]);
-    assert!(requests.as_f64().is_some_and(|rate| rate > 0.0), "{report}");
-    assert_eq!(
-        &report["routes"][0]["by_class_per_s"][0], requests,
-        "{report}"
-    );
-    assert_eq!(plugin["plugin"], "by-header");
-    assert!(
-        plugin["p99_ns"].as_u64() >= plugin["p50_ns"].as_u64(),
-        "{report}"
-    );
-    assert!(plugin["p50_ns"].is_u64(), "{report}");
-
-    let text = ok(&proxy, &["top", "--count", "1"]).await;
-    let version = plugin["active"].as_str().expect("a version");
-    for expected in ["ready", "ROUTE", "map changes/s (revision 1)", version] {
-        assert!(text.contains(expected), "{expected:?} is not in\n{text}");
-    }
-    assert!(!text.contains('\x1b'), "{text:?}");
 }
 
 #[tokio::test]

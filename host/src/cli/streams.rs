@@ -11,6 +11,8 @@ use serde_json::Value;
 
 mod drain;
 
+pub(super) use drain::conditions;
+
 /// Arguments of `streams`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

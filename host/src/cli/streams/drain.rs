@@ -198,11 +198,12 @@ fn summary(drain: &Drain) -> String {
 }
 
 /// A selector in one line: `key=id1 older_than=4h`.
-fn conditions(selector: &Value) -> String {
+pub(in crate::cli) fn conditions(selector: &Value) -> String {
     let Some(fields) = selector.as_object() else {
         return selector.to_string();
     };
     let shown = fields.iter().map(|(name, value)| match value.as_str() {
+        Some(digest) if name == "version" => format!("{name}={}", output::short(digest)),
         Some(text) => format!("{name}={text}"),
         None if *value == true => name.clone(),
         None => format!("{name}={value}"),
