@@ -1,7 +1,10 @@
 //! `throwbar top`, from a terminal's side and a script's.
 
 use super::{ok, serve};
-use crate::harness::{TestUpstream, fixture, sha256, websocket};
+use crate::harness::proxy::command;
+use crate::harness::{TestProxy, TestUpstream, fixture, sha256, soon, websocket};
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 #[tokio::test]
 async fn top_reports_what_happened_between_two_readings() {
@@ -102,4 +105,49 @@ async fn top_shows_what_is_tried_and_drained_and_leaves_out_what_is_gone() {
         .collect();
     assert_eq!(states, ["active", "draining"], "{report}");
     assert_eq!(plugin["shadow"], serde_json::Value::Null, "{report}");
+}
+
+#[tokio::test]
+async fn top_waits_for_a_proxy_that_goes_away_and_says_so_once() {
+    let mut proxy = serve(&["--admin-auth", "none"]).await;
+    let admin = proxy.admin_address.to_string();
+    let mut command = command();
+    command.args(["top", "--json", "--admin", &admin]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut top = command.spawn().expect("it runs");
+    let mut reports = BufReader::new(top.stdout.take().expect("piped")).lines();
+    let mut errors = BufReader::new(top.stderr.take().expect("piped")).lines();
+    soon("a report", reports.next_line())
+        .await
+        .expect("read")
+        .expect("a line");
+    proxy.kill().await;
+    let told = soon("an error", errors.next_line())
+        .await
+        .expect("read")
+        .expect("a line");
+    assert!(
+        told.contains(&format!("no proxy answers at {admin}")),
+        "{told}"
+    );
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--admin", &admin];
+    arguments.extend(["--admin-auth", "none", "--map", "id1=127.0.0.1"]);
+    let _proxy = TestProxy::start_in(dir, &arguments).await;
+    // The first one had no entry, so no revision.
+    loop {
+        let line = soon("a report", reports.next_line()).await;
+        let line = line.expect("read").expect("a line");
+        let report: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        if report["revision"] == 1 {
+            break assert_eq!(report["plugins"][0]["plugin"], "by-header");
+        }
+    }
+    top.start_kill().expect("it runs still");
+    let mut rest = Vec::new();
+    while let Some(line) = errors.next_line().await.expect("read") {
+        rest.push(line);
+    }
+    let again = rest.iter().filter(|line| line.contains("no proxy answers"));
+    assert_eq!(again.count(), 0, "{rest:?}");
 }
