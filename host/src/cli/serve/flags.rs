@@ -232,6 +232,7 @@ pub(in crate::cli) fn by_header(header: &str, port_header: &str, backend: Backen
                 plugin: PLUGIN.to_owned(),
                 on_failure: OnFailure::default(),
             },
+            streams: Default::default(),
         }],
         // Who comes from Caddy has this id in his scripts.
         caddy_ids: BTreeMap::from([("proxy-map".to_owned(), BUCKET.to_owned())]),

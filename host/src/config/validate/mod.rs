@@ -5,6 +5,7 @@
 use super::Config;
 use super::diagnostic::{Finding, join, shorten};
 use crate::admin::{Address, Auth};
+use crate::proxy::TICK;
 use crate::store::{BucketConfig, OnChange, Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
 use crate::worker::WORKERS_MAX;
@@ -350,6 +351,8 @@ fn limits(config: &Config, found: &mut Vec<Finding>) {
         0..=1_000_000,
         found,
     );
+    let times = config.streams.times;
+    pings("streams", [times.ping_client, times.ping_upstream], found);
     between(
         "streams.streams_max",
         &config.streams.streams_max,
@@ -368,6 +371,16 @@ fn limits(config: &Config, found: &mut Vec<Finding>) {
         125..=64 << 20,
         found,
     );
+}
+
+/// Each ping comes after a tick at least; what is zero never comes.
+fn pings(path: &str, [client, upstream]: [Option<Duration>; 2], found: &mut Vec<Finding>) {
+    let range = TICK..=Duration::from_secs(24 * 3600);
+    for (key, interval) in [("ping_client", client), ("ping_upstream", upstream)] {
+        if let Some(interval) = interval.filter(|interval| !interval.is_zero()) {
+            span(join(path, key), interval, range.clone(), found);
+        }
+    }
 }
 
 fn caddy(config: &Config, found: &mut Vec<Finding>) {

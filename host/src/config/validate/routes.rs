@@ -1,10 +1,11 @@
 //! Checks of `[[route]]`: what a route names exists, may be dialled, and a request can reach it.
 
 use super::names::known;
-use super::{refused, trusted};
+use super::{pings, refused, trusted};
 use crate::config::Config;
 use crate::config::diagnostic::{Finding, join};
 use crate::proxy::{Handler, OnFailure};
+use crate::stream::RouteTimes;
 
 /// Everything that is wrong with the routes.
 pub(super) fn routes(config: &Config, found: &mut Vec<Finding>) {
@@ -47,8 +48,19 @@ pub(super) fn routes(config: &Config, found: &mut Vec<Finding>) {
                 upstreams(),
                 found,
             ),
-            Handler::Reply(_) => {}
+            Handler::Reply(_) => {
+                if route.streams != RouteTimes::default() {
+                    found.push(Finding::new(
+                        join(&path, "streams"),
+                        "`streams` is for routes that forward: a reply opens none",
+                        "never in force",
+                    ));
+                }
+            }
         }
+        let times = route.streams;
+        let intervals = [times.ping_client, times.ping_upstream];
+        pings(&join(&path, "streams"), intervals, found);
         // A plugin may pass a request on to the next route; no other handler does.
         let earlier = config.routes[..index].iter().position(|earlier| {
             !matches!(earlier.handler, Handler::Plugin { .. })

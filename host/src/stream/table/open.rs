@@ -71,9 +71,9 @@ impl Streams {
             ))
         });
         let id = StreamId((table.counter + 1) << 8 | self.worker as u64);
-        let intervals = [config.ping_client, config.ping_upstream].map(timeout_ticks);
+        let intervals = [new.times.ping_client, new.times.ping_upstream].map(timeout_ticks);
         let keepalive = Keepalive::new(intervals, id, tick).map_err(Refused::Socket)?;
-        let age = timeout_ticks(new.age_max.or(config.age_max));
+        let age = timeout_ticks(new.times.age_max);
         let (followed, is_current) = match new.follow {
             Some(follow) => (Some(Followed::new(follow.entry)), Some(follow.is_current)),
             None => (None, None),
@@ -93,7 +93,7 @@ impl Streams {
                 started_ms: unix_ms(),
                 tick,
                 timeouts: Timeouts {
-                    idle: timeout_ticks(new.idle_timeout.or(config.idle_timeout)),
+                    idle: timeout_ticks(new.times.idle_timeout),
                     age: jittered(age, id, config.age_jitter),
                 },
                 keepalive,
