@@ -28,11 +28,10 @@ pub(super) fn lines(rates: &Rates, admin: &str, now_ms: u64, height: Option<usiz
         ),
     ];
     let mut below: Vec<String> = Vec::new();
-    for table in [plugins(rates), shadows(rates), drains(rates, now_ms)] {
-        if let Some(table) = table {
-            below.push(String::new());
-            below.extend(table.lines());
-        }
+    let tables = [plugins(rates), shadows(rates), drains(rates, now_ms)];
+    for table in tables.into_iter().flatten() {
+        below.push(String::new());
+        below.extend(table.lines());
     }
     // An empty line and the headings; below them perhaps a line of how many are left out.
     let taken = lines.len() + 3 + below.len();
