@@ -11,6 +11,9 @@ const CANARY: &str = "/v1/plugins/router/canary";
 const IDS: u32 = 20_000;
 const CLIENTS: u32 = 4;
 
+/// A request with this ID in it.
+type WithId = fn(u32) -> Request;
+
 /// `version-a` is active and answers 404 for an ID that is not in the map; the canary to be replies with 200.
 async fn proxy() -> TestProxy {
     let proxy = TestProxy::start(&format!("{BY_HEADER}{PATIENT}")).await;
@@ -43,7 +46,7 @@ async fn taken(address: SocketAddr, ids: impl IntoIterator<Item = u32>) -> BTree
 async fn taken_with(
     address: SocketAddr,
     ids: impl IntoIterator<Item = u32>,
-    request: fn(u32) -> Request,
+    request: WithId,
 ) -> BTreeSet<u32> {
     let ids: Vec<u32> = ids.into_iter().collect();
     let tasks: Vec<_> = (0..CLIENTS)
@@ -105,7 +108,7 @@ async fn an_id_is_drawn_alike_in_a_header_a_cookie_the_query_or_the_path() {
     let by_header = taken(proxy.address, 0..1_000).await;
     assert!((190..310).contains(&by_header.len()), "{}", by_header.len());
     let version = &sha256(&fixture("count"))[..12];
-    let fields: [(&str, fn(u32) -> Request); 3] = [
+    let fields: [(&str, WithId); 3] = [
         ("cookie:id", |id| {
             Request::get("/").field("cookie", &format!("theme=dark; id=id{id}"))
         }),
