@@ -290,7 +290,7 @@ async fn streams_commands_list_and_close() {
     assert_eq!(closing.await.expect("closed"), Some(1012));
     let listed = ok(&proxy, &["streams", "drains"]).await;
     assert!(
-        listed.contains("key=id1") && listed.contains("cancelled"),
+        listed.contains("asked  key=id1") && listed.contains("cancelled"),
         "{listed}"
     );
     assert_eq!(

@@ -19,8 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Arguments of `top`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-On a terminal it draws one screen again and again until Ctrl-C; otherwise it prints one report after another. A proxy that goes
-away is waited for, unless the reports are counted.
+On a terminal it draws one screen again and again until Ctrl-C; elsewhere, and when reports are
+counted, it prints one after another. A proxy that goes away is waited for, unless they are counted.
 
 P50 and P99 are of the interval and the plugin, P99 SO FAR is of a version since it was activated.
 
@@ -30,8 +30,6 @@ Examples:
   throwbar top --once                what happens in one second
   throwbar top --once --json         the same, for a script")]
 pub(crate) struct Args {
-    #[command(flatten)]
-    connect: Connect,
     /// Seconds between readings; rates are over this time
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     interval: u64,
@@ -44,6 +42,8 @@ pub(crate) struct Args {
     /// Print each report as a line of JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    connect: Connect,
 }
 
 /// Runs the command.
