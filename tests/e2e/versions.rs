@@ -308,6 +308,7 @@ async fn a_thousand_plugins_of_one_module_share_its_code() {
                 text,
                 "[plugins.p{i}]\nsource = \"builtin:by-header\"\nbuckets = {{ upstreams = \"read\" }}\n\
                  settings = {{ header = \"x-id{i}\", port-header = \"x-port\" }}\n\
+                 limits = {{ deadline = \"2s\" }}\n\
                  [[route]]\nname = \"r{i}\"\nplugin = \"p{i}\"\nmatch = {{ path = \"/{i}/*\" }}\n"
             )
             .expect("text");
