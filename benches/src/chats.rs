@@ -141,8 +141,7 @@ impl Relayed {
             key: None,
             client: self.address,
             endpoint: self.address,
-            idle_timeout: None,
-            age_max: None,
+            times: Default::default(),
             upstream_name: None,
             follow: None,
             hook: session.map(|session| Hook {

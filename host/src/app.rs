@@ -4,8 +4,9 @@ use crate::admin;
 use crate::config::Config;
 pub use crate::control::{Applied, ApplyError, Control, Running};
 use crate::control::{Parts, addresses, bind, own};
+use crate::drains::{DrainingCrew, Drains};
 use crate::metrics::{Counters, WorkerCounters};
-use crate::plugin::{Crew, DeployError, PluginConfig, Plugins, PluginsOptions, Source};
+use crate::plugin::{DeployError, PluginConfig, Plugins, PluginsOptions, Source};
 use crate::proxy::access_log;
 use crate::proxy::site::Site;
 use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
@@ -142,7 +143,9 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     };
     let (workers, threads) = Workers::start(config.workers, &shared).context("start workers")?;
     drop(shared);
-    plugins.set_crew(Arc::new(workers.clone()));
+    let drains = Arc::new(Drains::default());
+    let crew = DrainingCrew::new(workers.clone(), drains.clone());
+    plugins.set_crew(Arc::new(crew));
     for plugin in &config.plugins {
         let slot = plugins.slot(&plugin.name);
         for generation in slot.map(|slot| slot.serving()).unwrap_or_default() {
@@ -172,6 +175,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         plugins,
         workers: workers.clone(),
         control: control.clone(),
+        drains,
         counters,
         log_dropped,
         token,

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 mod history;
 mod openmetrics;
+mod quantile;
 mod scrape;
 
 pub use history::{CallTotals, Swaps};
 pub use openmetrics::{CONTENT_TYPE, encode};
+pub use quantile::quantile;
 pub use scrape::{
     BucketRow, CanaryRow, PluginRow, RouteRow, Scrape, ShadowRow, VersionRow, WorkerTotals,
 };

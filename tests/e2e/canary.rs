@@ -11,6 +11,9 @@ const CANARY: &str = "/v1/plugins/router/canary";
 const IDS: u32 = 20_000;
 const CLIENTS: u32 = 4;
 
+/// A request with this ID in it.
+type WithId = fn(u32) -> Request;
+
 /// `version-a` is active and answers 404 for an ID that is not in the map; the canary to be replies with 200.
 async fn proxy() -> TestProxy {
     let proxy = TestProxy::start(&format!("{BY_HEADER}{PATIENT}")).await;
@@ -35,6 +38,16 @@ async fn grow(proxy: &TestProxy, percent: f64) {
 
 /// Which of these IDs the canary answers.
 async fn taken(address: SocketAddr, ids: impl IntoIterator<Item = u32>) -> BTreeSet<u32> {
+    let by_header = |id| Request::get("/").field("x-id", &format!("id{id}"));
+    taken_with(address, ids, by_header).await
+}
+
+/// The same, for IDs that requests have elsewhere.
+async fn taken_with(
+    address: SocketAddr,
+    ids: impl IntoIterator<Item = u32>,
+    request: WithId,
+) -> BTreeSet<u32> {
     let ids: Vec<u32> = ids.into_iter().collect();
     let tasks: Vec<_> = (0..CLIENTS)
         .map(|number| {
@@ -44,8 +57,7 @@ async fn taken(address: SocketAddr, ids: impl IntoIterator<Item = u32>) -> BTree
                 let mut client = KeptAlive::connect(address).await.expect("connected");
                 let mut taken = Vec::new();
                 for id in ids {
-                    let request = Request::get("/").field("x-id", &format!("id{id}"));
-                    match client.send(request).await.expect("a response").status {
+                    match client.send(request(id)).await.expect("a response").status {
                         200 => taken.push(id),
                         status => assert_eq!(status, 404),
                     }
@@ -86,6 +98,36 @@ async fn a_growing_canary_has_its_share_of_the_ids_and_keeps_each_of_them() {
     assert_eq!(taken(proxy.address, 0..400).await.len(), 400);
     // A request without the field stays with the active version, whatever the share.
     assert_eq!(proxy.get("/", &[]).await.status, 404);
+}
+
+#[tokio::test]
+async fn an_id_is_drawn_alike_in_a_header_a_cookie_the_query_or_the_path() {
+    let proxy = proxy().await;
+    let admin = proxy.admin();
+    begin(&proxy, 25.0).await;
+    let by_header = taken(proxy.address, 0..1_000).await;
+    assert!((190..310).contains(&by_header.len()), "{}", by_header.len());
+    let version = &sha256(&fixture("count"))[..12];
+    let fields: [(&str, WithId); 3] = [
+        ("cookie:id", |id| {
+            Request::get("/").field("cookie", &format!("theme=dark; id=id{id}"))
+        }),
+        ("query:id", |id| {
+            Request::get(&format!("/?page=1&id=id{id}"))
+        }),
+        ("segment:2", |id| {
+            Request::get(&format!("/users/id{id}?page=1"))
+        }),
+    ];
+    for (field, request) in fields {
+        assert_eq!(admin.delete(CANARY).await.status, 204);
+        let again = format!("{{\"version\": \"{version}\", \"percent\": 25, \"by\": \"{field}\"}}");
+        assert_eq!(admin.put(CANARY, again).await.status, 200);
+        let taken = taken_with(proxy.address, 0..1_000, request).await;
+        assert_eq!(taken, by_header, "{field}");
+        grow(&proxy, 100.0).await;
+        assert_eq!(proxy.get("/", &[]).await.status, 404, "no {field} at all");
+    }
 }
 
 #[tokio::test]
@@ -180,6 +222,10 @@ async fn a_share_that_makes_no_sense_is_refused_and_named() {
         ),
         ("canary=5", "by: expected a field such as header:x-id"),
         ("canary=5&by=key", "by \"key\": expected header:NAME"),
+        (
+            "canary=5&by=segment:0",
+            "expected the number of a segment of the path, 1 to 100",
+        ),
     ] {
         let path = format!("/v1/plugins/router?{query}");
         let refused = admin.put(&path, fixture("count")).await;

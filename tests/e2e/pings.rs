@@ -122,6 +122,40 @@ async fn pings_disturb_nobody(
 }
 
 #[tokio::test]
+async fn a_route_may_have_intervals_of_its_own_or_none() {
+    let (upstream, _closes) = websocket::echo().await;
+    let to = upstream.address;
+    let config = format!(
+        "[streams]\nping_client = \"300ms\"\n\
+         [[route]]\nname = \"quiet\"\nmatch = {{ header = {{ x-quiet = \"*\" }} }}\nto = \"{to}\"\n\
+         streams = {{ ping_client = \"0s\" }}\n\
+         [[route]]\nname = \"often\"\nmatch = {{ header = {{ x-often = \"*\" }} }}\nto = \"{to}\"\n\
+         streams = {{ ping_client = \"100ms\" }}\n{}",
+        upstream.route()
+    );
+    let proxy = TestProxy::start(&config).await;
+    let mut quiet = websocket::open(proxy.address, &[("x-quiet", "1")]).await;
+    let mut as_all = websocket::open(proxy.address, &[]).await;
+    let mut often = websocket::open(proxy.address, &[("x-often", "1")]).await;
+    for _ in 0..3 {
+        assert!(matches!(as_all.next().await, Message::Ping(_)));
+    }
+    // What came meanwhile waits to be read before the answer.
+    often.send(Message::text("now")).await;
+    let mut pings = 0;
+    while let Message::Ping(_) = often.next().await {
+        pings += 1;
+    }
+    assert!(pings > 3, "{pings} pings of 100 ms while three came of 300");
+    quiet.send(Message::text("first")).await;
+    assert_eq!(
+        quiet.next().await,
+        Message::text("first"),
+        "no ping before it"
+    );
+}
+
+#[tokio::test]
 async fn pings_of_the_ends_are_answered_by_the_ends() {
     let (upstream, _closes) = websocket::echo().await;
     let proxy = TestProxy::start(&format!("{PINGS}{}", upstream.route())).await;

@@ -216,6 +216,89 @@ async fn the_oldest_version_is_drained_with_1012_when_the_config_says_so() {
     admin.streams_are(6).await;
 }
 
+/// The drains of the process, newest first, once there are so many.
+async fn drains_are(proxy: &TestProxy, count: usize) -> Vec<Value> {
+    eventually("the drains to begin", async || {
+        let listed = proxy.admin().get("/v1/streams/drain").await.json();
+        let drains = listed["drains"].as_array().expect("a list").clone();
+        (drains.len() == count).then_some(drains)
+    })
+    .await
+}
+
+/// What is told of drains that begin at once and have not closed a stream yet.
+fn began(drain: &Value) -> (&str, &str, u64) {
+    let text = |name: &str| drain[name].as_str().expect("a text");
+    assert_eq!(text("reason"), "version drained: newer versions");
+    assert_eq!(drain["selector"]["plugin"], "router");
+    let version = drain["selector"]["version"].as_str().expect("a digest");
+    let matched = drain["matched"].as_u64().expect("a count");
+    assert_eq!(
+        (text("cause"), &drain["closed"]),
+        ("max-draining", &0.into())
+    );
+    (text("state"), version, matched)
+}
+
+#[tokio::test]
+async fn a_version_too_many_is_drained_once_and_its_drain_can_be_cancelled() {
+    let keys = "max_draining = 1\non_max_draining = \"drain-oldest\"\ndrain_over = \"24h\"";
+    let (proxy, upstream) = proxy(keys).await;
+    let admin = proxy.admin();
+    let mut sockets = Vec::new();
+    for guest in &ROUTERS[..3] {
+        admin.push_ok("router", fixture(guest)).await;
+        sockets.push(open(&proxy, &upstream).await);
+    }
+    let [oldest, second] = [ROUTERS[0], ROUTERS[1]].map(|guest| sha256(&fixture(guest)));
+    assert_eq!(
+        began(&drains_are(&proxy, 1).await[0]),
+        ("running", &*oldest, 1)
+    );
+    // Both are too many now, and one of them is being drained already.
+    admin.push_ok("router", fixture("spin")).await;
+    let drains = drains_are(&proxy, 2).await;
+    assert_eq!(began(&drains[0]), ("running", &*second, 1));
+    assert_eq!(began(&drains[1]), ("running", &*oldest, 1));
+    assert_eq!(admin.metric("throwbar_stream_drains_running").await, 2.0);
+
+    let cancelled = admin.delete("/v1/streams/drain/1").await.json();
+    assert_eq!(began(&cancelled), ("cancelled", &*oldest, 1));
+    for socket in &mut sockets {
+        socket.echo("not closed").await;
+    }
+    admin.push_ok("router", fixture("count")).await;
+    let again = drains_are(&proxy, 3).await;
+    assert_eq!(
+        began(&again[0]),
+        ("running", &*oldest, 1),
+        "until the next swap"
+    );
+}
+
+#[tokio::test]
+async fn a_version_that_is_active_again_is_drained_no_more() {
+    let keys = "max_draining = 1\non_max_draining = \"drain-oldest\"\ndrain_over = \"24h\"";
+    let (proxy, upstream) = proxy(keys).await;
+    let admin = proxy.admin();
+    let mut sockets = Vec::new();
+    for guest in &ROUTERS[..2] {
+        admin.push_ok("router", fixture(guest)).await;
+        sockets.push(open(&proxy, &upstream).await);
+    }
+    admin.push_ok("router", fixture("trap")).await;
+    assert_eq!(began(&drains_are(&proxy, 1).await[0]).0, "running");
+    admin.push_ok("router", fixture(ROUTERS[0])).await;
+    eventually("the drain to end", async || {
+        let drains = drains_are(&proxy, 1).await;
+        (began(&drains[0]).0 == "cancelled").then_some(())
+    })
+    .await;
+    for socket in &mut sockets {
+        socket.echo("still there").await;
+    }
+}
+
 #[tokio::test]
 async fn a_thousand_plugins_of_one_module_share_its_code() {
     let config = |plugins: usize| {
@@ -225,6 +308,7 @@ async fn a_thousand_plugins_of_one_module_share_its_code() {
                 text,
                 "[plugins.p{i}]\nsource = \"builtin:by-header\"\nbuckets = {{ upstreams = \"read\" }}\n\
                  settings = {{ header = \"x-id{i}\", port-header = \"x-port\" }}\n\
+                 limits = {{ deadline = \"2s\" }}\n\
                  [[route]]\nname = \"r{i}\"\nplugin = \"p{i}\"\nmatch = {{ path = \"/{i}/*\" }}\n"
             )
             .expect("text");

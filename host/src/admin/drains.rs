@@ -5,7 +5,7 @@ use super::input::{Actor, DryRun, Path, Query, audit, parse_json, read_body};
 use super::problem::Problem;
 use super::streams::{CODE_RESTART, Selector, check_close};
 use crate::config::decode::units;
-use crate::drains::{Drain, Order, TooMany};
+use crate::drains::{Cause, Drain, Order, TooMany};
 use crate::stream::{Close, CloseReason};
 use axum::Json;
 use axum::body::Body;
@@ -58,8 +58,11 @@ pub(super) async fn start(
         let matched = state.workers.select_streams(order.filter).await.len();
         return Ok(Json(json!({ "dry_run": true, "matched": matched })).into_response());
     }
-    let drains = &state.own.drains;
-    let drain = drains.start(&state.workers, order).await.map_err(busy)?;
+    let drain = state
+        .drains
+        .start(&state.workers, order)
+        .await
+        .map_err(busy)?;
     let progress = drain.progress();
     let path = format!("/v1/streams/drain/{}", progress.id);
     audit(&actor, "POST", &path, "started", None);
@@ -74,7 +77,7 @@ pub(super) async fn start(
 
 /// `GET /v1/streams/drain`
 pub(super) async fn list(State(state): State<AdminState>) -> Response {
-    Json(json!({ "drains": state.own.drains.list() })).into_response()
+    Json(json!({ "drains": state.drains.list() })).into_response()
 }
 
 /// `GET /v1/streams/drain/{id}`
@@ -102,7 +105,7 @@ pub(super) async fn cancel(
 }
 
 fn find(state: &AdminState, id: &str) -> Result<Arc<Drain>, Problem> {
-    let drain = id.parse().ok().and_then(|id| state.own.drains.get(id));
+    let drain = id.parse().ok().and_then(|id| state.drains.get(id));
     drain.ok_or_else(|| Problem::not_found("no-such-drain", format!("no drain {id:?}")))
 }
 
@@ -161,6 +164,7 @@ fn order(request: Request, actor: &Actor) -> Result<Order, Problem> {
             reason: request.reason.into(),
             why: CloseReason::Drain,
         },
+        cause: Cause::Asked,
         actor: actor.0.clone(),
     })
 }

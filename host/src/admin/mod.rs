@@ -7,6 +7,7 @@
 //! one `Authorization` field.
 
 use crate::app::Control;
+use crate::drains::Drains;
 use crate::metrics::{Counters, Swaps};
 use crate::plugin::Plugins;
 use crate::store::Store;
@@ -110,6 +111,8 @@ pub struct State {
     pub workers: Workers,
     /// The running process.
     pub control: Control,
+    /// Drains of streams.
+    pub drains: Arc<Drains>,
     /// What the workers count.
     pub counters: Arc<Counters>,
     /// Counts the lines of the process's own log that were dropped, if it has one.
@@ -127,8 +130,6 @@ pub struct State {
 pub struct Own {
     /// Deploys by result, for metrics.
     swaps: Swaps,
-    /// Drains of streams.
-    drains: crate::drains::Drains,
     /// Plugins with a deploy between the check of its conditions and its end.
     deploying: plugins::Deploying,
     /// Held from the check of a config's `If-Match` to the end of its apply.

@@ -169,7 +169,7 @@ fn gather(state: &AdminState) -> Scrape {
         plugins: gather_plugins(state),
         buckets,
         store_revision: snapshot.revision().0,
-        drains_running: state.own.drains.running() as u64,
+        drains_running: state.drains.running() as u64,
         swaps: state.own.swaps.rows(),
         process_log_dropped: state
             .log_dropped

@@ -1,6 +1,9 @@
 //! The admin API's client: where it is, the token, one request on one connection, and errors that say what to do.
 
+mod connect;
 mod token;
+
+pub(crate) use connect::{ADMIN_DEFAULT, Connect, DATA_DEFAULT, parse_address, show_address};
 
 use super::problem::Problem;
 use crate::admin::Address;
@@ -11,15 +14,10 @@ use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-use token::{Token, find_token, header_of};
+use token::{Token, find_token};
 use tokio::io::{AsyncRead, AsyncWrite};
-
-/// Where a proxy started without a config listens for us.
-pub(crate) const ADMIN_DEFAULT: &str = "127.0.0.1:2019";
-/// The data directory of `serve` without a config.
-pub(crate) const DATA_DEFAULT: &str = "throwbar-data";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For answers that need no compiling and no bulk write.
@@ -28,83 +26,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// A JSON answer; exports are streamed and have no bound.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
-
-/// Which proxy a command speaks to.
-#[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Admin API")]
-pub(crate) struct Connect {
-    /// Where the admin API is: HOST:PORT or unix:PATH [default: $THROWBAR_ADMIN, else 127.0.0.1:2019]
-    #[arg(long, global = true, value_name = "ADDR", value_parser = parse_address)]
-    admin: Option<Address>,
-    /// The proxy's data directory, where its token is [default: ./throwbar-data, else ./data]
-    #[arg(long, global = true, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// A file with the token, in place of the data directory's; $THROWBAR_TOKEN holds the token itself
-    #[arg(long, global = true, value_name = "FILE", conflicts_with = "data")]
-    token_file: Option<PathBuf>,
-}
-
-impl Connect {
-    /// The client these options and the environment describe.
-    ///
-    /// # Errors
-    /// If an address or a token file that was named cannot be used.
-    pub(crate) fn client(self) -> anyhow::Result<Client> {
-        let address = match (self.admin, variable("THROWBAR_ADMIN")?) {
-            (Some(address), _) => address,
-            (None, Some(text)) => parse_address(&text)
-                .map_err(|e| anyhow::anyhow!("THROWBAR_ADMIN: {text:?}: {e}"))?,
-            (None, None) => parse_address(ADMIN_DEFAULT).expect("the default is an address"),
-        };
-        let token = match variable("THROWBAR_TOKEN")? {
-            Some(token) if self.token_file.is_none() && self.data.is_none() => Token {
-                value: Some(header_of(token.trim(), "THROWBAR_TOKEN")?),
-                places: vec!["the variable THROWBAR_TOKEN".to_owned()],
-            },
-            _ => find_token(self.token_file.as_deref(), self.data.as_deref())?,
-        };
-        Ok(Client { address, token })
-    }
-}
-
-fn variable(name: &str) -> anyhow::Result<Option<String>> {
-    match std::env::var(name) {
-        Ok(value) if value.is_empty() => Ok(None),
-        Ok(value) => Ok(Some(value)),
-        Err(std::env::VarError::NotPresent) => Ok(None),
-        Err(std::env::VarError::NotUnicode(_)) => anyhow::bail!("{name}: is not UTF-8"),
-    }
-}
-
-/// Reads `HOST:PORT`, `:PORT`, `unix:PATH` or `http://HOST:PORT`.
-pub(crate) fn parse_address(text: &str) -> Result<Address, String> {
-    const EXPECTED: &str = "expected IP:PORT such as 127.0.0.1:2019, or unix:PATH";
-    if let Some(path) = text.strip_prefix("unix:") {
-        return match path {
-            "" => Err(format!("the path is missing: {EXPECTED}")),
-            path => Ok(Address::Unix(path.into())),
-        };
-    }
-    let text = text.strip_prefix("http://").unwrap_or(text);
-    let text = text.strip_suffix('/').unwrap_or(text);
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(Address::Tcp(address));
-    }
-    let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
-    let port = port.parse::<u16>().map_err(|_| EXPECTED)?;
-    match host {
-        "" | "localhost" => Ok(Address::Tcp((Ipv4Addr::LOCALHOST, port).into())),
-        _ => Err(EXPECTED.to_owned()),
-    }
-}
-
-/// An address as it is given to `--admin`.
-pub(crate) fn show_address(address: &Address) -> String {
-    match address {
-        Address::Tcp(address) => address.to_string(),
-        Address::Unix(path) => format!("unix:{}", path.display()),
-    }
-}
 
 /// Why a request to the admin API gave no answer to go on with.
 #[derive(Debug, thiserror::Error)]

@@ -1,20 +1,22 @@
 //! `throwbar plugin`: push, list, roll back and inspect plugins, and try versions beside the active one.
 
 use super::client::{Client, ClientError, Connect, encode, with_query};
-use super::output::{self, Align, Out, Table};
+use super::output::Out;
 use super::{Ended, Exit};
 use anyhow::Context;
 use clap::Subcommand;
 use http::Method;
 use http_body_util::Empty;
-use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 mod inspect;
+mod report;
 mod rollout;
+
+pub(crate) use report::Deployed;
+use report::{report, table_of};
 
 /// Arguments of `plugin`.
 #[derive(Debug, clap::Args)]
@@ -137,59 +139,6 @@ Examples:
         #[arg(long)]
         json: bool,
     },
-}
-
-/// What a deploy did.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct Deployed {
-    pub(crate) plugin: String,
-    pub(crate) digest: String,
-    pub(crate) previous: Option<String>,
-    pub(crate) outcome: String,
-    pub(crate) bytes: u64,
-    pub(crate) imports: Vec<String>,
-    pub(crate) cached: bool,
-    pub(crate) compile_ms: f64,
-    pub(crate) init_ms: f64,
-    pub(crate) publish_us: f64,
-    pub(crate) streams_kept: u64,
-}
-
-/// A version, as far as it is shown.
-#[derive(Debug, Deserialize)]
-struct Version {
-    digest: String,
-    bytes: Option<u64>,
-    state: String,
-    since: Option<String>,
-    streams: u64,
-    calls: u64,
-    errors: u64,
-    decision_ns: u64,
-    #[serde(default)]
-    decision_p50_ns: u64,
-    #[serde(default)]
-    decision_p99_ns: u64,
-    #[serde(default)]
-    memory_bytes: u64,
-    canary: Option<CanaryShare>,
-}
-
-/// A canary's share, as far as it is shown.
-#[derive(Debug, Deserialize)]
-struct CanaryShare {
-    percent: f64,
-}
-
-impl Version {
-    /// What it is, a canary with its share.
-    fn state(&self) -> String {
-        match &self.canary {
-            Some(canary) => format!("{} {} %", self.state, canary.percent),
-            None => self.state.clone(),
-        }
-    }
 }
 
 /// Runs the command.
@@ -326,135 +275,10 @@ fn refused(error: ClientError, file: &Path) -> anyhow::Error {
     }
 }
 
-/// Says what a deploy did.
-fn report(answer: &Value, dry_run: bool, json: bool) -> anyhow::Result<()> {
-    let mut out = Out::stdout();
-    if json {
-        out.json(answer)?;
-        return out.flush();
-    }
-    let done =
-        Deployed::deserialize(answer).context("the admin API's answer is not what was expected")?;
-    for line in lines_of(&done, dry_run) {
-        out.line(line)?;
-    }
-    out.flush()
-}
-
-fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
-    let digest = output::short(&done.digest);
-    let (name, size) = (&done.plugin, output::size(done.bytes));
-    let times = format!(
-        "{} {}, init {}",
-        if done.cached {
-            "compiled before, loaded in"
-        } else {
-            "compiled in"
-        },
-        milliseconds(done.compile_ms),
-        milliseconds(done.init_ms),
-    );
-    let mut lines = match (done.outcome.as_str(), &done.previous) {
-        ("unchanged", _) => {
-            return vec![format!("{name}@{digest}   unchanged: it is active already")];
-        }
-        ("checked", _) => vec![format!("{name}@{digest}   {size}   it would be accepted")],
-        // The version that came with the config: pushed, it stays when the config names another.
-        (_, Some(previous)) if *previous == done.digest => vec![format!(
-            "{name}@{digest}   {size}   the same version, kept from now on whatever the config names"
-        )],
-        (_, Some(previous)) => vec![format!(
-            "{name}  {} -> {digest}   {size}",
-            output::short(previous)
-        )],
-        (_, None) => vec![format!("{name}  first version {digest}   {size}")],
-    };
-    if dry_run {
-        lines.push(format!("  {times}; nothing changed"));
-    } else {
-        lines.push(format!(
-            "  {times}, switched in {}",
-            output::span((done.publish_us.max(0.0) * 1e3) as u64)
-        ));
-        lines.push(match done.streams_kept {
-            0 => "  no stream was open".to_owned(),
-            1 => "  1 open stream stays with the version that accepted it".to_owned(),
-            n => format!(
-                "  {} open streams stay with the versions that accepted them",
-                output::count(n)
-            ),
-        });
-    }
-    if !done.imports.is_empty() {
-        lines.push(format!("  asks for {}", done.imports.join(", ")));
-    }
-    lines
-}
-
-fn milliseconds(ms: f64) -> String {
-    output::span((ms.max(0.0) * 1e6) as u64)
-}
-
-fn table_of(plugins: &[Value]) -> anyhow::Result<Table> {
-    let mut table = Table::new(&[
-        ("PLUGIN", Align::Left),
-        ("VERSION", Align::Left),
-        ("STATE", Align::Left),
-        ("AGE", Align::Right),
-        ("SIZE", Align::Right),
-        ("STREAMS", Align::Right),
-        ("DECISIONS", Align::Right),
-        ("ERRORS", Align::Right),
-        ("MEAN", Align::Right),
-    ]);
-    for plugin in plugins {
-        let name = plugin["name"].as_str().unwrap_or_default();
-        let versions: Vec<Version> = super::kv::listed(&plugin["versions"], "")
-            .iter()
-            .map(Version::deserialize)
-            .collect::<Result<_, _>>()
-            .context("the admin API's answer is not what was expected")?;
-        if versions.is_empty() {
-            let mut row = vec![
-                name.to_owned(),
-                "-".into(),
-                "waits for its first push".into(),
-            ];
-            row.resize(9, String::new());
-            table.row(row);
-        }
-        for version in versions {
-            let since = version
-                .since
-                .as_deref()
-                .and_then(|at| at.parse::<Timestamp>().ok());
-            let age = since.and_then(|at| SystemTime::from(at).elapsed().ok());
-            let used = version.calls > 0;
-            table.row([
-                name.to_owned(),
-                output::short(&version.digest).to_owned(),
-                version.state(),
-                age.map_or("-".into(), |age| output::age(age.as_secs())),
-                version.bytes.map_or("-".into(), output::size),
-                output::count(version.streams),
-                output::count(version.calls),
-                output::count(version.errors),
-                if used {
-                    output::span(version.decision_ns)
-                } else {
-                    "-".into()
-                },
-            ]);
-        }
-    }
-    Ok(table)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::{exit_of, problem::Problem};
-    use serde_json::json;
 
     fn problem(status: u16) -> ClientError {
         ClientError::Problem(Problem {
@@ -475,53 +299,5 @@ mod tests {
         for status in [404, 409, 500] {
             assert_eq!(exit_of(&refused(problem(status), file)), Exit::Failed);
         }
-    }
-
-    #[test]
-    fn a_swap_shows_both_versions_and_what_stays() {
-        let done = Deployed {
-            plugin: "edge".to_owned(),
-            digest: "4be7a0".repeat(10),
-            previous: Some("9f2c11".repeat(10)),
-            outcome: "swapped".to_owned(),
-            bytes: 61_565,
-            compile_ms: 38.0,
-            init_ms: 0.4,
-            publish_us: 0.9,
-            streams_kept: 1,
-            ..Deployed::default()
-        };
-        assert_eq!(
-            lines_of(&done, false),
-            [
-                "edge  9f2c119f2c11 -> 4be7a04be7a0   61.6 KB",
-                "  compiled in 38 ms, init 400 µs, switched in 900 ns",
-                "  1 open stream stays with the version that accepted it",
-            ]
-        );
-    }
-
-    #[test]
-    fn the_same_version_again_is_a_visible_no_op() {
-        let done = Deployed {
-            outcome: "unchanged".to_owned(),
-            digest: "ab".repeat(32),
-            ..Deployed::default()
-        };
-        let lines = lines_of(&done, false);
-        assert_eq!(lines.len(), 1);
-        assert!(lines[0].contains("unchanged"), "{lines:?}");
-    }
-
-    #[test]
-    fn a_plugin_without_a_version_has_a_row_of_its_own() {
-        let plugins = [json!({ "name": "edge", "versions": [] })];
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        let mut out = Out::to(file.reopen().expect("open"));
-        let table = table_of(&plugins).expect("a table");
-        table.print(&mut out).expect("print");
-        out.flush().expect("flush");
-        let text = std::fs::read_to_string(file.path()).expect("read");
-        assert!(text.contains("waits for its first push"), "{text}");
     }
 }

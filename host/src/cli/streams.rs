@@ -11,6 +11,8 @@ use serde_json::Value;
 
 mod drain;
 
+pub(super) use drain::conditions;
+
 /// Arguments of `streams`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -144,6 +146,31 @@ struct Stream {
     age_s: u64,
     bytes_up: u64,
     bytes_down: u64,
+    session: Option<Session>,
+}
+
+/// The session of a stream, as far as it is shown.
+#[derive(Debug, Deserialize)]
+struct Session {
+    state: String,
+    isolated: bool,
+    messages_up: u64,
+    messages_down: u64,
+    rebuilds: u64,
+}
+
+impl Session {
+    /// How it does: `rebuilt 2, isolated`.
+    fn state(&self) -> String {
+        let mut state = self.state.clone();
+        if self.rebuilds > 0 {
+            state = format!("{state} {}", self.rebuilds);
+        }
+        if self.isolated {
+            state.push_str(", isolated");
+        }
+        state
+    }
 }
 
 /// Runs the command.
@@ -186,6 +213,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     out.flush()
 }
 
+/// Messages up and down.
+fn messages(session: &Session) -> String {
+    let [up, down] = [session.messages_up, session.messages_down].map(output::count);
+    format!("{up}/{down}")
+}
+
 fn print(answer: &Value, limit: u64, out: &mut Out) -> anyhow::Result<()> {
     let streams: Vec<Stream> = super::kv::listed(answer, "streams")
         .iter()
@@ -201,12 +234,15 @@ fn print(answer: &Value, limit: u64, out: &mut Out) -> anyhow::Result<()> {
         ("CLIENT", Align::Left),
         ("UP", Align::Right),
         ("DOWN", Align::Right),
+        ("SESSION", Align::Left),
+        ("MESSAGES", Align::Right),
     ]);
     for stream in &streams {
         let accepted_by = match (&stream.plugin, &stream.version) {
             (Some(plugin), Some(version)) => format!("{plugin}@{}", output::short(version)),
             _ => format!("route {}", stream.route.as_deref().unwrap_or("-")),
         };
+        let session = stream.session.as_ref();
         table.row([
             stream.id.to_string(),
             output::age(stream.age_s),
@@ -216,6 +252,8 @@ fn print(answer: &Value, limit: u64, out: &mut Out) -> anyhow::Result<()> {
             stream.client.clone(),
             output::size(stream.bytes_up),
             output::size(stream.bytes_down),
+            session.map_or_else(|| "-".into(), Session::state),
+            session.map_or_else(|| "-".into(), messages),
         ]);
     }
     table.print(out)?;

@@ -6,6 +6,7 @@ use crate::proxy::access_log::Sink;
 use crate::proxy::matcher::{HeaderPattern, HostPattern, Matcher, PathPattern};
 use crate::proxy::{Handler, Limits, OnFailure};
 use crate::store::{BackendKind, BucketConfig, OnChange, Target, ValueKind};
+use crate::stream::RouteTimes;
 use crate::upstream::Policy;
 use proptest::prelude::*;
 use std::time::Duration;
@@ -152,8 +153,26 @@ fn streams_may_end_with_their_entry_and_get_pings() {
     let after = Duration::ZERO;
     assert_eq!(config.buckets[1].on_change, OnChange::Drain { after, over });
     let streams = &config.streams;
-    assert_eq!(streams.ping_client, Some(Duration::from_secs(45)));
-    assert_eq!((streams.ping_upstream, streams.age_jitter), (None, 0.0));
+    assert_eq!(streams.times.ping_client, Some(Duration::from_secs(45)));
+    assert_eq!(
+        (streams.times.ping_upstream, streams.age_jitter),
+        (None, 0.0)
+    );
+}
+
+#[test]
+fn a_route_may_have_times_of_its_own_for_its_streams() {
+    let text = format!(
+        "{LISTENER}\n[streams]\nping_client = \"45s\"\n[[route]]\nto = \"a:1\"\n\
+         [route.streams]\nping_client = \"0s\"\nage_max = \"4h\"\n"
+    );
+    let config = good(&text);
+    let own = RouteTimes {
+        age_max: Some(Duration::from_secs(14_400)),
+        ping_client: Some(Duration::ZERO),
+        ..RouteTimes::default()
+    };
+    assert_eq!(config.routes[0].streams, own);
 }
 
 #[test]
@@ -236,7 +255,7 @@ fn values_reach_their_fields() {
     assert_eq!(config.guard.allow[1].to_string(), "::1/128");
     assert_eq!(config.limits.head_timeout.as_millis(), 250);
     assert_eq!(
-        config.streams.age_max.map(|age| age.as_secs()),
+        config.streams.times.age_max.map(|age| age.as_secs()),
         Some(14_400)
     );
     assert_eq!(config.log.access, Sink::File("etc/log/access".into()));

@@ -1,23 +1,26 @@
 //! Drains of streams: those that match at one moment are closed one after the other, spread evenly over a time.
 //!
 //! A drain is a task of the control plane, which holds where its streams are and tells the workers when to close which.
-//! It ends with the process. Bounded: how many run, and how many that ended are kept to be looked at.
+//! It ends with the process. Bounded: how many run, and how many that ended are kept to be looked at. Whoever asks for
+//! one, and the proxy itself when more versions have open streams than a plugin's `max_draining`, start the same drain.
 
 use crate::proxy::TICK;
 use crate::stream::{Close, Spot, StreamFilter};
 use crate::worker::Workers;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
+mod oldest;
 mod pace;
 
+pub use oldest::DrainingCrew;
 use pace::Pace;
 
-/// Drains that may run at once.
+/// Drains of one cause that may run at once.
 const RUNNING_MAX: usize = 16;
 /// Drains that are kept, those that run included.
 const KEPT_MAX: usize = 64;
@@ -35,8 +38,20 @@ pub struct Order {
     pub over: Duration,
     /// How they are closed.
     pub close: Close,
+    /// Why.
+    pub cause: Cause,
     /// Who asked.
     pub actor: String,
+}
+
+/// Why streams are drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Somebody asked for it.
+    Asked,
+    /// Their version is one more than the plugin's `max_draining`.
+    MaxDraining,
 }
 
 /// Why no drain was started.
@@ -61,6 +76,8 @@ struct Kept {
 pub struct Drain {
     id: u64,
     order: Order,
+    /// Where its streams are, for as long as it runs.
+    spots: Weak<[Spot]>,
     matched: usize,
     closed: AtomicUsize,
     gone: AtomicUsize,
@@ -98,6 +115,8 @@ pub struct Progress {
     pub reason: String,
     /// Which streams.
     pub selector: serde_json::Value,
+    /// Why.
+    pub cause: Cause,
     /// Who asked for it.
     pub actor: String,
 }
@@ -120,28 +139,43 @@ impl Drains {
     /// # Errors
     /// If too many drains run.
     pub async fn start(&self, workers: &Workers, order: Order) -> Result<Arc<Drain>, TooMany> {
-        self.check_room(&self.lock())?;
+        check_room(&self.lock(), order.cause)?;
+        let spots = workers.select_streams(order.filter.clone()).await;
+        let mut kept = self.lock();
+        check_room(&kept, order.cause)?;
+        Ok(kept.begin(workers, order, spots))
+    }
+
+    /// As [`Drains::start`], but for streams only that no drain with the same cause and filter is about to close; none is
+    /// started if there are no others.
+    ///
+    /// # Errors
+    /// If too many drains run.
+    async fn start_for_rest(
+        &self,
+        workers: &Workers,
+        order: Order,
+    ) -> Result<Option<Arc<Drain>>, TooMany> {
         let mut spots = workers.select_streams(order.filter.clone()).await;
-        // Streams opened together are next to each other now, and often are of one client.
-        spots.sort_by_cached_key(|spot| spot.id.spread());
-        let drain = {
-            let mut kept = self.lock();
-            self.check_room(&kept)?;
-            kept.started += 1;
-            let drain = Arc::new(Drain::new(kept.started, order, spots.len()));
-            if kept.drains.len() >= KEPT_MAX {
-                let ended = kept.drains.iter().position(|drain| !drain.is_running());
-                kept.drains.remove(ended.expect("fewer run than are kept"));
-            }
-            kept.drains.push_back(drain.clone());
-            drain
-        };
+        let mut kept = self.lock();
+        let drained: HashSet<u64> = kept
+            .same(&order.filter, order.cause)
+            .filter_map(|drain| drain.spots.upgrade())
+            .flat_map(|spots| spots.iter().map(|spot| spot.id.0).collect::<Vec<_>>())
+            .collect();
+        spots.retain(|spot| !drained.contains(&spot.id.0));
         if spots.is_empty() {
-            drain.end();
-            return Ok(drain);
+            return Ok(None);
         }
-        tokio::spawn(run(drain.clone(), workers.clone(), spots));
-        Ok(drain)
+        check_room(&kept, order.cause)?;
+        Ok(Some(kept.begin(workers, order, spots)))
+    }
+
+    /// Ends the running drains with this filter and cause.
+    fn end(&self, filter: &StreamFilter, cause: Cause) {
+        self.lock().same(filter, cause).for_each(|drain| {
+            drain.cancel();
+        });
     }
 
     /// Every drain that is kept, newest first.
@@ -159,14 +193,7 @@ impl Drains {
 
     /// How many run.
     pub fn running(&self) -> usize {
-        running(&self.lock())
-    }
-
-    fn check_room(&self, kept: &Kept) -> Result<(), TooMany> {
-        match running(kept) < RUNNING_MAX {
-            true => Ok(()),
-            false => Err(TooMany),
-        }
+        self.lock().running().count()
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -174,19 +201,53 @@ impl Drains {
     }
 }
 
-fn running(kept: &Kept) -> usize {
-    kept.drains
-        .iter()
-        .filter(|drain| drain.is_running())
-        .count()
+fn check_room(kept: &Kept, cause: Cause) -> Result<(), TooMany> {
+    let running = kept.running();
+    match running.filter(|drain| drain.order.cause == cause).count() < RUNNING_MAX {
+        true => Ok(()),
+        false => Err(TooMany),
+    }
+}
+
+impl Kept {
+    fn running(&self) -> impl Iterator<Item = &Arc<Drain>> {
+        self.drains.iter().filter(|drain| drain.is_running())
+    }
+
+    /// Those that run with this filter and cause.
+    fn same(&self, filter: &StreamFilter, cause: Cause) -> impl Iterator<Item = &Arc<Drain>> {
+        self.running()
+            .filter(move |drain| drain.order.cause == cause && drain.order.filter == *filter)
+    }
+
+    /// Starts a drain of these streams. There is room for it.
+    fn begin(&mut self, workers: &Workers, order: Order, mut spots: Vec<Spot>) -> Arc<Drain> {
+        // Streams opened together are next to each other now, and often are of one client.
+        spots.sort_by_cached_key(|spot| spot.id.spread());
+        let spots: Arc<[Spot]> = spots.into();
+        self.started += 1;
+        let drain = Arc::new(Drain::new(self.started, order, &spots));
+        if self.drains.len() >= KEPT_MAX {
+            let ended = self.drains.iter().position(|drain| !drain.is_running());
+            self.drains.remove(ended.expect("fewer run than are kept"));
+        }
+        self.drains.push_back(drain.clone());
+        if spots.is_empty() {
+            drain.end();
+        } else {
+            tokio::spawn(run(drain.clone(), workers.clone(), spots));
+        }
+        drain
+    }
 }
 
 impl Drain {
-    fn new(id: u64, order: Order, matched: usize) -> Self {
+    fn new(id: u64, order: Order, spots: &Arc<[Spot]>) -> Self {
         Self {
             id,
             order,
-            matched,
+            spots: Arc::downgrade(spots),
+            matched: spots.len(),
             closed: AtomicUsize::new(0),
             gone: AtomicUsize::new(0),
             started_ms: unix_ms(),
@@ -218,6 +279,7 @@ impl Drain {
             code: self.order.close.code,
             reason: self.order.close.reason.to_string(),
             selector: self.order.selector.clone(),
+            cause: self.order.cause,
             actor: self.order.actor.clone(),
         }
     }
@@ -242,7 +304,7 @@ impl Drain {
 }
 
 /// Closes the streams of a drain, each at its time.
-async fn run(drain: Arc<Drain>, workers: Workers, spots: Vec<Spot>) {
+async fn run(drain: Arc<Drain>, workers: Workers, spots: Arc<[Spot]>) {
     let close = Arc::new(drain.order.close.clone());
     let pace = Pace::new(drain.order.over);
     let started = Instant::now();
@@ -284,7 +346,7 @@ fn unix_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::CloseReason;
+    use crate::stream::{CloseReason, StreamId};
 
     fn drain() -> Drain {
         let close = Close {
@@ -297,9 +359,11 @@ mod tests {
             selector: serde_json::json!({ "all": true }),
             over: Duration::from_secs(10),
             close,
+            cause: Cause::Asked,
             actor: "ann".into(),
         };
-        Drain::new(7, order, 5)
+        let spots: Vec<Spot> = (1..=5).map(|id| Spot::at(StreamId(id << 8), 0)).collect();
+        Drain::new(7, order, &spots.into())
     }
 
     #[test]

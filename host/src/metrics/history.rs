@@ -1,5 +1,6 @@
 //! Counts that must only ever grow, although what counted them comes and goes.
 
+use super::quantile::quantile;
 use crate::plugin::generation::{CallStats, DECISION_BUCKETS};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,21 +97,11 @@ impl CallTotals {
         self
     }
 
-    /// The time in nanoseconds that this part of the calls took at most, as well as the histogram tells: between two bounds
-    /// it is taken to rise evenly. Beyond the last bound, that bound. 0 without calls.
+    /// The time in nanoseconds that this part of the calls took at most, as well as the histogram tells; 0 without calls.
     pub fn quantile(&self, part: f64) -> u64 {
-        let calls: u64 = self.histogram.iter().sum();
-        let wanted = part * calls as f64;
-        let (mut below, mut lower) = (0, 0);
-        for (&count, &upper) in self.histogram.iter().zip(&DECISION_BUCKETS) {
-            if count > 0 && (below + count) as f64 >= wanted {
-                let inside = (wanted - below as f64) / count as f64;
-                return lower + ((upper - lower) as f64 * inside) as u64;
-            }
-            below += count;
-            lower = upper;
-        }
-        if calls > 0 { lower } else { 0 }
+        let bounds = DECISION_BUCKETS.iter().map(|nanos| *nanos as f64);
+        let bounds = bounds.chain([f64::INFINITY]);
+        quantile(bounds.zip(self.histogram), part).unwrap_or(0)
     }
 }
 

@@ -4,12 +4,13 @@
 //! with the version it met for as long as the share does not shrink, on every worker and over restarts.
 
 use super::{Generation, RequestHead};
-use http::HeaderName;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::io::Write as _;
-use std::str::FromStr;
 use std::sync::Arc;
+
+mod field;
+
+pub use field::StickyField;
 
 /// A part of a whole, from 0 to 1, in millionths: exact, and so the same after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -51,111 +52,6 @@ impl Fraction {
     /// Whether a hash is in this part of all hashes. What is in a part is in every larger one.
     pub(super) fn takes(self, hash: u64) -> bool {
         (hash >> 32) * u64::from(WHOLE) < u64::from(self.0) << 32
-    }
-}
-
-/// The field of a request whose value decides which version it gets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum StickyField {
-    /// The first value of a header field.
-    Header(HeaderName),
-    /// A cookie.
-    Cookie(String),
-    /// A parameter of the query, as it is written.
-    Query(String),
-    /// The client's address.
-    ClientIp,
-    /// The host and port that the request names.
-    Authority,
-    /// The path.
-    Path,
-}
-
-impl StickyField {
-    /// Its value; none if the request has none, or an empty one.
-    fn value<'a>(&self, head: &'a RequestHead) -> Option<&'a [u8]> {
-        let value = match self {
-            Self::Header(name) => head.headers.get(name)?.as_bytes(),
-            Self::Cookie(name) => cookie(head, name.as_bytes())?,
-            Self::Query(name) => parameter(head.uri.query()?, name)?.as_bytes(),
-            Self::Authority => head.authority.as_str().as_bytes(),
-            Self::Path => head.uri.path().as_bytes(),
-            Self::ClientIp => return None,
-        };
-        (!value.is_empty()).then_some(value)
-    }
-}
-
-fn cookie<'a>(head: &'a RequestHead, name: &[u8]) -> Option<&'a [u8]> {
-    let lines = head.headers.get_all(http::header::COOKIE).iter();
-    lines
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
-        .find_map(|pair| {
-            let rest = pair.trim_ascii().strip_prefix(name)?;
-            rest.strip_prefix(b"=")
-        })
-}
-
-fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
-    query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
-}
-
-/// How a [`StickyField`] is written.
-const FIELD_EXPECTED: &str = "header:NAME, cookie:NAME, query:NAME, client-ip, authority or path";
-/// Longest name of a cookie or parameter.
-const NAME_BYTES_MAX: usize = 256;
-
-impl FromStr for StickyField {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("by {text:?}: expected {FIELD_EXPECTED}");
-        let named = |name: &str| {
-            let is_name = (1..=NAME_BYTES_MAX).contains(&name.len())
-                && name.bytes().all(|b| b.is_ascii_graphic())
-                && !name.contains(['=', ';', '&']);
-            is_name.then(|| name.to_owned()).ok_or_else(bad)
-        };
-        Ok(match text.split_once(':') {
-            Some(("header", name)) => {
-                Self::Header(HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?)
-            }
-            Some(("cookie", name)) => Self::Cookie(named(name)?),
-            Some(("query", name)) => Self::Query(named(name)?),
-            None if text == "client-ip" => Self::ClientIp,
-            None if text == "authority" => Self::Authority,
-            None if text == "path" => Self::Path,
-            _ => return Err(bad()),
-        })
-    }
-}
-
-impl fmt::Display for StickyField {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Header(name) => write!(f, "header:{name}"),
-            Self::Cookie(name) => write!(f, "cookie:{name}"),
-            Self::Query(name) => write!(f, "query:{name}"),
-            Self::ClientIp => f.write_str("client-ip"),
-            Self::Authority => f.write_str("authority"),
-            Self::Path => f.write_str("path"),
-        }
-    }
-}
-
-impl TryFrom<String> for StickyField {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<StickyField> for String {
-    fn from(field: StickyField) -> Self {
-        field.to_string()
     }
 }
 
@@ -285,6 +181,32 @@ mod tests {
     }
 
     #[test]
+    fn whichever_field_has_an_id_it_is_drawn_alike() {
+        let taken_by = |field: &str, request: &dyn Fn(u32) -> RequestHead| -> Vec<u32> {
+            let (share, seed) = (share(5.0, field), hash(FNV_BASIS, b"p"));
+            let ids = 0..20_000;
+            ids.filter(|id| takes(&share, seed, &request(*id)))
+                .collect()
+        };
+        let at = |uri: String| RequestHead {
+            uri: uri.parse().expect("a uri"),
+            ..head(&[])
+        };
+        let by_header = taken(5.0, 20_000);
+        assert!(
+            (900..1_100).contains(&by_header.len()),
+            "{}",
+            by_header.len()
+        );
+        let by_cookie = |id| head(&[("cookie", &format!("a=b; user=id{id}; c=d"))]);
+        assert_eq!(taken_by("cookie:user", &by_cookie), by_header);
+        let by_query = |id| at(format!("/a?x=1&user=id{id}"));
+        assert_eq!(taken_by("query:user", &by_query), by_header);
+        let by_segment = |id| at(format!("/users/id{id}/edit"));
+        assert_eq!(taken_by("segment:2", &by_segment), by_header);
+    }
+
+    #[test]
     fn two_plugins_draw_independently() {
         let (share, head) = (share(50.0, "header:x-id"), |id: u32| {
             head(&[("x-id", &format!("id{id}"))])
@@ -298,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_request_without_the_field_is_never_taken() {
-        for field in ["header:x-id", "cookie:id", "query:id"] {
+        for field in ["header:x-id", "cookie:id", "query:id", "segment:2"] {
             let share = share(100.0, field);
             assert!(!takes(&share, 1, &head(&[])), "{field}");
             assert!(
@@ -306,7 +228,7 @@ mod tests {
                 "{field}"
             );
         }
-        for field in ["client-ip", "path", "authority", "query:user"] {
+        for field in ["client-ip", "path", "authority", "query:user", "segment:1"] {
             assert!(takes(&share(100.0, field), 1, &head(&[])), "{field}");
         }
         assert!(takes(
@@ -317,31 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_read_as_they_are_written() {
-        for text in [
-            "header:x-id",
-            "cookie:id",
-            "query:id",
-            "client-ip",
-            "authority",
-            "path",
-        ] {
-            let field: StickyField = text.parse().expect(text);
-            assert_eq!(field.to_string(), text);
-        }
-        for bad in [
-            "",
-            "x-id",
-            "header:",
-            "header:a b",
-            "cookie:",
-            "query:a&b",
-            "key",
-            "path:a",
-        ] {
-            let error = bad.parse::<StickyField>().expect_err(bad);
-            assert!(error.contains("expected header:NAME"), "{error}");
-        }
+    fn a_percentage_is_from_0_to_100() {
         assert!(Fraction::percent(100.1).is_err() && Fraction::percent(f64::NAN).is_err());
     }
 }

@@ -236,6 +236,7 @@ pub trait Crew: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
     /// Lets every thread drop its instance of a generation that is no longer active.
     fn retire(&self, generation: GenerationId);
-    /// Closes the open streams that a version of a plugin accepted, evenly over a time. Returns at once.
-    fn drain(&self, plugin: &str, digest: &str, over: Duration);
+    /// Closes the open streams that some versions of a plugin accepted, evenly over a time, and no more of those that the
+    /// active one did. Returns at once.
+    fn drain(&self, plugin: &str, drained: &[String], active: &str, over: Duration);
 }

@@ -1,21 +1,20 @@
-//! One plugin of the config: the pointers that a swap stores to, and what is remembered of its versions.
+//! One plugin of the config: the pointers that a swap stores to.
 
-use super::artifact::{Artifacts, Kept};
 use super::canary::Canary;
-use super::compile::Loaded;
-use super::deploy::millis;
-use super::record::{Activation, CanaryRecord, Record};
-use super::report::{DeployError, Deployed, Outcome, PluginInfo};
 use super::shadow::Shadow;
-use super::versions::{Known, Past};
-use super::{Generation, GenerationId, PluginConfig, RequestHead, Role};
+use super::versions::Past;
+use super::{Generation, GenerationId, PluginConfig, RequestHead};
 use crate::metrics::CallTotals;
 use arc_swap::{ArcSwapOption, Guard};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+mod remembered;
+mod told;
+
+use remembered::State;
+pub(super) use remembered::{canary_record, record_after};
 
 /// Who activated a version that came from the config.
 pub const BY_CONFIG: &str = "config";
@@ -32,19 +31,6 @@ pub struct PluginSlot {
     state: Mutex<State>,
     /// Whether a deploy is running.
     busy: AtomicBool,
-}
-
-struct State {
-    config: Arc<PluginConfig>,
-    /// What is active, what was, what is tried.
-    record: Option<Record>,
-    kept: Vec<Kept>,
-    /// Every generation that was active or tried and that something still belongs to.
-    generations: Vec<Past>,
-    /// Calls of those that are gone.
-    gone: CallTotals,
-    /// How often the guard took a version back, by limit.
-    guard_trips: BTreeMap<&'static str, u64>,
 }
 
 /// What a publish replaced.
@@ -79,14 +65,7 @@ impl PluginSlot {
             canary: ArcSwapOption::empty(),
             shadow: ArcSwapOption::empty(),
             tried: AtomicBool::new(false),
-            state: Mutex::new(State {
-                config: Arc::new(config.clone()),
-                record: None,
-                kept: Vec::new(),
-                generations: Vec::new(),
-                gone: CallTotals::default(),
-                guard_trips: BTreeMap::new(),
-            }),
+            state: Mutex::new(State::new(config)),
             busy: AtomicBool::new(false),
         }
     }
@@ -154,128 +133,6 @@ impl PluginSlot {
     pub(super) fn take_turn(self: &Arc<Self>) -> Option<Turn> {
         let taken = self.busy.swap(true, Ordering::Acquire);
         (!taken).then(|| Turn(Arc::clone(self)))
-    }
-
-    pub(super) fn config(&self) -> Arc<PluginConfig> {
-        Arc::clone(&self.state().config)
-    }
-
-    pub(super) fn set_config(&self, config: Arc<PluginConfig>) {
-        self.state().config = config;
-    }
-
-    /// Whether the active version was pushed, rather than taken from the config's source.
-    pub(super) fn is_pushed(&self) -> bool {
-        self.state()
-            .record
-            .as_ref()
-            .is_some_and(|record| record.pushed)
-    }
-
-    /// What is recorded.
-    pub(super) fn record(&self) -> Option<Record> {
-        self.state().record.clone()
-    }
-
-    /// What a rollback would activate.
-    pub(super) fn rollback_target(&self) -> Option<String> {
-        self.state().record.as_ref()?.previous.clone()
-    }
-
-    /// The digest of the version that a digest's beginning names.
-    ///
-    /// # Errors
-    /// If there is none, or more than one.
-    pub(super) fn find_version(&self, wanted: &str) -> Result<String, DeployError> {
-        let versions = self.info().versions;
-        let mut found = versions.iter().filter(|one| {
-            !wanted.is_empty() && one.digest.starts_with(&wanted.to_ascii_lowercase())
-        });
-        let (first, second) = (found.next(), found.next());
-        match (first, second) {
-            (Some(one), None) => Ok(one.digest.clone()),
-            (None, _) => {
-                let known: Vec<&str> = versions.iter().map(|one| &one.digest[..12]).collect();
-                Err(DeployError::NoSuchVersion(format!(
-                    "no version {wanted:?} of plugin {:?}: there are {}",
-                    self.name,
-                    if known.is_empty() {
-                        "none".to_owned()
-                    } else {
-                        known.join(", ")
-                    }
-                )))
-            }
-            (Some(_), Some(_)) => Err(DeployError::NoSuchVersion(format!(
-                "version {wanted:?} of plugin {:?} is more than one: give more of its digest",
-                self.name
-            ))),
-        }
-    }
-
-    /// The answer to a deploy of what is there already, in the same role.
-    pub(super) fn unchanged(&self, digest: &str, role: &Role) -> Option<Deployed> {
-        let generation = match role {
-            Role::Active => self.active.load_full()?,
-            Role::Canary(share) => {
-                let canary = self.canary.load_full()?;
-                (canary.share == *share).then(|| Arc::clone(&canary.generation))?
-            }
-            Role::Shadow(sample) => {
-                let shadow = self.shadow.load_full()?;
-                (shadow.sample() == *sample).then(|| Arc::clone(shadow.generation()))?
-            }
-        };
-        let state = self.state();
-        let same = generation.sandbox.config.same_sandbox(&state.config);
-        if *generation.label().digest != *digest || !same {
-            return None;
-        }
-        Some(Deployed {
-            plugin: self.name.to_string(),
-            digest: digest.to_owned(),
-            generation: Some(generation.id().0),
-            previous: Some(digest.to_owned()),
-            outcome: Outcome::Unchanged,
-            bytes: generation.sandbox.code.bytes,
-            imports: generation.sandbox.code.imports.clone(),
-            cached: true,
-            compile_ms: 0.0,
-            init_ms: 0.0,
-            publish_us: 0.0,
-            streams_kept: state.streams(),
-        })
-    }
-
-    /// The answer to a deploy that got as far as its trial.
-    pub(super) fn deployed(&self, loaded: &Loaded, compile: Duration, init: Duration) -> Deployed {
-        let active = self.active.load();
-        let previous = active
-            .as_ref()
-            .map(|active| active.label().digest.to_string());
-        Deployed {
-            plugin: self.name.to_string(),
-            digest: loaded.code.digest.to_string(),
-            generation: None,
-            previous,
-            outcome: Outcome::Checked,
-            bytes: loaded.code.bytes,
-            imports: loaded.code.imports.clone(),
-            cached: loaded.cached,
-            compile_ms: millis(compile),
-            init_ms: millis(init),
-            publish_us: 0.0,
-            streams_kept: self.state().streams(),
-        }
-    }
-
-    /// The record of a generation about to be active.
-    pub(super) fn next_record(&self, generation: &Generation, by: &str, pushed: bool) -> Record {
-        record_after(self.record().as_ref(), generation, by, pushed)
-    }
-
-    pub(super) fn set_record(&self, record: Record) {
-        self.state().record = Some(record);
     }
 
     /// The swap: what was active becomes the previous version, the new one active, in this order, so that a fallback
@@ -380,160 +237,8 @@ impl PluginSlot {
         watched.map(|past| (past.label.id, past.totals())).collect()
     }
 
-    /// Counts what the guard did.
-    pub(super) fn note_trip(&self, limit: &'static str) {
-        *self.state().guard_trips.entry(limit).or_default() += 1;
-    }
-
-    /// Versions but one with open streams, that activated longest ago first, each with their number. With `active`, the
-    /// active version counts as one of them.
-    pub(super) fn draining(&self, without: &str, active: bool) -> Vec<(String, u64)> {
-        let now = self.active.load_full();
-        let canary = self.canary.load_full();
-        let spared = |digest: &str| {
-            let is = |one: &Generation| *one.label().digest == *digest;
-            digest == without
-                || (!active && now.as_deref().is_some_and(is))
-                || canary.as_ref().is_some_and(|canary| is(&canary.generation))
-        };
-        let mut draining: Vec<(String, u64)> = Vec::new();
-        // Oldest first; a version's last generation says when it was activated.
-        for past in self.state().generations.iter().rev() {
-            let (digest, streams) = (&*past.label.digest, past.streams());
-            if streams == 0 || spared(digest) {
-                continue;
-            }
-            match draining.iter_mut().find(|(known, _)| known == digest) {
-                Some((_, sum)) => *sum += streams,
-                None => draining.push((digest.to_owned(), streams)),
-            }
-        }
-        draining.reverse();
-        draining
-    }
-
-    /// Removes artifacts of old versions and remembers which are left.
-    pub(super) fn prune(&self, artifacts: &Artifacts) -> std::io::Result<()> {
-        let (record, keep) = {
-            let state = self.state();
-            (state.record.clone(), state.config.versions.keep)
-        };
-        if let Some(record) = record {
-            artifacts.prune(&self.name, &record, keep)?;
-        }
-        let kept = artifacts.kept(&self.name)?;
-        self.state().kept = kept;
-        Ok(())
-    }
-
-    /// The plugin, for lists.
-    pub(super) fn info(&self) -> PluginInfo {
-        let active = self.active.load_full();
-        let canary = self.canary.load_full();
-        let shadow = self.shadow.load_full();
-        let state = self.state();
-        let name =
-            |generation: &Generation| (generation.id(), generation.label().digest.to_string());
-        let [active, canary, tried] = [
-            active.as_deref(),
-            canary.as_ref().map(|canary| &*canary.generation),
-            shadow.as_ref().map(|shadow| &**shadow.generation()),
-        ]
-        .map(|generation| generation.map(name));
-        fn borrowed(one: &Option<(GenerationId, String)>) -> Option<(GenerationId, &str)> {
-            one.as_ref().map(|(id, digest)| (*id, digest.as_str()))
-        }
-        let known = Known {
-            record: state.record.as_ref(),
-            kept: &state.kept,
-            generations: &state.generations,
-            active: borrowed(&active),
-            canary: borrowed(&canary),
-            shadow: borrowed(&tried),
-        };
-        PluginInfo {
-            name: self.name.to_string(),
-            versions: known.list(),
-            canary: canary.as_ref().and_then(|_| known.canary_info()),
-            shadow: shadow.map(|shadow| shadow.info()),
-            failing: known.failing(),
-            guard_trips: state
-                .guard_trips
-                .iter()
-                .map(|(limit, n)| (*limit, *n))
-                .collect(),
-            grants: state.config.grants.clone(),
-            totals: state.totals(),
-            generation: active.as_ref().map(|(id, _)| id.0),
-            active: active.map(|(_, digest)| digest),
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing under it panics half way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl State {
-    /// Remembers a generation that may decide requests, and forgets those that nothing belongs to any more.
-    fn note(&mut self, past: Past) {
-        // With the last other holder of the label go the calls and streams that could still count.
-        let (kept, gone) = std::mem::take(&mut self.generations)
-            .into_iter()
-            .partition(|past| Arc::strong_count(&past.label) > 1);
-        self.generations = kept;
-        for past in Vec::<Past>::into_iter(gone).filter(|past| past.decides) {
-            self.gone = self.gone.plus(&past.totals());
-        }
-        // A canary that becomes active is known already.
-        self.generations
-            .retain(|known| known.label.id != past.label.id);
-        self.generations.push(past);
-    }
-
-    /// Open streams of all versions.
-    fn streams(&self) -> u64 {
-        self.generations.iter().map(Past::streams).sum()
-    }
-
-    /// Calls of all generations.
-    fn totals(&self) -> CallTotals {
-        let all = self.generations.iter().filter(|past| past.decides);
-        all.map(Past::totals)
-            .fold(self.gone, |sum, totals| sum.plus(&totals))
-    }
-}
-
-/// The record of a generation about to be active, after another.
-pub(super) fn record_after(
-    before: Option<&Record>,
-    generation: &Generation,
-    by: &str,
-    pushed: bool,
-) -> Record {
-    let activation = Activation::now(&generation.label().digest, by);
-    Record::after(
-        before,
-        activation,
-        settings_digest(generation.config()),
-        pushed,
-    )
-}
-
-/// What is recorded of a canary that begins.
-pub(super) fn canary_record(canary: &Canary, by: &str) -> CanaryRecord {
-    CanaryRecord {
-        started: Activation::trial(&canary.generation.label().digest, by),
-        share: canary.share.clone(),
-    }
-}
-
-/// Digest of what a version was activated with beside its bytes.
-fn settings_digest(config: &PluginConfig) -> String {
-    let text = format!(
-        "{:?} {:?} {:?} {:?}",
-        config.grants, config.settings, config.limits, config.sessions
-    );
-    super::artifact::hex(&Sha256::digest(text))
 }

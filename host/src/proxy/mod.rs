@@ -355,6 +355,8 @@ pub struct RouteConfig {
     pub matcher: matcher::Matcher,
     /// What becomes of them.
     pub handler: Handler,
+    /// Of its streams, in place of the times of all.
+    pub streams: crate::stream::RouteTimes,
 }
 
 /// What becomes of a request.

@@ -10,6 +10,7 @@ use crate::listener::framing::HeadLimits;
 use crate::listener::socket::Timeouts;
 use crate::metrics::RouteCounters;
 use crate::plugin::{PluginSlot, Reply, RouteTarget};
+use crate::stream::Times;
 use crate::upstream::balance::Balancer;
 use crate::upstream::connection::PoolLimits;
 use crate::upstream::exchange::ExchangeLimits;
@@ -56,6 +57,8 @@ pub struct Route {
     pub matcher: Matcher,
     /// What becomes of them.
     pub action: Action,
+    /// Of its streams.
+    pub streams: Times,
     /// Counters by worker.
     pub counters: Arc<[RouteCounters]>,
 }
@@ -116,6 +119,7 @@ impl Site {
                 name,
                 matcher,
                 action,
+                streams: route.streams.over(config.streams.times),
             })
         };
         Ok(Self {

@@ -8,12 +8,13 @@ use super::site::SiteView;
 use crate::listener::ClientConnection;
 use crate::listener::socket::DownstreamSocket;
 use crate::plugin::decision::{Follow, Varying};
-use crate::stream::{Following, Hook, NewStream};
+use crate::stream::{Following, Hook, NewStream, Times};
 use base64::Engine;
 use http::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use sha1::{Digest, Sha1};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// What RFC 6455, 1.3 appends to the key.
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -63,10 +64,11 @@ impl Proxy {
         if self.streams.is_full() {
             return Err(ProxyError::TooManyStreams);
         }
-        let route = record
-            .route
-            .map(|route| view.site.routes[route].name.clone())
-            .unwrap_or_default();
+        let site = &view.site;
+        let (route, times) = match record.route {
+            Some(route) => (site.routes[route].name.clone(), site.routes[route].streams),
+            None => (Arc::default(), site.streams.times),
+        };
         let (label, key) = (record.label.clone(), record.key.clone());
         let Pending {
             forwarded,
@@ -75,7 +77,6 @@ impl Proxy {
             follow,
             hook,
         } = pending;
-        let configured = view.site.streams.clone();
         let (proxy, connection) = (self.clone(), connection.clone());
         tokio::task::spawn_local(async move {
             let Forwarded {
@@ -108,8 +109,11 @@ impl Proxy {
                 client: connection.client,
                 endpoint,
                 upstream_name: picked.as_ref().map(|picked| picked.upstream().clone()),
-                idle_timeout: varying.stream_idle_timeout.or(configured.idle_timeout),
-                age_max: varying.stream_age_max.or(configured.age_max),
+                times: Times {
+                    idle_timeout: varying.stream_idle_timeout.or(times.idle_timeout),
+                    age_max: varying.stream_age_max.or(times.age_max),
+                    ..times
+                },
                 follow,
                 hook: hook.map(|hook| *hook),
                 // The upstream's policy counts the stream as long as it is open.

@@ -17,11 +17,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod closing;
 mod follow;
 mod hooked;
 mod keepalive;
 mod origin;
 
+use closing::Closing;
 pub(super) use follow::Followed;
 pub(super) use keepalive::Keepalive;
 use origin::{Addresses, LabelLease};
@@ -31,14 +33,6 @@ const READS_PER_TURN: usize = 4;
 
 /// What says that a socket failed or is shut both ways.
 const FAILED: EventFlags = EventFlags::ERR.union(EventFlags::HUP);
-
-/// A closing handshake of ours.
-struct Closing {
-    code: u16,
-    reason: Box<str>,
-    why: CloseReason,
-    deadline: u32,
-}
 
 /// When a stream ends by itself, in ticks; 0 is never.
 #[derive(Debug, Clone, Copy, Default)]
@@ -339,54 +333,6 @@ impl Entry {
         Ok(())
     }
 
-    /// Begins the closing handshake towards both ends; it ends at `deadline` at the latest.
-    pub(super) fn close(
-        &mut self,
-        code: u16,
-        reason: &str,
-        why: CloseReason,
-        deadline: u32,
-    ) -> Progress {
-        if self.closing.is_none() {
-            self.closing = Some(Box::new(Closing {
-                code,
-                reason: reason.into(),
-                why,
-                deadline,
-            }));
-        }
-        let cut = Side::BOTH.into_iter().try_for_each(|to| {
-            // With a session nothing but whole frames went out.
-            let with_session = self.hooked.as_ref().is_some_and(|hooked| hooked.is_on());
-            let at_boundary = with_session || self.leg(to.other()).cursor.at_boundary();
-            if at_boundary { self.cut(to) } else { Ok(()) }
-        });
-        self.settle(cut.map(|()| false))
-    }
-
-    /// Ends the data for a side, at a frame's end, with a close frame, unless it had one or we shut it already.
-    fn cut(&mut self, to: Side) -> io::Result<()> {
-        if self.leg(to).cut {
-            return Ok(());
-        }
-        let has_one = match &self.hooked {
-            // What was read need not have been sent on.
-            Some(hooked) if !hooked.is_unhooked() => hooked.has_closed(to.other()),
-            _ => self.leg(to.other()).cursor.close_seen(),
-        };
-        let leg = &mut self.legs[to as usize];
-        leg.cut = true;
-        if has_one || leg.shut {
-            return Ok(());
-        }
-        let closing = self
-            .closing
-            .as_ref()
-            .expect("data is cut only while closing");
-        let mask = mask_towards(to)?;
-        leg.send(&frame::close_frame(closing.code, &closing.reason, mask))
-    }
-
     /// Passes on a half-close once all that came before it is sent.
     fn shut_if_done(&mut self, to: Side) -> io::Result<()> {
         let all_sent = self.leg(to).leftover.is_none() && !self.has_backlog(to.other());
@@ -410,16 +356,6 @@ impl Entry {
         let over =
             |leg: &Leg| leg.leftover.is_none() && (leg.ended || closing && leg.cursor.close_seen());
         self.legs.iter().all(over) && !Side::BOTH.into_iter().any(|side| self.has_backlog(side))
-    }
-
-    /// Why the stream ended: by us, by the side that was done first, or `otherwise`.
-    pub(super) fn why(&self, otherwise: CloseReason) -> CloseReason {
-        match (&self.closing, self.first) {
-            (Some(closing), _) => closing.why,
-            (None, Some(Side::Downstream)) => CloseReason::ClientClosed,
-            (None, Some(Side::Upstream)) => CloseReason::UpstreamClosed,
-            (None, None) => otherwise,
-        }
     }
 
     /// Whether bytes of a side have somewhere to go: to a peer that keeps up, or nowhere at all.

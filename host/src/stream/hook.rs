@@ -3,11 +3,11 @@
 //! What goes out is whole frames only, so that a close frame of ours fits in at any time. When an end takes less than
 //! the verdicts make for it, what is left of the bytes read waits in [`Hooked`]; nothing more is read then.
 
-use super::CloseReason;
 use super::frame::write_frame;
 use super::message::{Assembler, Part, opcode_of};
 use super::table::timeout_ticks;
 use super::token::Side;
+use super::{CloseReason, SessionInfo};
 use crate::plugin::session::Ending;
 use crate::plugin::verdict::{Close, Direction, Impulse, Kind, Verdict};
 use crate::plugin::{OnTrap, Session};
@@ -97,6 +97,19 @@ pub(super) struct Hooked {
     /// The code of the first close frame.
     code: Option<u16>,
     outcome: Outcome,
+    isolated: bool,
+    counted: Counted,
+}
+
+/// What a session was called for.
+#[derive(Debug, Default)]
+struct Counted {
+    /// Messages, by the side they came from.
+    messages: [u64; 2],
+    ticks: u64,
+    /// How often it failed or was lost with its instance.
+    failures: u32,
+    rebuilds: u32,
 }
 
 /// What comes from one side.
@@ -131,6 +144,7 @@ impl Hooked {
             closed: false,
         };
         Self {
+            isolated: session.is_isolated(),
             session: Some(session),
             buffers,
             sides: [incoming(true), incoming(false)],
@@ -139,6 +153,7 @@ impl Hooked {
             due: tick.saturating_add(interval),
             code: None,
             outcome: Outcome::Ok,
+            counted: Counted::default(),
         }
     }
 
@@ -165,6 +180,25 @@ impl Hooked {
     /// How the session did.
     pub(super) fn outcome(&self) -> Outcome {
         self.outcome
+    }
+
+    /// The same, for lists.
+    pub(super) fn info(&self) -> SessionInfo {
+        let Counted {
+            messages: [messages_up, messages_down],
+            ticks,
+            failures,
+            rebuilds,
+        } = self.counted;
+        SessionInfo {
+            state: self.outcome.name(),
+            isolated: self.isolated,
+            messages_up,
+            messages_down,
+            ticks,
+            failures,
+            rebuilds,
+        }
     }
 
     pub(super) fn buffers(&self) -> &Rc<Buffers> {
@@ -252,6 +286,7 @@ impl Hooked {
                     false
                 }
                 Part::Message { kind, payload, raw } => {
+                    self.counted.messages[from as usize] += 1;
                     let verdict = session.message(direction(from), kind, payload);
                     let failed = verdict.is_err();
                     let verdict = match verdict {
@@ -293,6 +328,7 @@ impl Hooked {
         let Some(session) = &mut self.session else {
             return Ok(Step::On);
         };
+        self.counted.ticks += 1;
         match session.tick() {
             Ok(Impulse::Nothing) => Ok(Step::On),
             Ok(Impulse::Send(direction, kind, bytes)) => {
@@ -316,11 +352,13 @@ impl Hooked {
         let Some(session) = &mut self.session else {
             return Ok(Step::On);
         };
+        self.counted.failures = self.counted.failures.saturating_add(1);
         match session.on_trap() {
             OnTrap::Close => {}
             OnTrap::Rebuild => {
                 if let Ok(interval) = session.rebuild() {
                     self.outcome = Outcome::Rebuilt;
+                    self.counted.rebuilds = self.counted.rebuilds.saturating_add(1);
                     self.interval = timeout_ticks(interval);
                     self.due = tick.saturating_add(self.interval);
                     return Ok(Step::On);

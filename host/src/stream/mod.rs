@@ -26,24 +26,20 @@ mod select;
 mod table;
 #[cfg(test)]
 mod tests;
+mod times;
 mod token;
 
 pub use select::{Spot, StreamFilter, UpstreamFilter};
 pub use table::{Close, Streams};
+pub use times::{RouteTimes, Times};
 
 /// Upgraded streams.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// No byte either way for so long closes a stream; none by default.
-    pub idle_timeout: Option<Duration>,
-    /// A stream is closed at this age; none by default.
-    pub age_max: Option<Duration>,
+    /// Of streams whose route says nothing else.
+    pub times: Times,
     /// Up to this share of its age a stream is closed earlier, so that streams opened together do not end together.
     pub age_jitter: f64,
-    /// Between two pings of ours to the client; none by default.
-    pub ping_client: Option<Duration>,
-    /// Between two pings of ours to the endpoint; none by default.
-    pub ping_upstream: Option<Duration>,
     /// How long a drain waits for streams before it closes them with 1001.
     pub shutdown_grace: Duration,
     /// Streams of one worker.
@@ -55,11 +51,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            idle_timeout: None,
-            age_max: None,
+            times: Times::default(),
             age_jitter: 0.1,
-            ping_client: None,
-            ping_upstream: None,
             shutdown_grace: Duration::from_secs(30),
             streams_max: 100_000,
             message_bytes_max: 1 << 20,
@@ -128,6 +121,27 @@ pub struct StreamInfo {
     pub bytes_up: u64,
     /// Bytes to the client.
     pub bytes_down: u64,
+    /// Its session, in the version that accepted it, if its messages are shown to one.
+    pub session: Option<SessionInfo>,
+}
+
+/// A stream's session, for lists.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct SessionInfo {
+    /// How it does: `ok`, `rebuilt`, `failed`, or `unhooked` if the stream goes on without it.
+    pub state: &'static str,
+    /// Whether it has an instance of its own.
+    pub isolated: bool,
+    /// Messages from the client.
+    pub messages_up: u64,
+    /// Messages from the endpoint.
+    pub messages_down: u64,
+    /// Times its interval went by.
+    pub ticks: u64,
+    /// How often it failed, or was lost with its instance.
+    pub failures: u32,
+    /// How often another one took its place.
+    pub rebuilds: u32,
 }
 
 /// A stream to be: both sockets taken out of the HTTP engine after a 101.
@@ -152,10 +166,8 @@ pub struct NewStream {
     pub endpoint: SocketAddr,
     /// The upstream of the config that the endpoint is of.
     pub upstream_name: Option<Arc<str>>,
-    /// In place of the config's.
-    pub idle_timeout: Option<Duration>,
-    /// In place of the config's.
-    pub age_max: Option<Duration>,
+    /// When it ends by itself, and is pinged.
+    pub times: Times,
     /// The entry it was routed by, if something is to become of it when that changes.
     pub follow: Option<Following>,
     /// What its messages are shown to.

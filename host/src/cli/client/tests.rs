@@ -1,5 +1,6 @@
 //! The client against a tiny server on loopback and on a Unix socket.
 
+use super::token::header_of;
 use super::*;
 use http_body_util::Full;
 use hyper::service::service_fn;

@@ -1,6 +1,7 @@
 //! `throwbar plugin canary | shadow | activate | forget | show`: versions beside the active one.
 
-use super::{Version, push_to, report, table_of};
+use super::push_to;
+use super::report::{Version, report, table_of};
 use crate::cli::client::{Client, ClientError, encode, with_query};
 use crate::cli::output::{self, Out};
 use bytes::Bytes;
@@ -31,7 +32,7 @@ pub(super) struct Canary {
     /// Its share, from 0 to 100
     #[arg(long, value_name = "N", conflicts_with = "action")]
     percent: Option<f64>,
-    /// The field whose hash decides: header:NAME, cookie:NAME, query:NAME, client-ip, authority or path
+    /// The field whose hash decides: header:NAME, cookie:NAME, query:NAME, segment:NUMBER (of the path), client-ip, authority or path; requests without it stay with the active version
     #[arg(long, value_name = "FIELD", conflicts_with = "action")]
     by: Option<String>,
     /// Also if the guard took the version back before

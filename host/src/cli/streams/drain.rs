@@ -61,6 +61,8 @@ struct Drain {
     over_ms: u64,
     code: u16,
     selector: Value,
+    #[serde(default)]
+    cause: String,
 }
 
 impl Drain {
@@ -154,6 +156,7 @@ pub(super) async fn list(client: &Client, json: bool, out: &mut Out) -> anyhow::
         ("LEFT", Align::Right),
         ("OVER", Align::Right),
         ("CODE", Align::Right),
+        ("CAUSE", Align::Left),
         ("SELECTOR", Align::Left),
     ]);
     for drain in drains {
@@ -166,6 +169,7 @@ pub(super) async fn list(client: &Client, json: bool, out: &mut Out) -> anyhow::
             drain.left.to_string(),
             output::age(drain.over_ms / 1_000),
             drain.code.to_string(),
+            drain.cause.clone(),
             conditions(&drain.selector),
         ]);
     }
@@ -194,11 +198,12 @@ fn summary(drain: &Drain) -> String {
 }
 
 /// A selector in one line: `key=id1 older_than=4h`.
-fn conditions(selector: &Value) -> String {
+pub(in crate::cli) fn conditions(selector: &Value) -> String {
     let Some(fields) = selector.as_object() else {
         return selector.to_string();
     };
     let shown = fields.iter().map(|(name, value)| match value.as_str() {
+        Some(digest) if name == "version" => format!("{name}={}", output::short(digest)),
         Some(text) => format!("{name}={text}"),
         None if *value == true => name.clone(),
         None => format!("{name}={value}"),

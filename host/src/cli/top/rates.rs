@@ -1,10 +1,37 @@
-//! What happened between two readings: rates, and quantiles of the decision time.
+//! What happened between two readings: rates, and what there is now.
 
+use super::plugins::{Interval, Plugin};
 use super::sample::Sample;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::time::Duration;
 
+/// What was read at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Reading {
+    pub(super) sample: Sample,
+    /// Those that run.
+    pub(super) drains: Vec<Drain>,
+}
+
+/// A drain that runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Drain {
+    pub(super) id: u64,
+    #[serde(skip_serializing)]
+    pub(super) state: String,
+    pub(super) matched: u64,
+    pub(super) closed: u64,
+    pub(super) gone: u64,
+    pub(super) left: u64,
+    /// Milliseconds since the Unix epoch.
+    pub(super) ends_ms: u64,
+    pub(super) cause: String,
+    pub(super) selector: Value,
+}
+
 /// A moment of the proxy.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Rates {
     pub(super) uptime_s: u64,
     pub(super) ready: bool,
@@ -18,10 +45,11 @@ pub(super) struct Rates {
     pub(super) map_changes_per_s: f64,
     pub(super) routes: Vec<Route>,
     pub(super) plugins: Vec<Plugin>,
+    pub(super) drains: Vec<Drain>,
 }
 
 /// A route's requests a second.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Route {
     pub(super) route: String,
     pub(super) requests_per_s: f64,
@@ -30,41 +58,30 @@ pub(super) struct Route {
     pub(super) no_decision_per_s: f64,
 }
 
-/// A plugin's decisions.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub(super) struct Plugin {
-    pub(super) plugin: String,
-    pub(super) active: Option<String>,
-    pub(super) decisions_per_s: f64,
-    /// Of this interval's decisions; none without one.
-    pub(super) p50_ns: Option<u64>,
-    pub(super) p99_ns: Option<u64>,
-    pub(super) traps_per_s: f64,
-    pub(super) other_errors_per_s: f64,
-    pub(super) versions: Vec<Version>,
-}
-
-/// A version that streams belong to, or that is active.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub(super) struct Version {
-    pub(super) version: String,
-    pub(super) streams: u64,
-}
-
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 const REQUESTS: &str = "throwbar_requests_total";
-const CALLS: &str = "throwbar_plugin_calls_total";
-const DECISIONS: &str = "throwbar_decision_seconds_bucket";
+const UPTIME: &str = "throwbar_uptime_seconds";
+const REVISION: &str = "throwbar_store_revision";
 
 impl Rates {
-    /// What happened from one reading to the next.
-    pub(super) fn between(before: &Sample, now: &Sample, span: Duration) -> Self {
-        let seconds = span.as_secs_f64().max(1e-3);
-        // A counter that fell belongs to a process that started anew: nothing is known of the interval.
-        let rate = |name: &str, labels: &[(&str, &str)]| {
-            (now.sum(name, labels) - before.sum(name, labels)).max(0.0) / seconds
-        };
+    /// What happened from one reading to the next. Of a process that started anew in between, what happened since.
+    pub(super) fn between(before: &Reading, now: &Reading, span: Duration) -> Self {
+        let (earlier, now, drains) = (&before.sample, &now.sample, now.drains.clone());
         let gauge = |name: &str| now.sum(name, &[]) as u64;
+        let uptime = now.sum(UPTIME, &[]);
+        let started_anew = uptime < earlier.sum(UPTIME, &[]);
+        let nothing = Sample::default();
+        let interval = Interval {
+            before: if started_anew { &nothing } else { earlier },
+            now,
+            seconds: if started_anew {
+                uptime
+            } else {
+                span.as_secs_f64()
+            }
+            .max(1e-3),
+        };
+        let rate = |name: &str, labels: &[(&str, &str)]| interval.rate(name, labels);
         let routes = now
             .values(REQUESTS, "route")
             .into_iter()
@@ -75,103 +92,42 @@ impl Rates {
                     .map(|class| rate(REQUESTS, &[("route", route), ("code_class", class)])),
                 no_decision_per_s: rate("throwbar_plugin_failures_total", &[("route", route)]),
             });
-        let plugins = now.values(CALLS, "plugin").into_iter().map(|plugin| {
-            let outcome = |outcome: &str| rate(CALLS, &[("plugin", plugin), ("outcome", outcome)]);
-            let histogram = histogram(before, now, plugin);
-            Plugin {
-                plugin: plugin.to_owned(),
-                active: label_of(now, "throwbar_plugin_info", plugin, "version"),
-                decisions_per_s: rate(CALLS, &[("plugin", plugin)]),
-                p50_ns: quantile(&histogram, 0.50),
-                p99_ns: quantile(&histogram, 0.99),
-                traps_per_s: outcome("trap"),
-                other_errors_per_s: ["deadline", "bad_decision", "refused_write"]
-                    .map(outcome)
-                    .iter()
-                    .sum(),
-                versions: versions(now, plugin),
-            }
-        });
         Self {
-            uptime_s: gauge("throwbar_uptime_seconds"),
+            uptime_s: uptime as u64,
             ready: gauge("throwbar_ready") == 1,
             requests_per_s: rate(REQUESTS, &[]),
             connections: gauge("throwbar_connections_open"),
             streams: gauge("throwbar_streams_open"),
             streams_opened_per_s: rate("throwbar_streams_opened_total", &[]),
             streams_closed_per_s: rate("throwbar_streams_closed_total", &[]),
-            revision: gauge("throwbar_store_revision"),
-            map_changes_per_s: rate("throwbar_store_revision", &[]),
+            revision: gauge(REVISION),
+            // The revision outlives the process.
+            map_changes_per_s: match started_anew {
+                true => 0.0,
+                false => rate(REVISION, &[]),
+            },
             routes: routes.collect(),
-            plugins: plugins.collect(),
+            plugins: interval.plugins(),
+            drains,
         }
     }
-}
-
-fn label_of(sample: &Sample, name: &str, plugin: &str, label: &str) -> Option<String> {
-    let mut series = sample.series(name).iter();
-    let (labels, _) =
-        series.find(|(labels, _)| labels.get("plugin").is_some_and(|p| p == plugin))?;
-    labels.get(label).cloned()
-}
-
-fn versions(sample: &Sample, plugin: &str) -> Vec<Version> {
-    sample
-        .series("throwbar_streams")
-        .iter()
-        .filter(|(labels, _)| labels.get("plugin").is_some_and(|p| p == plugin))
-        .filter_map(|(labels, streams)| {
-            Some(Version {
-                version: labels.get("version")?.clone(),
-                streams: *streams as u64,
-            })
-        })
-        .collect()
-}
-
-/// Upper bounds in seconds with how many decisions of the interval took at most so long, shortest first.
-fn histogram(before: &Sample, now: &Sample, plugin: &str) -> Vec<(f64, f64)> {
-    let bounds = now.values(DECISIONS, "le").into_iter();
-    let mut buckets: Vec<(f64, f64)> = bounds
-        .filter_map(|le| {
-            let labels = [("plugin", plugin), ("le", le)];
-            let count = now.sum(DECISIONS, &labels) - before.sum(DECISIONS, &labels);
-            Some((le.parse().ok()?, count.max(0.0)))
-        })
-        .collect();
-    buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-    buckets
-}
-
-/// A quantile in nanoseconds, taking decisions as spread evenly inside their bucket; of the last, open bucket its lower
-/// bound.
-fn quantile(buckets: &[(f64, f64)], quantile: f64) -> Option<u64> {
-    let wanted = buckets.last()?.1 * quantile;
-    if wanted <= 0.0 {
-        return None;
-    }
-    let (mut below, mut lower) = (0.0, 0.0);
-    for &(bound, count) in buckets {
-        if count >= wanted {
-            let share = (wanted - below) / (count - below);
-            let seconds = match bound.is_finite() {
-                true => lower + (bound - lower) * share,
-                false => lower,
-            };
-            return Some((seconds * 1e9).round() as u64);
-        }
-        (below, lower) = (count, bound);
-    }
-    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sample(requests: u64, traps: u64, fast: u64, all: u64, revision: u64) -> Sample {
-        Sample::parse(&format!(
-            "throwbar_requests_total{{route=\"all\",code_class=\"2xx\"}} {requests}\n\
+    fn reading(text: &str) -> Reading {
+        Reading {
+            sample: Sample::parse(text).expect("metrics"),
+            drains: Vec::new(),
+        }
+    }
+
+    fn sample(requests: u64, traps: u64, fast: u64, all: u64, revision: u64) -> Reading {
+        reading(&format!(
+            "throwbar_uptime_seconds {requests}\n\
+             throwbar_requests_total{{route=\"all\",code_class=\"2xx\"}} {requests}\n\
              throwbar_requests_total{{route=\"all\",code_class=\"5xx\"}} 1\n\
              throwbar_plugin_failures_total{{route=\"all\"}} {traps}\n\
              throwbar_plugin_info{{plugin=\"p\",version=\"abc\"}} 1\n\
@@ -182,10 +138,21 @@ mod tests {
              throwbar_decision_seconds_bucket{{le=\"+Inf\",plugin=\"p\"}} {all}\n\
              throwbar_streams{{plugin=\"p\",version=\"abc\"}} 4\n\
              throwbar_streams{{plugin=\"other\",version=\"def\"}} 9\n\
+             throwbar_plugin_version_state{{plugin=\"p\",version=\"kep\",state=\"kept\"}} 1\n\
+             throwbar_plugin_version_state{{plugin=\"p\",version=\"old\",state=\"draining\"}} 1\n\
+             throwbar_plugin_version_state{{plugin=\"p\",version=\"new\",state=\"canary\"}} 1\n\
+             throwbar_plugin_version_state{{plugin=\"p\",version=\"try\",state=\"shadow\"}} 1\n\
+             throwbar_plugin_version_state{{plugin=\"p\",version=\"abc\",state=\"active\"}} 1\n\
+             throwbar_plugin_version_calls_total{{plugin=\"p\",version=\"new\",outcome=\"ok\"}} {fast}\n\
+             throwbar_plugin_version_calls_total{{plugin=\"p\",version=\"new\",outcome=\"trap\"}} {traps}\n\
+             throwbar_plugin_version_p99_seconds{{plugin=\"p\",version=\"new\"}} 0.000004\n\
+             throwbar_canary_percent{{plugin=\"p\",version=\"new\"}} 2.5\n\
+             throwbar_shadow_requests_total{{plugin=\"p\",version=\"try\",result=\"same\"}} {all}\n\
+             throwbar_shadow_requests_total{{plugin=\"p\",version=\"try\",result=\"differing\"}} {traps}\n\
+             throwbar_shadow_requests_total{{plugin=\"p\",version=\"try\",result=\"dropped\"}} 1\n\
              throwbar_ready 1\n\
              throwbar_store_revision {revision}\n"
         ))
-        .expect("metrics")
     }
 
     #[test]
@@ -198,27 +165,79 @@ mod tests {
         let plugin = &rates.plugins[0];
         assert_eq!((plugin.decisions_per_s, plugin.traps_per_s), (102.0, 2.0));
         assert_eq!(plugin.active.as_deref(), Some("abc"));
-        assert_eq!(plugin.versions.len(), 1);
-        assert_eq!(plugin.versions[0].streams, 4);
         // Half of the interval's decisions took at most 1 µs, the others up to 3.
         assert_eq!((plugin.p50_ns, plugin.p99_ns), (Some(1_000), Some(2_960)));
     }
 
     #[test]
-    fn a_proxy_that_started_anew_has_no_negative_rates() {
-        let (before, now) = (sample(300, 4, 200, 300, 10), sample(5, 0, 5, 5, 1));
-        let rates = Rates::between(&before, &now, Duration::from_secs(1));
-        assert_eq!((rates.requests_per_s, rates.map_changes_per_s), (0.0, 0.0));
-        assert_eq!(rates.plugins[0].p50_ns, None);
+    fn versions_in_use_are_told_with_their_state_and_what_is_kept_only_is_not() {
+        let (before, now) = (sample(100, 0, 100, 100, 7), sample(300, 4, 200, 300, 10));
+        let rates = Rates::between(&before, &now, Duration::from_secs(2));
+        let plugin = &rates.plugins[0];
+        let told: Vec<_> = plugin
+            .versions
+            .iter()
+            .map(|one| (&*one.version, &*one.state))
+            .collect();
+        let expected = [
+            ("abc", "active"),
+            ("new", "canary"),
+            ("try", "shadow"),
+            ("old", "draining"),
+        ];
+        assert_eq!(told, expected);
+        assert_eq!(
+            (
+                plugin.versions[0].streams,
+                plugin.versions[0].canary_percent
+            ),
+            (4, None)
+        );
+        let canary = &plugin.versions[1];
+        assert_eq!(
+            (canary.canary_percent, canary.p99_so_far_ns),
+            (Some(2.5), Some(4_000))
+        );
+        assert_eq!((canary.decisions_per_s, canary.traps_per_s), (52.0, 2.0));
+        let shadow = plugin.shadow.as_ref().expect("a shadow");
+        assert_eq!(
+            (shadow.compared, shadow.differing, shadow.dropped),
+            (304, 4, 1)
+        );
+        assert_eq!((&*shadow.version, shadow.sampled_per_s), ("try", 102.0));
     }
 
     #[test]
-    fn a_decision_beyond_the_last_bound_counts_as_that_bound() {
-        assert_eq!(
-            quantile(&[(1e-6, 0.0), (f64::INFINITY, 3.0)], 0.5),
-            Some(1_000)
+    fn of_a_proxy_that_started_anew_only_what_happened_since_is_told() {
+        let (before, now) = (sample(300, 4, 200, 300, 10), sample(5, 0, 5, 5, 11));
+        let rates = Rates::between(&before, &now, Duration::from_secs(1));
+        // It has run for 5 s.
+        assert_eq!((rates.requests_per_s, rates.map_changes_per_s), (1.2, 0.0));
+        assert_eq!(rates.plugins[0].p50_ns, Some(500));
+    }
+
+    #[test]
+    fn plugins_come_and_go_between_readings() {
+        let (with, without) = (
+            sample(5, 0, 5, 5, 1),
+            reading("throwbar_uptime_seconds 6\n"),
         );
-        assert_eq!(quantile(&[(1e-6, 0.0), (f64::INFINITY, 0.0)], 0.5), None);
-        assert_eq!(quantile(&[], 0.5), None);
+        let second = Duration::from_secs(1);
+        let gone = Rates::between(&with, &without, second);
+        assert!(gone.plugins.is_empty() && gone.routes.is_empty());
+        let come = Rates::between(&reading("throwbar_uptime_seconds 1\n"), &with, second);
+        assert_eq!(come.plugins[0].decisions_per_s, 5.0);
+    }
+
+    #[test]
+    fn a_counter_that_falls_gives_no_rate_below_zero() {
+        let (before, now) = (sample(300, 4, 200, 300, 10), sample(301, 0, 5, 5, 10));
+        let rates = Rates::between(&before, &now, Duration::from_secs(1));
+        let plugin = &rates.plugins[0];
+        assert_eq!(
+            (plugin.traps_per_s, plugin.versions[1].decisions_per_s),
+            (0.0, 0.0)
+        );
+        assert_eq!(plugin.p50_ns, None);
     }
 }

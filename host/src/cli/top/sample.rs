@@ -28,8 +28,18 @@ impl Sample {
         Ok(sample)
     }
 
+    /// Every series of a name that has this label, with its labels.
+    pub(super) fn labelled<'a>(
+        &'a self,
+        name: &str,
+        (label, value): (&'a str, &'a str),
+    ) -> impl Iterator<Item = &'a (Labels, f64)> {
+        let series = self.series(name).iter();
+        series.filter(move |(labels, _)| labels.get(label).is_some_and(|have| have == value))
+    }
+
     /// Every series of a name, with its labels.
-    pub(super) fn series(&self, name: &str) -> &[(Labels, f64)] {
+    fn series(&self, name: &str) -> &[(Labels, f64)] {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }
 

@@ -3,8 +3,7 @@
 use super::table::{Table, Walk};
 use crate::plugin::PluginLimits;
 use crate::proxy::Limits;
-use crate::stream;
-use std::time::Duration;
+use crate::stream::{self, RouteTimes};
 
 pub(super) fn limits(mut table: Table<'_>, limits: &mut Limits, walk: &mut Walk<'_>) {
     table.duration("first_byte_timeout", &mut limits.first_byte_timeout, walk);
@@ -41,21 +40,31 @@ pub(super) fn limits(mut table: Table<'_>, limits: &mut Limits, walk: &mut Walk<
 }
 
 pub(super) fn streams(mut table: Table<'_>, streams: &mut stream::Config, walk: &mut Walk<'_>) {
-    for (key, slot) in [
-        ("idle_timeout", &mut streams.idle_timeout),
-        ("age_max", &mut streams.age_max),
-        ("ping_client", &mut streams.ping_client),
-        ("ping_upstream", &mut streams.ping_upstream),
-    ] {
-        let mut duration = slot.unwrap_or_default();
-        table.duration(key, &mut duration, walk);
-        *slot = (duration > Duration::ZERO).then_some(duration);
-    }
+    streams.times = times(&mut table, walk).over(streams.times);
     table.share("age_jitter", &mut streams.age_jitter, walk);
     table.duration("shutdown_grace", &mut streams.shutdown_grace, walk);
     table.integer("streams_max", &mut streams.streams_max, walk);
     table.size("message_bytes_max", &mut streams.message_bytes_max, walk);
     table.finish(walk);
+}
+
+pub(super) fn route_streams(mut table: Table<'_>, walk: &mut Walk<'_>) -> RouteTimes {
+    let times = times(&mut table, walk);
+    table.finish(walk);
+    times
+}
+
+fn times(table: &mut Table<'_>, walk: &mut Walk<'_>) -> RouteTimes {
+    let mut times = RouteTimes::default();
+    for (key, slot) in [
+        ("idle_timeout", &mut times.idle_timeout),
+        ("age_max", &mut times.age_max),
+        ("ping_client", &mut times.ping_client),
+        ("ping_upstream", &mut times.ping_upstream),
+    ] {
+        *slot = table.optional_duration(key, walk);
+    }
+    times
 }
 
 pub(super) fn plugin_limits(mut table: Table<'_>, walk: &mut Walk<'_>) -> PluginLimits {

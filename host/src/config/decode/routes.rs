@@ -1,6 +1,7 @@
 //! `[[route]]`: what it matches and what becomes of it.
 
 use super::address;
+use super::limits::route_streams;
 use super::shorten;
 use super::table::{Field, Table, Text, Walk};
 use super::text::header_templates;
@@ -19,12 +20,15 @@ pub(super) fn route(index: usize, mut table: Table<'_>, walk: &mut Walk<'_>) -> 
     let name = table.text("name", walk).map(|text| text.value);
     let matcher = table.table("match", walk).map(|table| matcher(table, walk));
     let handler = handler(&mut table, walk);
+    let streams = table.table("streams", walk);
+    let streams = streams.map(|table| route_streams(table, walk));
     table.finish(walk);
     RouteConfig {
         name: name.unwrap_or_else(|| format!("route-{}", index + 1)),
         matcher: matcher.unwrap_or_default(),
         // Problems keep the config from being used: this one is never seen.
         handler: handler.unwrap_or_else(|| Handler::Reply(empty_reply())),
+        streams: streams.unwrap_or_default(),
     }
 }
 

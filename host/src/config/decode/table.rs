@@ -265,7 +265,17 @@ impl<'t> Table<'t> {
     }
 
     pub(super) fn duration(&mut self, key: &'static str, slot: &mut Duration, walk: &mut Walk<'_>) {
-        let Some(field) = self.take(key) else { return };
+        if let Some(duration) = self.optional_duration(key, walk) {
+            *slot = duration;
+        }
+    }
+
+    pub(super) fn optional_duration(
+        &mut self,
+        key: &'static str,
+        walk: &mut Walk<'_>,
+    ) -> Option<Duration> {
+        let field = self.take(key)?;
         if let DeValue::Integer(number) = field.value {
             walk.report(
                 field.span.clone(),
@@ -276,11 +286,10 @@ impl<'t> Table<'t> {
                 )
                 .help(format!("write \"{number}s\" or \"{number}ms\"")),
             );
-        } else if let Some(text) = field.text(walk)
-            && let Some(duration) = text.read(walk, "a duration", units::duration)
-        {
-            *slot = duration;
+            return None;
         }
+        let text = field.text(walk)?;
+        text.read(walk, "a duration", units::duration)
     }
 
     /// A number from 0 to 1.

@@ -300,6 +300,22 @@ const BAD: &[(&str, &str)] = &[
         "4:19 streams.age_max: \"4 hours\" is not a duration: expected a number with its unit, such as \"250ms\", \"5s\", \"10m\" or \"4h\"",
     ),
     (
+        "streams.ping_client = \"1ms\"",
+        "4:23 streams.ping_client: `ping_client` is 1ms: expected 100ms to 86400s",
+    ),
+    (
+        "[[route]]\nto = \"a:1\"\nstreams = { ping_upstream = \"25h\" }",
+        "6:29 route[0].streams.ping_upstream: `ping_upstream` is 90000s: expected 100ms to 86400s",
+    ),
+    (
+        "[[route]]\nto = \"a:1\"\nstreams = { ping = \"5s\" }",
+        "6:13 route[0].streams.ping: unknown key `ping` in route[0].streams [expected `idle_timeout`, `age_max`, `ping_client` or `ping_upstream`]",
+    ),
+    (
+        "[[route]]\nreply = { status = 404 }\nstreams = { age_max = \"1h\" }",
+        "6:11 route[0].streams: `streams` is for routes that forward: a reply opens none",
+    ),
+    (
         "log.level = \"chatty=loud\"",
         "4:13 log.level: \"chatty=loud\" is not a log level: expected `error`, `warn`, `info`, `debug`, `trace` or `off`, or a filter such as \"info,throwbar_host::plugin=debug\"",
     ),

@@ -3,10 +3,9 @@
 //! They need no text, so a config that was built in code is checked like one that was read.
 
 use super::Config;
-use super::diagnostic::{Finding, did_you_mean, join, one_of, shorten};
+use super::diagnostic::{Finding, join, shorten};
 use crate::admin::{Address, Auth};
-use crate::plugin::{DrainingFull, MEMORY_RESERVATION, PluginConfig, Source, VersionPolicy};
-use crate::proxy::{Handler, OnFailure};
+use crate::proxy::TICK;
 use crate::store::{BucketConfig, OnChange, Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
 use crate::worker::WORKERS_MAX;
@@ -16,6 +15,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 mod names;
+mod plugins;
+mod routes;
 mod tokens;
 
 use names::{is_name, known, names};
@@ -80,9 +81,9 @@ pub fn check(config: &Config) -> Vec<Finding> {
     }
     upstreams(config, found);
     for plugin in &config.plugins {
-        plugin_checks(config, plugin, found);
+        plugins::plugin(config, plugin, found);
     }
-    routes(config, found);
+    routes::routes(config, found);
     limits(config, found);
     caddy(config, found);
     findings
@@ -299,191 +300,6 @@ fn upstreams(config: &Config, found: &mut Vec<Finding>) {
     }
 }
 
-fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding>) {
-    let path = join("plugins", &plugin.name);
-    if let Source::Builtin(name) = &plugin.source
-        && !crate::plugin::builtin::NAMES.contains(&name.as_str())
-    {
-        let builtins = crate::plugin::builtin::NAMES.map(|name| format!("builtin:{name}"));
-        let known = || builtins.iter().map(String::as_str);
-        let source = format!("builtin:{name}");
-        let message = format!(
-            "{:?} is not built in: expected {}",
-            shorten(&source),
-            one_of(known())
-        );
-        let finding = Finding::new(join(&path, "source"), message, "not built in");
-        found.push(finding.help(did_you_mean(&source, known())));
-    }
-    for bucket in plugin.grants.keys() {
-        let path = join(&join(&path, "buckets"), bucket);
-        known(
-            path,
-            "bucket",
-            bucket,
-            config.buckets.iter().map(|bucket| bucket.name.as_str()),
-            found,
-        );
-    }
-    version_checks(&path, &plugin.versions, found);
-    let path = join(&path, "limits");
-    let limits = &plugin.limits;
-    timeout(
-        join(&path, "deadline"),
-        limits.deadline,
-        Duration::from_secs(10),
-        found,
-    );
-    timeout(
-        join(&path, "init_deadline"),
-        limits.init_deadline,
-        Duration::from_secs(60),
-        found,
-    );
-    between(
-        join(&path, "memory"),
-        &limits.memory_bytes_max,
-        64 << 10..=MEMORY_RESERVATION,
-        found,
-    );
-    between(
-        join(&path, "returned"),
-        &limits.returned_bytes_max,
-        1..=1 << 30,
-        found,
-    );
-    between(
-        join(&path, "writes"),
-        &limits.writes_max,
-        0..=1_000_000,
-        found,
-    );
-    between(join(&path, "calls"), &limits.calls_max, 1..=u64::MAX, found);
-    session_checks(plugin, found);
-}
-
-fn version_checks(path: &str, policy: &VersionPolicy, found: &mut Vec<Finding>) {
-    between(join(path, "keep"), &policy.keep, 1..=100, found);
-    if let DrainingFull::DrainOldest(over) = policy.draining_full
-        && policy.draining_max.is_none()
-    {
-        let message = format!(
-            "`on_max_draining` closes streams over {over:?}, but there is no `max_draining`"
-        );
-        found.push(Finding::new(
-            join(path, "on_max_draining"),
-            message,
-            "never in force",
-        ));
-    }
-    let Some(guard) = &policy.guard else { return };
-    let path = join(path, "guard");
-    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
-    span(join(&path, "window"), guard.window, second..=hour, found);
-    between(
-        join(&path, "min_calls"),
-        &guard.calls_min,
-        1..=u64::MAX,
-        found,
-    );
-    if let Some(p99) = guard.p99 {
-        // What the histogram of decision times tells apart.
-        let bounds = Duration::from_micros(1)..=Duration::from_millis(10);
-        span(join(&path, "p99"), p99, bounds, found);
-    }
-    if guard.error_rate.is_none() && guard.traps.is_none() && guard.p99.is_none() {
-        let message = "this guard has no limit: expected one of `error_rate`, `traps`, `p99`";
-        found.push(Finding::new(path, message, "never in force"));
-    }
-}
-
-fn routes(config: &Config, found: &mut Vec<Finding>) {
-    let guard = trusted(config);
-    let upstreams = || {
-        config
-            .upstreams
-            .iter()
-            .map(|upstream| upstream.name.as_str())
-    };
-    for (index, route) in config.routes.iter().enumerate() {
-        let path = format!("route[{index}]");
-        match &route.handler {
-            Handler::Plugin { plugin, on_failure } => {
-                let plugins = config.plugins.iter().map(|plugin| plugin.name.as_str());
-                known(join(&path, "plugin"), "plugin", plugin, plugins, found);
-                if let OnFailure::Upstream(upstream) = on_failure {
-                    known(
-                        format!("{path}.on_failure.upstream"),
-                        "upstream",
-                        upstream,
-                        upstreams(),
-                        found,
-                    );
-                }
-            }
-            Handler::To(target, port) => {
-                if let Some(why) = refused(&guard, (target, *port)) {
-                    found.push(Finding::new(
-                        join(&path, "to"),
-                        format!("never dialled: {why}"),
-                        "never dialled",
-                    ));
-                }
-            }
-            Handler::Upstream(upstream) => known(
-                join(&path, "upstream"),
-                "upstream",
-                upstream,
-                upstreams(),
-                found,
-            ),
-            Handler::Reply(_) => {}
-        }
-        // A plugin may pass a request on to the next route; no other handler does.
-        let earlier = config.routes[..index].iter().position(|earlier| {
-            !matches!(earlier.handler, Handler::Plugin { .. })
-                && (earlier.matcher.is_empty() || earlier.matcher == route.matcher)
-        });
-        if let Some(earlier) = earlier {
-            let name = &config.routes[earlier].name;
-            let finding = Finding::new(
-                &path,
-                format!(
-                    "no request reaches route {:?}: route {name:?} before it takes them all",
-                    route.name
-                ),
-                "never reached",
-            );
-            found.push(finding.other(format!("route[{earlier}]")).help(
-                "the first route that matches decides: put the narrower one first".to_owned(),
-            ));
-        }
-    }
-}
-
-fn session_checks(plugin: &PluginConfig, found: &mut Vec<Finding>) {
-    let path = join(&join("plugins", &plugin.name), "sessions");
-    let sessions = &plugin.sessions;
-    between(
-        join(&path, "per_instance_max"),
-        &sessions.per_instance_max,
-        1..=100_000,
-        found,
-    );
-    between(
-        join(&path, "isolated_max"),
-        &sessions.isolated_max,
-        1..=100_000,
-        found,
-    );
-    between(
-        join(&path, "rebuilds_per_minute"),
-        &sessions.rebuilds_per_minute,
-        0..=1_000_000,
-        found,
-    );
-}
-
 fn limits(config: &Config, found: &mut Vec<Finding>) {
     let limits = &config.limits;
     let day = Duration::from_secs(24 * 3600);
@@ -538,6 +354,8 @@ fn limits(config: &Config, found: &mut Vec<Finding>) {
         0..=1_000_000,
         found,
     );
+    let times = config.streams.times;
+    pings("streams", [times.ping_client, times.ping_upstream], found);
     between(
         "streams.streams_max",
         &config.streams.streams_max,
@@ -556,6 +374,16 @@ fn limits(config: &Config, found: &mut Vec<Finding>) {
         125..=64 << 20,
         found,
     );
+}
+
+/// Each ping comes after a tick at least; what is zero never comes.
+fn pings(path: &str, [client, upstream]: [Option<Duration>; 2], found: &mut Vec<Finding>) {
+    let range = TICK..=Duration::from_secs(24 * 3600);
+    for (key, interval) in [("ping_client", client), ("ping_upstream", upstream)] {
+        if let Some(interval) = interval.filter(|interval| !interval.is_zero()) {
+            span(join(path, key), interval, range.clone(), found);
+        }
+    }
 }
 
 fn caddy(config: &Config, found: &mut Vec<Finding>) {

@@ -163,6 +163,11 @@ impl Session {
         self.home.sandbox.config.sessions.on_trap
     }
 
+    /// Whether its instance is its own.
+    pub fn is_isolated(&self) -> bool {
+        self.home.isolated
+    }
+
     /// Whether its instance is lost.
     pub fn is_lost(&self) -> bool {
         self.home.is_lost()

@@ -331,11 +331,11 @@ impl Crew for Recorder {
             .expect("unpoisoned")
             .push(format!("retire {}", generation.0));
     }
-    fn drain(&self, _: &str, digest: &str, _: Duration) {
+    fn drain(&self, _: &str, drained: &[String], active: &str, _: Duration) {
         self.events
             .lock()
             .expect("unpoisoned")
-            .push(format!("drain {digest}"));
+            .push(format!("drain {drained:?} beside {active}"));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The part of an entry that acts when a plugin sees its messages.
 
 use super::{Closing, Entry, Progress};
+use crate::stream::SessionInfo;
 use crate::stream::hook::{Hooked, OUT_BYTES, Out, Step};
 use crate::stream::table::CLOSE_TICKS;
 use crate::stream::token::Side;
@@ -148,6 +149,11 @@ impl Entry {
     pub(in crate::stream) fn session_lost(&mut self, tick: u32) -> Progress {
         let failed = self.act(tick, |hooked, out| hooked.fail(out, tick));
         self.settle(failed.map(|()| false))
+    }
+
+    /// Its session, for lists.
+    pub(in crate::stream) fn session_info(&self) -> Option<SessionInfo> {
+        self.hooked.as_ref().map(|hooked| hooked.info())
     }
 
     /// Tells the session that the stream is over; says how it did.

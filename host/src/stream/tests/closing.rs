@@ -110,7 +110,10 @@ fn an_end_that_had_a_close_frame_gets_no_second_one() {
 #[test]
 fn an_idle_stream_is_closed_and_a_busy_one_is_not() {
     let config = Config {
-        idle_timeout: Some(Duration::from_secs(5)),
+        times: Times {
+            idle_timeout: Some(Duration::from_secs(5)),
+            ..Times::default()
+        },
         ..Config::default()
     };
     on_worker(config, |mut worker| async move {
@@ -118,7 +121,7 @@ fn an_idle_stream_is_closed_and_a_busy_one_is_not() {
         let mut idle = worker.open().await;
         let mut busy = worker.open().await;
         let mut patient = worker
-            .open_as(|new| new.idle_timeout = Some(Duration::from_secs(60)))
+            .open_as(|new| new.times.idle_timeout = Some(Duration::from_secs(60)))
             .await;
         worker.streams.sweep(start + Duration::from_secs(3));
         send(&mut busy.client, b"x").await;
@@ -153,7 +156,7 @@ fn a_stream_is_closed_at_its_age_however_busy() {
     on_worker(config, |mut worker| async move {
         let start = Instant::now();
         let mut ends = worker
-            .open_as(|new| new.age_max = Some(Duration::from_secs(3_600)))
+            .open_as(|new| new.times.age_max = Some(Duration::from_secs(3_600)))
             .await;
         worker.streams.sweep(start + Duration::from_secs(3_599));
         send(&mut ends.client, b"x").await;
@@ -170,7 +173,10 @@ fn a_stream_is_closed_at_its_age_however_busy() {
 #[test]
 fn streams_opened_together_do_not_grow_too_old_together() {
     let config = Config {
-        age_max: Some(Duration::from_secs(1_000)),
+        times: Times {
+            age_max: Some(Duration::from_secs(1_000)),
+            ..Times::default()
+        },
         age_jitter: 0.5,
         ..Config::default()
     };

@@ -39,6 +39,8 @@ struct Worker {
     counters: Arc<Counters>,
     opened: Rc<RefCell<Vec<StreamId>>>,
     closed: mpsc::UnboundedReceiver<Closed>,
+    /// Of the streams it opens.
+    times: Times,
 }
 
 /// What is beyond the proxy on both sides of a stream.
@@ -97,6 +99,7 @@ impl Worker {
                 }
             }
         };
+        let times = config.times;
         let streams =
             Streams::new(3, config, counters.clone(), Box::new(on_event)).expect("an epoll set");
         Self {
@@ -104,6 +107,7 @@ impl Worker {
             counters,
             opened,
             closed,
+            times,
         }
     }
 
@@ -116,6 +120,7 @@ impl Worker {
         let (client, downstream) = connection().await;
         let (endpoint, upstream) = connection().await;
         let mut new = new_stream(downstream, upstream);
+        new.times = self.times;
         change(&mut new);
         let id = self.streams.open(new).expect("room");
         Ends {
@@ -159,8 +164,7 @@ fn new_stream(downstream: TcpStream, upstream: TcpStream) -> NewStream {
         route: "chat".into(),
         label: None,
         key: None,
-        idle_timeout: None,
-        age_max: None,
+        times: Times::default(),
         follow: None,
         hook: None,
         on_close: None,

@@ -9,8 +9,11 @@ const LATER: Duration = Duration::from_millis(1_200);
 
 fn pinging() -> Config {
     Config {
-        ping_client: Some(Duration::from_secs(1)),
-        ping_upstream: Some(Duration::from_secs(1)),
+        times: Times {
+            ping_client: Some(Duration::from_secs(1)),
+            ping_upstream: Some(Duration::from_secs(1)),
+            ..Times::default()
+        },
         ..Config::default()
     }
 }
@@ -105,8 +108,11 @@ fn a_ping_goes_between_two_frames_and_never_into_one() {
 #[test]
 fn pings_do_not_keep_an_idle_stream_open() {
     let config = Config {
-        idle_timeout: Some(Duration::from_secs(3)),
-        ..pinging()
+        times: Times {
+            idle_timeout: Some(Duration::from_secs(3)),
+            ..pinging().times
+        },
+        ..Config::default()
     };
     on_worker(config, |mut worker| async move {
         let start = Instant::now();
