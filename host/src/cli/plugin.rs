@@ -14,7 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 mod inspect;
+mod report;
 mod rollout;
+
+pub(crate) use report::Deployed;
+use report::report;
 
 /// Arguments of `plugin`.
 #[derive(Debug, clap::Args)]
@@ -46,7 +50,7 @@ Examples:
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
-        /// Also if the guard took the version back before
+        /// Also if the guard took the version back before, or its migration fails: then on the data as they are
         #[arg(long)]
         force: bool,
         /// Print what was done as JSON
@@ -68,6 +72,9 @@ Examples:
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Also if its migration fails: then on the data as they are
+        #[arg(long)]
+        force: bool,
         /// Print what was done as JSON
         #[arg(long)]
         json: bool,
@@ -139,23 +146,6 @@ Examples:
     },
 }
 
-/// What a deploy did.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct Deployed {
-    pub(crate) plugin: String,
-    pub(crate) digest: String,
-    pub(crate) previous: Option<String>,
-    pub(crate) outcome: String,
-    pub(crate) bytes: u64,
-    pub(crate) imports: Vec<String>,
-    pub(crate) cached: bool,
-    pub(crate) compile_ms: f64,
-    pub(crate) init_ms: f64,
-    pub(crate) publish_us: f64,
-    pub(crate) streams_kept: u64,
-}
-
 /// A version, as far as it is shown.
 #[derive(Debug, Deserialize)]
 struct Version {
@@ -215,10 +205,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Command::Rollback {
             name,
             dry_run,
+            force,
             json,
         } => {
             let client = args.connect.client()?;
-            let answer = rollback(&client, &name, dry_run).await?;
+            let answer = rollback(&client, &name, dry_run, force).await?;
             report(&answer, dry_run, json)
         }
         Command::Ls { json } => {
@@ -298,10 +289,12 @@ pub(crate) async fn rollback(
     client: &Client,
     name: &str,
     dry_run: bool,
+    force: bool,
 ) -> Result<Value, ClientError> {
+    let flag = |set: bool| set.then(|| "true".to_owned());
     let path = with_query(
         format!("/v1/plugins/{}/rollback", encode(name)),
-        &[("dry_run", dry_run.then(|| "true".to_owned()))],
+        &[("dry_run", flag(dry_run)), ("force", flag(force))],
     );
     let timeout = Some(Duration::from_secs(180));
     let answer = client
@@ -324,75 +317,6 @@ fn refused(error: ClientError, file: &Path) -> anyhow::Error {
         }
         other => other.into(),
     }
-}
-
-/// Says what a deploy did.
-fn report(answer: &Value, dry_run: bool, json: bool) -> anyhow::Result<()> {
-    let mut out = Out::stdout();
-    if json {
-        out.json(answer)?;
-        return out.flush();
-    }
-    let done =
-        Deployed::deserialize(answer).context("the admin API's answer is not what was expected")?;
-    for line in lines_of(&done, dry_run) {
-        out.line(line)?;
-    }
-    out.flush()
-}
-
-fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
-    let digest = output::short(&done.digest);
-    let (name, size) = (&done.plugin, output::size(done.bytes));
-    let times = format!(
-        "{} {}, init {}",
-        if done.cached {
-            "compiled before, loaded in"
-        } else {
-            "compiled in"
-        },
-        milliseconds(done.compile_ms),
-        milliseconds(done.init_ms),
-    );
-    let mut lines = match (done.outcome.as_str(), &done.previous) {
-        ("unchanged", _) => {
-            return vec![format!("{name}@{digest}   unchanged: it is active already")];
-        }
-        ("checked", _) => vec![format!("{name}@{digest}   {size}   it would be accepted")],
-        // The version that came with the config: pushed, it stays when the config names another.
-        (_, Some(previous)) if *previous == done.digest => vec![format!(
-            "{name}@{digest}   {size}   the same version, kept from now on whatever the config names"
-        )],
-        (_, Some(previous)) => vec![format!(
-            "{name}  {} -> {digest}   {size}",
-            output::short(previous)
-        )],
-        (_, None) => vec![format!("{name}  first version {digest}   {size}")],
-    };
-    if dry_run {
-        lines.push(format!("  {times}; nothing changed"));
-    } else {
-        lines.push(format!(
-            "  {times}, switched in {}",
-            output::span((done.publish_us.max(0.0) * 1e3) as u64)
-        ));
-        lines.push(match done.streams_kept {
-            0 => "  no stream was open".to_owned(),
-            1 => "  1 open stream stays with the version that accepted it".to_owned(),
-            n => format!(
-                "  {} open streams stay with the versions that accepted them",
-                output::count(n)
-            ),
-        });
-    }
-    if !done.imports.is_empty() {
-        lines.push(format!("  asks for {}", done.imports.join(", ")));
-    }
-    lines
-}
-
-fn milliseconds(ms: f64) -> String {
-    output::span((ms.max(0.0) * 1e6) as u64)
 }
 
 fn table_of(plugins: &[Value]) -> anyhow::Result<Table> {
@@ -475,42 +399,6 @@ mod tests {
         for status in [404, 409, 500] {
             assert_eq!(exit_of(&refused(problem(status), file)), Exit::Failed);
         }
-    }
-
-    #[test]
-    fn a_swap_shows_both_versions_and_what_stays() {
-        let done = Deployed {
-            plugin: "edge".to_owned(),
-            digest: "4be7a0".repeat(10),
-            previous: Some("9f2c11".repeat(10)),
-            outcome: "swapped".to_owned(),
-            bytes: 61_565,
-            compile_ms: 38.0,
-            init_ms: 0.4,
-            publish_us: 0.9,
-            streams_kept: 1,
-            ..Deployed::default()
-        };
-        assert_eq!(
-            lines_of(&done, false),
-            [
-                "edge  9f2c119f2c11 -> 4be7a04be7a0   61.6 KB",
-                "  compiled in 38 ms, init 400 µs, switched in 900 ns",
-                "  1 open stream stays with the version that accepted it",
-            ]
-        );
-    }
-
-    #[test]
-    fn the_same_version_again_is_a_visible_no_op() {
-        let done = Deployed {
-            outcome: "unchanged".to_owned(),
-            digest: "ab".repeat(32),
-            ..Deployed::default()
-        };
-        let lines = lines_of(&done, false);
-        assert_eq!(lines.len(), 1);
-        assert!(lines[0].contains("unchanged"), "{lines:?}");
     }
 
     #[test]

@@ -4,18 +4,24 @@ use super::artifact::{Artifacts, Kept};
 use super::canary::Canary;
 use super::compile::Loaded;
 use super::deploy::millis;
-use super::record::{Activation, CanaryRecord, Record};
+use super::record::Record;
 use super::report::{DeployError, Deployed, Outcome, PluginInfo};
 use super::shadow::Shadow;
 use super::versions::{Known, Past};
 use super::{Generation, GenerationId, PluginConfig, RequestHead, Role};
 use crate::metrics::CallTotals;
 use arc_swap::{ArcSwapOption, Guard};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+mod recorded;
+mod stage;
+
+pub(super) use recorded::{canary_record, record_after};
+pub(super) use stage::Stage;
+use stage::Staged;
 
 /// Who activated a version that came from the config.
 pub const BY_CONFIG: &str = "config";
@@ -27,7 +33,8 @@ pub struct PluginSlot {
     pub(super) previous: ArcSwapOption<Generation>,
     canary: ArcSwapOption<Canary>,
     shadow: ArcSwapOption<Shadow>,
-    /// Whether there is a canary or a shadow: without either, a request reads only this.
+    staged: ArcSwapOption<Staged>,
+    /// Whether there is any of these three: without one, a request reads only this.
     tried: AtomicBool,
     state: Mutex<State>,
     /// Whether a deploy is running.
@@ -78,6 +85,7 @@ impl PluginSlot {
             previous: ArcSwapOption::empty(),
             canary: ArcSwapOption::empty(),
             shadow: ArcSwapOption::empty(),
+            staged: ArcSwapOption::empty(),
             tried: AtomicBool::new(false),
             state: Mutex::new(State {
                 config: Arc::new(config.clone()),
@@ -243,6 +251,8 @@ impl PluginSlot {
             compile_ms: 0.0,
             init_ms: 0.0,
             publish_us: 0.0,
+            migrated: None,
+            not_migrated: None,
             streams_kept: state.streams(),
         })
     }
@@ -265,6 +275,8 @@ impl PluginSlot {
             compile_ms: millis(compile),
             init_ms: millis(init),
             publish_us: 0.0,
+            migrated: None,
+            not_migrated: None,
             streams_kept: self.state().streams(),
         }
     }
@@ -357,8 +369,10 @@ impl PluginSlot {
     }
 
     fn note_tried(&self) {
-        let tried = self.canary.load().is_some() || self.shadow.load().is_some();
-        self.tried.store(tried, Ordering::Relaxed);
+        let tried = self.canary.load().is_some()
+            || self.shadow.load().is_some()
+            || self.staged.load().is_some();
+        self.tried.store(tried, Ordering::Release);
     }
 
     /// What the guard looks at, with what it has counted: a canary, and an active version for some time.
@@ -503,37 +517,4 @@ impl State {
         all.map(Past::totals)
             .fold(self.gone, |sum, totals| sum.plus(&totals))
     }
-}
-
-/// The record of a generation about to be active, after another.
-pub(super) fn record_after(
-    before: Option<&Record>,
-    generation: &Generation,
-    by: &str,
-    pushed: bool,
-) -> Record {
-    let activation = Activation::now(&generation.label().digest, by);
-    Record::after(
-        before,
-        activation,
-        settings_digest(generation.config()),
-        pushed,
-    )
-}
-
-/// What is recorded of a canary that begins.
-pub(super) fn canary_record(canary: &Canary, by: &str) -> CanaryRecord {
-    CanaryRecord {
-        started: Activation::trial(&canary.generation.label().digest, by),
-        share: canary.share.clone(),
-    }
-}
-
-/// Digest of what a version was activated with beside its bytes.
-fn settings_digest(config: &PluginConfig) -> String {
-    let text = format!(
-        "{:?} {:?} {:?} {:?}",
-        config.grants, config.settings, config.limits, config.sessions
-    );
-    super::artifact::hex(&Sha256::digest(text))
 }

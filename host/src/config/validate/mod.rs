@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+mod migration;
 mod names;
 
 use names::{is_name, known, names};
@@ -323,6 +324,7 @@ fn plugin_checks(config: &Config, plugin: &PluginConfig, found: &mut Vec<Finding
         );
     }
     version_checks(&path, &plugin.versions, found);
+    migration::check(&path, &plugin.versions.migration, found);
     let path = join(&path, "limits");
     let limits = &plugin.limits;
     timeout(
