@@ -218,10 +218,10 @@ async fn a_migration_that_fails_changes_nothing_and_says_why() {
 
 #[tokio::test]
 async fn who_writes_all_the_time_is_not_overwritten() {
-    let proxy = with_notes("hold = \"0s\"", 10).await;
+    let proxy = with_notes("hold = \"0s\"\ndeadline = \"60s\"", 10).await;
     let admin = proxy.admin();
     // Long enough for somebody to write meanwhile, each time.
-    order(&admin, "slow 50").await;
+    order(&admin, "slow 600").await;
     let stop = Arc::new(AtomicBool::new(false));
     let (writer, stopped) = (proxy.admin(), stop.clone());
     let writing = tokio::spawn(async move {
