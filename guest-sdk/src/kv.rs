@@ -3,6 +3,10 @@
 //! Writes need the `write` grant. Later reads of the same call see them; they are applied all or none when the call
 //! returns, and the request goes on once the store has acknowledged them. After a panic none is applied.
 //!
+//! A [`Session`](crate::Session) may write in every call. What `open` writes is applied before the stream is; what the
+//! other calls write is handed to the store in order, and nobody waits: later calls of the instance read it, at revision 0
+//! until it is applied. If the store refuses it, it is counted and logged, and later calls no longer read it.
+//!
 //! ```no_run
 //! use throwbar::kv;
 //!
@@ -22,7 +26,8 @@ use std::fmt;
 pub struct Entry {
     /// The bytes.
     pub value: Vec<u8>,
-    /// The store's revision at that write; 0 for a write of this very call.
+    /// The store's revision at that write; 0 for a write of this very call, or of an earlier one of a session that is not
+    /// applied yet.
     pub revision: u64,
 }
 
@@ -31,7 +36,8 @@ pub struct Entry {
 pub enum Error {
     /// No bucket of that name is granted to this plugin.
     NoSuchBucket,
-    /// The bucket is granted for reading only.
+    /// The bucket is granted for reading only; or nothing may be written in this call; or the data were migrated for
+    /// another version after this one was activated.
     AccessDenied,
     /// The value is not what the bucket holds; says what was expected.
     InvalidValue(String),
@@ -55,6 +61,13 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// So that `?` does in a migration.
+impl From<Error> for String {
+    fn from(error: Error) -> Self {
+        error.to_string()
+    }
+}
 
 /// Reads an entry.
 ///
@@ -106,3 +119,64 @@ pub fn keys(
 ) -> Result<Vec<String>, Error> {
     door::kv_keys(bucket, prefix, after, limit)
 }
+
+/// Calls `visit` with every entry whose key begins with `prefix`, in byte order: for a
+/// [migration](macro@crate::router#migration), above all. What `visit` writes after the key it is at, it may meet later.
+///
+/// ```
+/// use throwbar::prelude::*;
+/// use throwbar::testing::Host;
+///
+/// #[throwbar::router(migrate = migrate)]
+/// fn route(req: &Request) -> Decision {
+///     match req.lookup("upstreams", "x-id") {
+///         Some(entry) => entry.into(),
+///         None => Decision::Pass,
+///     }
+/// }
+///
+/// /// Names are in lower case from now on.
+/// fn migrate(_from: Option<&str>) -> Result<(), String> {
+///     kv::each("upstreams", "", |key, entry| {
+///         let lower = key.to_lowercase();
+///         if lower != key {
+///             kv::put("upstreams", &lower, &entry.value)?;
+///             kv::delete("upstreams", key)?;
+///         }
+///         Ok(())
+///     })
+/// }
+///
+/// # fn main() {
+/// let host = Host::new().writable_bucket("upstreams", [("Anna", "127.0.0.2")]);
+/// host.migrate(migrate, None).unwrap();
+/// assert_eq!(host.value("upstreams", "anna").as_deref(), Some("127.0.0.2"));
+/// assert_eq!(host.value("upstreams", "Anna"), None);
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Error::NoSuchBucket`], or the first of `visit`.
+pub fn each<E: From<Error>>(
+    bucket: &str,
+    prefix: &str,
+    mut visit: impl FnMut(&str, Entry) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut after: Option<String> = None;
+    loop {
+        let page = keys(bucket, prefix, after.as_deref(), PAGE)?;
+        for key in &page {
+            // It may have been deleted since the page was made.
+            if let Some(entry) = get(bucket, key)? {
+                visit(key, entry)?;
+            }
+        }
+        match page.into_iter().last() {
+            Some(last) => after = Some(last),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Keys that are asked for at a time.
+const PAGE: u32 = 1_000;

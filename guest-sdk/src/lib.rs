@@ -23,7 +23,8 @@
 //! reads it off the function's own literals; whatever it cannot see stays reachable, at the price of a call to the host.
 //! A plugin with settings or state implements [`Router`] and says it to [`Setup`].
 //!
-//! A plugin that wants to see the messages of the WebSockets it forwards has a [`Session`] for each of them.
+//! A plugin that wants to see the messages of the WebSockets it forwards has a [`Session`] for each of them. One whose
+//! data change their form from version to version brings them along by a [migration](macro@router#migration).
 
 #[doc(hidden)]
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -54,6 +55,18 @@ pub mod hook_bindings {
         additional_derives: [PartialEq, Eq],
         // It holds a handle, which is not compared.
         additional_derives_ignore: ["opening"],
+    });
+}
+
+#[doc(hidden)]
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod migration_bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "migrating",
+        default_bindings_module: "throwbar::migration_bindings",
+        export_macro_name: "export",
+        pub_export_macro: true,
     });
 }
 

@@ -86,7 +86,7 @@ impl<R: Router> Running<R> {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! export {
-    ($router:ty $(, streams = $session:ty)?) => {
+    ($router:ty $(, streams = $session:ty)? $(, migrate = $migrate:path)?) => {
         // Natively nothing calls it but tests; it is in use all the same.
         #[cfg(not(target_arch = "wasm32"))]
         const _: fn() -> ::core::result::Result<$crate::router::Running<$router>, ::std::string::String> =
@@ -95,6 +95,10 @@ macro_rules! export {
             #[cfg(not(target_arch = "wasm32"))]
             const _: fn(&$crate::Request<'_>, Option<&[u8]>) -> Result<$crate::Opening<$session>, $crate::Reply> =
                 <$session as $crate::Session>::open;
+        )?
+        $(
+            #[cfg(not(target_arch = "wasm32"))]
+            const _: fn(Option<&str>) -> ::core::result::Result<(), ::std::string::String> = $migrate;
         )?
 
         #[cfg(target_arch = "wasm32")]
@@ -175,6 +179,20 @@ macro_rules! export {
                 }
 
                 $crate::hook_bindings::export!(Component with_types_in $crate::hook_bindings);
+            )?
+
+            $(
+                use $crate::migration_bindings::exports::throwbar::plugin::migration;
+
+                impl migration::Guest for Component {
+                    fn migrate(
+                        from_version: Option<::std::string::String>,
+                    ) -> ::core::result::Result<(), ::std::string::String> {
+                        $migrate(from_version.as_deref())
+                    }
+                }
+
+                $crate::migration_bindings::export!(Component with_types_in $crate::migration_bindings);
             )?
         };
     };

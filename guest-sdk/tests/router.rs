@@ -240,3 +240,31 @@ fn what_is_said_of_a_stream_holds_for_one_call() {
     assert_eq!(said(get("/").websocket()), Some(OnChange::Close));
     assert_eq!(said(get("/")), None);
 }
+
+/// Rewrites notes that begin with `1:` so that they begin with `2:`, and refuses others.
+fn second_form(from: Option<&str>) -> Result<(), String> {
+    kv::each("notes", "", |key, entry| {
+        let note = String::from_utf8_lossy(&entry.value).into_owned();
+        match (note.strip_prefix("1:"), key) {
+            (_, "panic") => panic!("as asked"),
+            (Some(text), _) => Ok(kv::put("notes", key, format!("2:{text}"))?),
+            (None, _) => Err(format!("{key} of {from:?} has no form")),
+        }
+    })
+}
+
+#[test]
+fn a_migration_writes_all_or_nothing() {
+    let host = Host::new().bytes_bucket("notes", [("a", "1:x"), ("b", "1:y")]);
+    assert_eq!(host.migrate(second_form, Some("ab")), Ok(()));
+    assert_eq!(host.value("notes", "b").as_deref(), Some("2:y"));
+
+    for (other, reason) in [
+        ("c", "c of None has no form"),
+        ("panic", "migrate panicked: as asked"),
+    ] {
+        let host = Host::new().bytes_bucket("notes", [("a", "1:x"), (other, "x")]);
+        assert_eq!(host.migrate(second_form, None), Err(reason.into()));
+        assert_eq!(host.value("notes", "a").as_deref(), Some("1:x"));
+    }
+}

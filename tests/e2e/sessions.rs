@@ -86,7 +86,7 @@ async fn raw(proxy: &TestProxy, fields: &str) -> Raw {
 }
 
 /// Sends a text and expects another in answer.
-async fn ask(socket: &mut Socket, text: &str, answer: &str) {
+pub(crate) async fn ask(socket: &mut Socket, text: &str, answer: &str) {
     socket.send(Message::text(text)).await;
     assert_eq!(socket.next().await, Message::text(answer), "to {text:?}");
 }
@@ -404,16 +404,6 @@ async fn what_the_router_says_of_the_response_holds_for_a_101_too() {
     let response = client.ask(format!("{ASK}\r\n")).await;
     assert_eq!(response.status, 101);
     assert_eq!(response.header("x-routed-by"), Some("a"));
-}
-
-#[tokio::test]
-async fn sessions_read_the_store_at_its_newest_and_write_nothing() {
-    let (proxy, _upstream, _closes) = proxy("").await;
-    let mut socket = websocket::open(proxy.address, &[]).await;
-    ask(&mut socket, "read id1", "Ok(None)").await;
-    proxy.admin().set("upstreams", "id1", "127.0.0.9").await;
-    ask(&mut socket, "read id1", "127.0.0.9").await;
-    ask(&mut socket, "write", "Err(AccessDenied)").await;
 }
 
 #[tokio::test]

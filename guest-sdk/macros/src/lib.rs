@@ -3,7 +3,7 @@
 use proc_macro::TokenStream;
 use quote::{ToTokens, quote};
 use syn::parse::{ParseStream, Parser};
-use syn::{FnArg, Ident, Item, ItemFn, ItemImpl, Pat, Result, Token, Type};
+use syn::{FnArg, Ident, Item, ItemFn, ItemImpl, Pat, Path, Result, Token, Type};
 
 mod scan;
 
@@ -17,6 +17,16 @@ mod scan;
 /// `Host::new().start::<route>()`.
 ///
 /// With `streams = TYPE`, that `Session` is made for each WebSocket the router forwards.
+///
+/// # Migration
+///
+/// With `migrate = FUNCTION`, a `fn(Option<&str>) -> Result<(), String>` is called once before this version takes over from
+/// another, to bring the data in the plugin's buckets into its form. It gets the digest of the version that they are of, none
+/// at the first activation; it reads and writes by `kv`. Its writes are applied all or none, in the moment in which this
+/// version takes over. After an error or a panic nothing is written, and the version is not activated.
+///
+/// It may run again from the start, if others write meanwhile, and after a rollback it meets data of a newer version. So it
+/// best looks at the data themselves: `throwbar::kv::each` shows one.
 #[proc_macro_attribute]
 pub fn router(arguments: TokenStream, item: TokenStream) -> TokenStream {
     expand(arguments.into(), item)
@@ -28,10 +38,10 @@ fn expand(
     arguments: proc_macro2::TokenStream,
     item: TokenStream,
 ) -> Result<proc_macro2::TokenStream> {
-    let session = session(arguments)?;
+    let extras = extras(arguments)?;
     match syn::parse(item)? {
-        Item::Fn(function) => router_of_function(&function, session.as_ref()),
-        Item::Impl(implementation) => Ok(router_of_impl(&implementation, session.as_ref())),
+        Item::Fn(function) => router_of_function(&function, &extras),
+        Item::Impl(implementation) => Ok(router_of_impl(&implementation, &extras)),
         other => Err(syn::Error::new_spanned(
             other,
             "expected a function from `&Request` to a decision, or an `impl Router`",
@@ -39,47 +49,58 @@ fn expand(
     }
 }
 
-/// The type of `streams = TYPE`, if that is given.
-fn session(arguments: proc_macro2::TokenStream) -> Result<Option<Type>> {
-    if arguments.is_empty() {
-        return Ok(None);
-    }
+/// What a plugin has beside its routing.
+#[derive(Default)]
+struct Extras {
+    session: Option<Type>,
+    migrate: Option<Path>,
+}
+
+/// `streams = TYPE` and `migrate = FUNCTION`, in any order, each at most once.
+fn extras(arguments: proc_macro2::TokenStream) -> Result<Extras> {
     let parser = |input: ParseStream<'_>| {
-        let name: Ident = input.parse()?;
-        if name != "streams" {
-            return Err(syn::Error::new_spanned(
-                name,
-                "expected `streams = TYPE`, TYPE being a `Session`",
-            ));
+        let mut extras = Extras::default();
+        while !input.is_empty() {
+            let name: Ident = input.parse()?;
+            input.parse::<Token![=]>()?;
+            let again = match name.to_string().as_str() {
+                "streams" => extras.session.replace(input.parse()?).is_some(),
+                "migrate" => extras.migrate.replace(input.parse()?).is_some(),
+                _ => {
+                    return Err(syn::Error::new_spanned(
+                        name,
+                        "expected `streams = TYPE`, TYPE being a `Session`, or `migrate = FUNCTION`",
+                    ));
+                }
+            };
+            if again {
+                return Err(syn::Error::new_spanned(name, "given already"));
+            }
+            if !input.is_empty() {
+                input.parse::<Token![,]>()?;
+            }
         }
-        input.parse::<Token![=]>()?;
-        let session = input.parse()?;
-        input.parse::<Option<Token![,]>>()?;
-        Ok(Some(session))
+        Ok(extras)
     };
     parser.parse2(arguments)
 }
 
-/// The line that makes a router, with its sessions, the plugin of the crate.
-fn export(router: &impl ToTokens, session: Option<&Type>) -> proc_macro2::TokenStream {
-    match session {
-        Some(session) => quote!(::throwbar::export!(#router, streams = #session);),
-        None => quote!(::throwbar::export!(#router);),
-    }
+/// The line that makes a router, with what it has beside, the plugin of the crate.
+fn export(router: &impl ToTokens, extras: &Extras) -> proc_macro2::TokenStream {
+    let session = extras.session.iter();
+    let migrate = extras.migrate.iter();
+    quote!(::throwbar::export!(#router #(, streams = #session)* #(, migrate = #migrate)*);)
 }
 
-fn router_of_impl(implementation: &ItemImpl, session: Option<&Type>) -> proc_macro2::TokenStream {
-    let export = export(&implementation.self_ty, session);
+fn router_of_impl(implementation: &ItemImpl, extras: &Extras) -> proc_macro2::TokenStream {
+    let export = export(&implementation.self_ty, extras);
     quote! {
         #implementation
         #export
     }
 }
 
-fn router_of_function(
-    function: &ItemFn,
-    session: Option<&Type>,
-) -> Result<proc_macro2::TokenStream> {
+fn router_of_function(function: &ItemFn, extras: &Extras) -> Result<proc_macro2::TokenStream> {
     let signature = &function.sig;
     if signature.asyncness.is_some() || !signature.generics.params.is_empty() {
         return Err(syn::Error::new_spanned(
@@ -104,7 +125,7 @@ fn router_of_function(
         None => Vec::new(),
     };
     let (name, visibility) = (&signature.ident, &function.vis);
-    let export = export(name, session);
+    let export = export(name, extras);
     Ok(quote! {
         #function
 

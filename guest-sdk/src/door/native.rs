@@ -15,7 +15,7 @@ pub(crate) fn entry_at(bucket: u32, key: u32, port: Option<u32>) -> Option<u32> 
 }
 
 pub(crate) fn get(field: &Field) -> Option<String> {
-    current(|call| call.ask().field(field))
+    current(|call| call.ask()?.field(field))
 }
 
 pub(crate) fn slot(index: u32) -> Option<String> {
@@ -23,11 +23,11 @@ pub(crate) fn slot(index: u32) -> Option<String> {
 }
 
 pub(crate) fn header_all(name: &str) -> Vec<Vec<u8>> {
-    current(|call| call.ask().header_all(name))
+    current(|call| call.ask().map(|ask| ask.header_all(name))).unwrap_or_default()
 }
 
 pub(crate) fn header_names() -> Vec<String> {
-    current(|call| call.ask().header_names())
+    current(|call| call.ask().map(|ask| ask.header_names())).unwrap_or_default()
 }
 
 pub(crate) fn kv_get(bucket: &str, key: &str) -> Result<Option<Entry>, Error> {

@@ -19,6 +19,8 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) struct Call {
     ask: Option<Ask>,
+    /// What the slots held, of a session that takes the place of a lost one.
+    pub(super) kept_slots: Vec<Option<String>>,
     slots: Vec<Field>,
     buckets: Vec<String>,
     pub(crate) settings: BTreeMap<String, String>,
@@ -69,6 +71,7 @@ impl Call {
     pub(super) fn new(ask: Option<Ask>, settings: BTreeMap<String, String>, store: Store) -> Self {
         Self {
             ask,
+            kept_slots: Vec::new(),
             slots: Vec::new(),
             buckets: Vec::new(),
             settings,
@@ -85,14 +88,17 @@ impl Call {
         self.buckets.clone_from(&subscription.buckets);
     }
 
-    /// # Panics
-    /// In `init`, where the real host traps, too.
-    pub(crate) fn ask(&self) -> &Ask {
-        self.ask.as_ref().expect("there is no request in init")
+    /// The request; none in `init`, in a migration, and in a session after `open`.
+    pub(crate) fn ask(&self) -> Option<&Ask> {
+        self.ask.as_ref()
     }
 
     pub(crate) fn slot(&self, index: u32) -> Option<String> {
-        self.ask().field(&self.slots[index as usize])
+        let field = &self.slots[index as usize];
+        match &self.ask {
+            Some(ask) => ask.field(field),
+            None => self.kept_slots.get(index as usize)?.clone(),
+        }
     }
 
     pub(crate) fn entry_at(&mut self, bucket: u32, key: u32, port: Option<u32>) -> Option<u32> {

@@ -86,7 +86,10 @@ impl Host {
         name: &str,
         entries: impl IntoIterator<Item = (&'e str, &'e str)>,
     ) -> Self {
-        self.state.borrow_mut().store.add(name, false, entries);
+        self.state
+            .borrow_mut()
+            .store
+            .add(name, (false, true), entries);
         self
     }
 
@@ -96,8 +99,37 @@ impl Host {
         name: &str,
         entries: impl IntoIterator<Item = (&'e str, &'e str)>,
     ) -> Self {
-        self.state.borrow_mut().store.add(name, true, entries);
+        let state = &self.state;
+        state.borrow_mut().store.add(name, (true, true), entries);
         self
+    }
+
+    /// Grants a bucket of any bytes for reading and writing, with these entries.
+    pub fn bytes_bucket<'e>(
+        self,
+        name: &str,
+        entries: impl IntoIterator<Item = (&'e str, &'e str)>,
+    ) -> Self {
+        let state = &self.state;
+        state.borrow_mut().store.add(name, (true, false), entries);
+        self
+    }
+
+    /// Runs a plugin's [migration](macro@crate::router#migration), as before its activation: `from` is the version that the
+    /// data are of, none at the first activation. What it wrote is in the buckets then, unless it failed.
+    ///
+    /// # Errors
+    /// Its error, or the message of its panic.
+    pub fn migrate(
+        &self,
+        migrate: impl FnOnce(Option<&str>) -> Result<(), String>,
+        from: Option<&str>,
+    ) -> Result<(), String> {
+        let (migrated, call) = run(self.call(None), || migrate(from));
+        self.state.borrow_mut().log.extend(call.log);
+        migrated.map_err(|panic| format!("migrate panicked: {panic}"))??;
+        self.state.borrow_mut().store = call.store.commit();
+        Ok(())
     }
 
     /// Starts a plugin: runs its `init`, and checks what it subscribes to as the real host does.

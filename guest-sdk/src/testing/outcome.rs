@@ -89,7 +89,7 @@ impl Outcome {
             },
             other => (other.clone(), None),
         };
-        let ask = call.ask();
+        let ask = call.ask().expect("a request is being decided");
         let mut headers = ask.headers.clone();
         let (mut response_remove, mut response_set) = (Vec::new(), Vec::new());
         for edits in [&subscription.edits, &forward.edits] {

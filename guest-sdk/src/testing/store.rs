@@ -5,7 +5,7 @@ use crate::kv::{Entry, Error};
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
-/// Buckets of addresses, with one revision counter.
+/// Buckets, with one revision counter.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Store {
     revision: u64,
@@ -15,6 +15,8 @@ pub(crate) struct Store {
 #[derive(Debug, Clone)]
 struct Bucket {
     writable: bool,
+    /// Whether its values are addresses.
+    addresses: bool,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -22,7 +24,7 @@ impl Store {
     pub(super) fn add<'e>(
         &mut self,
         name: &str,
-        writable: bool,
+        (writable, addresses): (bool, bool),
         entries: impl IntoIterator<Item = (&'e str, &'e str)>,
     ) {
         self.revision += 1;
@@ -32,7 +34,11 @@ impl Store {
             (key.to_owned(), Entry { value, revision })
         });
         let entries = entries.collect();
-        let bucket = Bucket { writable, entries };
+        let bucket = Bucket {
+            writable,
+            addresses,
+            entries,
+        };
         self.buckets.insert(name.to_owned(), bucket);
     }
 
@@ -92,7 +98,9 @@ impl Draft {
         }
         match value {
             Some(value) => {
-                check_address(value)?;
+                if bucket.addresses {
+                    check_address(value)?;
+                }
                 let value = value.to_vec();
                 let entry = Entry { value, revision: 0 };
                 bucket.entries.insert(key.to_owned(), entry);
@@ -140,8 +148,12 @@ mod tests {
 
     fn draft() -> Draft {
         let mut store = Store::default();
-        store.add("read", false, [("a", "10.0.0.1")]);
-        store.add("write", true, [("a", "10.0.0.1"), ("b", "10.0.0.2:80")]);
+        store.add("read", (false, true), [("a", "10.0.0.1")]);
+        store.add(
+            "write",
+            (true, true),
+            [("a", "10.0.0.1"), ("b", "10.0.0.2:80")],
+        );
         Draft::new(store)
     }
 

@@ -48,8 +48,16 @@ pub struct Stream<S> {
     tick: Option<Duration>,
     saved: Option<Vec<u8>>,
     fields: Option<String>,
+    slots: Vec<Option<String>>,
     subscription: Subscription,
     host: Host,
+}
+
+/// What a session is opened with.
+struct Kept {
+    fields: Option<String>,
+    slots: Vec<Option<String>>,
+    saved: Option<Vec<u8>>,
 }
 
 impl<R: Router> Plugin<R> {
@@ -64,7 +72,13 @@ impl<R: Router> Plugin<R> {
     pub fn open<S: Session>(&self, ask: Ask) -> Result<Stream<S>, Reply> {
         let subscription = self.running.subscription().clone();
         let fields = ask.packed(&subscription.fields);
-        Stream::open(&self.host, Some(ask), fields, subscription, None)
+        let slots = subscription.slots.iter().map(|slot| ask.field(slot));
+        let kept = Kept {
+            fields,
+            slots: slots.collect(),
+            saved: None,
+        };
+        Stream::open(&self.host, Some(ask), kept, subscription)
     }
 }
 
@@ -73,12 +87,17 @@ impl<S: Session> Stream<S> {
     fn open(
         host: &Host,
         ask: Option<Ask>,
-        fields: Option<String>,
+        kept: Kept,
         subscription: Subscription,
-        saved: Option<Vec<u8>>,
     ) -> Result<Self, Reply> {
+        let Kept {
+            fields,
+            slots,
+            saved,
+        } = kept;
         let mut call = host.call(ask);
         call.subscribe(&subscription);
+        call.kept_slots.clone_from(&slots);
         let open = || session::open(fields.clone(), saved.as_deref(), &subscription);
         let (opened, call) = run(call, open);
         host.state.borrow_mut().log.extend(call.log.clone());
@@ -90,6 +109,7 @@ impl<S: Session> Stream<S> {
             tick: opened.tick,
             saved: call.saved.or(saved),
             fields,
+            slots,
             subscription,
             host: host.clone(),
         })
@@ -164,8 +184,12 @@ impl<S: Session> Stream<S> {
     /// The reply with which the new session refused the stream.
     #[track_caller]
     pub fn rebuild(self) -> Result<Self, Reply> {
-        let saved = Some(self.saved.unwrap_or_default());
-        Self::open(&self.host, None, self.fields, self.subscription, saved)
+        let kept = Kept {
+            fields: self.fields,
+            slots: self.slots,
+            saved: Some(self.saved.unwrap_or_default()),
+        };
+        Self::open(&self.host, None, kept, self.subscription)
     }
 
     #[track_caller]
@@ -178,6 +202,9 @@ impl<S: Session> Stream<S> {
         if call.saved.is_some() {
             self.saved = call.saved;
         }
-        result.unwrap_or_else(|panic| panic!("the session panicked: {panic}"))
+        let result = result.unwrap_or_else(|panic| panic!("the session panicked: {panic}"));
+        // The real host waits for nobody here, but has later calls read it all the same.
+        self.host.state.borrow_mut().store = call.store.commit();
+        result
     }
 }

@@ -78,6 +78,7 @@ async fn replace(
         writes,
         replace: vec![id],
         dry_run,
+        ..WriteBatch::default()
     };
     commit(store, batch, actor, "PATCH", path)
         .await

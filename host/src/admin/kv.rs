@@ -312,7 +312,9 @@ pub(super) fn commit_problem(error: CommitError) -> Problem {
     let detail = error.to_string();
     match error {
         CommitError::Invalid { .. } => Problem::invalid("invalid-value", detail),
-        CommitError::Conflict { .. } => Problem::precondition(detail),
+        CommitError::Conflict { .. } | CommitError::Changed { .. } | CommitError::Marked { .. } => {
+            Problem::precondition(detail)
+        }
         CommitError::Quota { .. } => {
             Problem::new(StatusCode::INSUFFICIENT_STORAGE, "quota", detail)
         }

@@ -1,9 +1,9 @@
 //! `/v1/plugins`: list, upload, roll back.
 
 use super::State as AdminState;
-use super::input::{Actor, DryRun, Path, Query, Tags, audit, etag, media_type, read_body};
+use super::input::{Actor, Path, Query, Tags, audit, etag, media_type, read_body};
 use super::problem::Problem;
-use super::rollout::share;
+use super::rollout::{Forced, share};
 use crate::plugin::{DeployError, Deployed, Order, Outcome, PluginInfo, Role, Wanted};
 use axum::Json;
 use axum::body::Body;
@@ -87,13 +87,18 @@ pub(super) async fn put(
 pub(super) async fn rollback(
     State(state): State<AdminState>,
     Path(name): Path<String>,
-    Query(DryRun { dry_run }): Query<DryRun>,
+    Query(forced): Query<Forced>,
     actor: Actor,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let change = Change::new(&state, &name, &headers, dry_run);
+    let change = Change::new(&state, &name, &headers, forced.dry_run);
     let _turn = change.begin()?;
-    let deployed = state.plugins.rollback(&name, &actor.0, dry_run).await;
+    let order = forced.order(&actor);
+    let wanted = Wanted::Previous;
+    let deployed = state
+        .plugins
+        .bring(&name, wanted, Role::Active, order)
+        .await;
     let path = format!("/v1/plugins/{name}/rollback");
     change.end(deployed, &actor, "POST", &path)
 }
@@ -283,6 +288,8 @@ pub(super) fn deploy_problem(error: &DeployError) -> Problem {
         DeployError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
         DeployError::Draining(_) => (StatusCode::CONFLICT, "draining"),
         DeployError::Io(_) => (StatusCode::INSUFFICIENT_STORAGE, "io"),
+        DeployError::Migrate(_) => (StatusCode::UNPROCESSABLE_ENTITY, "migrate"),
+        DeployError::MigrateRace(_) => (StatusCode::CONFLICT, "migrate-race"),
         DeployError::Warm(_) => (StatusCode::SERVICE_UNAVAILABLE, "warm"),
     };
     Problem::new(status, code, error.to_string())

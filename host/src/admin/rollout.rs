@@ -34,7 +34,7 @@ pub(super) fn routes() -> Router<AdminState> {
 #[serde(deny_unknown_fields)]
 pub(super) struct Forced {
     #[serde(default)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     #[serde(default)]
     force: bool,
 }
@@ -48,7 +48,7 @@ impl Forced {
         }
     }
 
-    fn order(self, actor: &Actor) -> Order<'_> {
+    pub(super) fn order(self, actor: &Actor) -> Order<'_> {
         Order {
             by: &actor.0,
             dry_run: self.dry_run,
@@ -194,13 +194,13 @@ pub(super) fn share(percent: Option<f64>, by: Option<&str>) -> Result<Share, Pro
 async fn promote(
     State(state): State<AdminState>,
     Path(name): Path<String>,
-    Query(DryRun { dry_run }): Query<DryRun>,
+    Query(forced): Query<Forced>,
     actor: Actor,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let change = Change::new(&state, &name, &headers, dry_run);
+    let change = Change::new(&state, &name, &headers, forced.dry_run);
     let _turn = change.begin()?;
-    let order = Forced::unforced(dry_run).order(&actor);
+    let order = forced.order(&actor);
     let done = state.plugins.promote(&name, order).await;
     let path = format!("/v1/plugins/{name}/canary/promote");
     change.end(done, &actor, "POST", &path)

@@ -48,7 +48,7 @@ Examples:
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
-        /// Also if the guard took the version back before
+        /// Also if the guard took the version back before, or its migration fails: then on the data as they are
         #[arg(long)]
         force: bool,
         /// Print what was done as JSON
@@ -70,6 +70,9 @@ Examples:
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Also if its migration fails: then on the data as they are
+        #[arg(long)]
+        force: bool,
         /// Print what was done as JSON
         #[arg(long)]
         json: bool,
@@ -164,10 +167,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Command::Rollback {
             name,
             dry_run,
+            force,
             json,
         } => {
             let client = args.connect.client()?;
-            let answer = rollback(&client, &name, dry_run).await?;
+            let answer = rollback(&client, &name, dry_run, force).await?;
             report(&answer, dry_run, json)
         }
         Command::Ls { json } => {
@@ -247,10 +251,12 @@ pub(crate) async fn rollback(
     client: &Client,
     name: &str,
     dry_run: bool,
+    force: bool,
 ) -> Result<Value, ClientError> {
+    let flag = |set: bool| set.then(|| "true".to_owned());
     let path = with_query(
         format!("/v1/plugins/{}/rollback", encode(name)),
-        &[("dry_run", dry_run.then(|| "true".to_owned()))],
+        &[("dry_run", flag(dry_run)), ("force", flag(force))],
     );
     let timeout = Some(Duration::from_secs(180));
     let answer = client

@@ -189,6 +189,7 @@ fn quickstart_is_the_seed_case() {
 fn other_examples_are_right() {
     good(include_str!("../../../examples/websocket/throwbar.toml"));
     good(include_str!("../../../examples/chat/throwbar.toml"));
+    good(include_str!("../../../examples/migrate/throwbar.toml"));
     let canary = good(include_str!("../../../examples/canary/throwbar.toml"));
     assert_eq!(canary.plugins[0].settings["weights"], "stable=90,next=10");
     let handler = &canary.routes[0].handler;

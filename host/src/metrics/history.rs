@@ -29,6 +29,8 @@ pub struct CallTotals {
     pub session_deadlines: u64,
     /// Verdicts that could not be acted on.
     pub bad_verdicts: u64,
+    /// Batches of sessions that the store did not take.
+    pub session_refused_writes: u64,
     /// Nanoseconds of all calls together.
     pub nanos: u64,
     /// Calls by time: [`DECISION_BUCKETS`] and one for what is longer.
@@ -49,6 +51,7 @@ impl CallTotals {
         self.session_traps += load(&stats.session_traps);
         self.session_deadlines += load(&stats.session_deadlines);
         self.bad_verdicts += load(&stats.bad_verdicts);
+        self.session_refused_writes += load(&stats.session_refused_writes);
         self.nanos += load(&stats.nanos);
         for (sum, counter) in self.histogram.iter_mut().zip(&stats.histogram) {
             *sum += load(counter);
@@ -87,6 +90,10 @@ impl CallTotals {
             (&mut self.session_traps, other.session_traps),
             (&mut self.session_deadlines, other.session_deadlines),
             (&mut self.bad_verdicts, other.bad_verdicts),
+            (
+                &mut self.session_refused_writes,
+                other.session_refused_writes,
+            ),
             (&mut self.nanos, other.nanos),
         ] {
             *mine = each(*mine, others);

@@ -29,7 +29,9 @@ const QUEUE: usize = 8;
 pub(super) const ROUTING: &str = "throwbar:plugin/routing@0.1.0";
 /// The interface that a plugin with stream hooks exports beside.
 pub(super) const STREAMS: &str = "throwbar:plugin/streams@0.1.0";
-/// Its functions.
+/// The interface that a plugin with a migration exports beside.
+pub(super) const MIGRATION: &str = "throwbar:plugin/migration@0.1.0";
+/// Functions of [`STREAMS`].
 pub(super) const SESSION_FUNCTIONS: [&str; 4] = [
     "[static]session.open",
     "[method]session.on-message",
@@ -44,6 +46,8 @@ pub(crate) struct Code {
     pub(super) exports: [ComponentExportIndex; 2],
     /// [`SESSION_FUNCTIONS`], of a plugin with stream hooks.
     pub(super) session_exports: Option<[ComponentExportIndex; 4]>,
+    /// `migrate` of [`MIGRATION`], of a plugin that exports it.
+    pub(super) migrate_export: Option<ComponentExportIndex>,
     /// SHA-256 of the component, in hex.
     pub(super) digest: Arc<str>,
     /// Bytes of the component.
@@ -292,6 +296,10 @@ impl Shared {
             }
             None => None,
         };
+        let migrate_export = match component.get_export_index(None, MIGRATION) {
+            Some(_) => Some(export(MIGRATION, "migrate")?),
+            None => None,
+        };
         let pre = self
             .linker
             .instantiate_pre(&component)
@@ -300,6 +308,7 @@ impl Shared {
             pre,
             exports,
             session_exports,
+            migrate_export,
             digest: Arc::clone(digest),
             bytes: bytes.len() as u64,
             imports,

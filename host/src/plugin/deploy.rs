@@ -1,8 +1,8 @@
 //! Deploying: the plugin's walk from uploaded bytes to the active generation.
 //!
 //! Size → digest → unchanged? → validate and compile → trial instance with `init` → keep the artifact → warm every worker
-//! → record the pointer durably → publish (one atomic store) → retire the old generation. A step that fails leaves
-//! everything as it was.
+//! → migrate the data → record the pointer durably → publish (one atomic store) → retire the old generation. A step that
+//! fails leaves everything as it was.
 
 use super::artifact::{self, Artifacts};
 use super::canary::Canary;
@@ -13,7 +13,7 @@ use super::generation::{self, Sandbox};
 use super::instance::{self, TrialError};
 use super::record::Record;
 use super::slot::{Activated, Turn};
-use super::{Crew, Fraction, Generation, GenerationId, PluginConfig, PluginSlot, Share};
+use super::{Crew, Fraction, Generation, GenerationId, PluginConfig, PluginSlot, Share, migration};
 use crate::store::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -227,6 +227,9 @@ impl Plugins {
             .prepare(slot.config(), loaded.code.clone(), &shared.store)
             .await?;
         let mut deployed = slot.deployed(&loaded, compiled, began.elapsed());
+        shared
+            .rehearse(&turn, &generation, &role, order, &mut deployed)
+            .await?;
         if order.dry_run {
             return Ok(deployed);
         }
@@ -243,7 +246,9 @@ impl Plugins {
                     slot.check_draining(&generation.label().digest)?;
                 }
                 let record = slot.next_record(&generation, order.by, true);
-                shared.swap(turn, generation, record, &mut deployed).await?;
+                shared
+                    .swap(turn, generation, record, order.force, &mut deployed)
+                    .await?;
             }
             Role::Canary(share) => {
                 let canary = Canary::new(generation, share);
@@ -310,6 +315,9 @@ impl Shared {
         }
         let grants = generation::resolve_grants(&config.grants, &store.snapshot())
             .map_err(DeployError::Init)?;
+        let data_mark = migration::data_mark(&config.name);
+        let data_since = migration::changed_at(&store.snapshot(), &data_mark);
+        let data_since = data_since.map_or(0, |revision| revision.0);
         let id = GenerationId(self.next_generation.fetch_add(1, Ordering::Relaxed));
         let sandbox = Arc::new(Sandbox {
             label: Arc::new(generation::GenerationLabel {
@@ -328,6 +336,8 @@ impl Shared {
             stats: (0..self.workers).map(|_| Default::default()).collect(),
             log_gates: (0..self.workers).map(|_| Default::default()).collect(),
             started: self.started,
+            data_since: Arc::new(data_since.into()),
+            data_mark,
             session_instances: Arc::clone(self.compiler.session_instances()),
             retired: AtomicBool::new(false),
             instances_per_worker: self.compiler.instances_per_worker(),
@@ -343,12 +353,14 @@ impl Shared {
         .await
     }
 
-    /// Warm, record, publish, retire.
+    /// Warm, migrate, record, publish, retire. With `at_any_rate`, a migration that fails leaves the data as they are and
+    /// stops nothing.
     pub(super) async fn swap(
         self: &Arc<Self>,
         turn: Turn,
         generation: Arc<Generation>,
-        record: Record,
+        mut record: Record,
+        at_any_rate: bool,
         deployed: &mut Deployed,
     ) -> Result<(), DeployError> {
         let began = Instant::now();
@@ -356,15 +368,22 @@ impl Shared {
         let warming = began.elapsed();
         deployed.generation = Some(generation.id().0);
         let shared = Arc::clone(self);
-        // In one piece on a thread of its own: dropping the future cannot come between pointer and publish.
+        // In one piece on a thread of its own: dropping the future cannot come between data, pointer and publish.
         let activated = blocking(move || {
             let slot = turn.slot();
-            shared.write(slot, &record)?;
+            let moved = shared.migrate(slot, &generation, &mut record, at_any_rate)?;
+            let recorded = shared.write(slot, &record);
+            // Once the data are migrated there is no way back; at a restart they say what is active.
+            let unrecorded = match recorded {
+                Err(error) if moved.made.is_none() => return Err(error),
+                recorded => recorded.err(),
+            };
             let began = Instant::now();
             let before = slot.record().map(|before| before.active.digest);
             let failed = before.filter(|digest| record.failing(digest).is_some());
             let activated = slot.publish(generation, None, true, failed.as_deref());
             let publish = began.elapsed();
+            let migrated = moved.made.map(|made| made.migrated);
             warmed.keep();
             shared.retire(&activated.old);
             let compared = record.shadow.is_some();
@@ -374,10 +393,17 @@ impl Shared {
             }
             shared.drain_oldest(slot);
             shared.prune(slot);
-            Ok((activated, publish))
+            if let Some(error) = unrecorded {
+                return Err(DeployError::Io(format!(
+                    "the version is active on data that it has migrated, and will be after a restart, but is not recorded: {error}"
+                )));
+            }
+            Ok((activated, publish, migrated, moved.failed))
         })
         .await?;
-        let (Activated { streams_kept, .. }, publish) = activated;
+        let (Activated { streams_kept, .. }, publish, migrated, failed) = activated;
+        deployed.migrated = migrated;
+        deployed.not_migrated = failed;
         deployed.streams_kept = streams_kept;
         deployed.publish_us = (warming + publish).as_nanos() as f64 / 1e3;
         deployed.outcome = match deployed.previous {

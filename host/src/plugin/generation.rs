@@ -11,7 +11,7 @@ use crate::metrics;
 use crate::store::{BucketId, Snapshot, Store, ValueKind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 /// Grows with every activation of any plugin, and never repeats in a process.
@@ -54,6 +54,11 @@ impl Generation {
     pub fn has_sessions(&self) -> bool {
         self.sandbox.code.session_exports.is_some()
     }
+    /// The first revision of the store that it may decide on.
+    #[inline]
+    pub fn data_since(&self) -> u64 {
+        self.sandbox.data_since.load(Ordering::Acquire)
+    }
     /// Instances that a worker may have at the same time, of all plugins together.
     pub fn instances_per_worker(&self) -> usize {
         self.sandbox.instances_per_worker
@@ -90,6 +95,11 @@ pub(crate) struct Sandbox {
     pub(super) started: Instant,
     /// The room for instances with sessions.
     pub(super) session_instances: Arc<SessionInstances>,
+    /// The revision of the store from which on its plugin's data have the form that it knows; 0: always. What migrates
+    /// them later leaves this generation behind.
+    pub(super) data_since: Arc<AtomicU64>,
+    /// The key of the mark that says when they were changed.
+    pub(super) data_mark: Arc<str>,
     /// Whether something else is active in its place: an instance goes with its last session then.
     pub(super) retired: AtomicBool,
     /// Of all plugins together.
@@ -176,6 +186,8 @@ pub struct CallStats {
     pub session_deadlines: AtomicU64,
     /// Verdicts that could not be acted on.
     pub bad_verdicts: AtomicU64,
+    /// Batches of sessions that the store did not take.
+    pub session_refused_writes: AtomicU64,
     /// Nanoseconds of all calls together, but for those of sessions.
     pub nanos: AtomicU64,
     /// Bytes of linear memory of the instances there are.

@@ -6,7 +6,7 @@ use super::generation::Sandbox;
 use super::imports::{HostState, request, wit};
 use super::session::Functions;
 use super::subscription::Plan;
-use super::{Decision, Generation, GenerationId, RequestHead, decision};
+use super::{Decision, Generation, GenerationId, RequestHead, decision, migration};
 use crate::store::{Snapshot, WriteBatch, bucket::VALUE_BYTES_MAX};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
@@ -134,7 +134,7 @@ impl Instance {
             Ok(Ok((decision,))) => match decision::check(decision, state) {
                 Ok(decision) => Ok(Routed {
                     decision,
-                    writes: state.overlay.take_batch(),
+                    writes: state.take_writes(),
                 }),
                 Err(error) => Err(RouteError::Decision(error)),
             },
@@ -191,6 +191,12 @@ pub(super) fn try_out(sandbox: &Arc<Sandbox>) -> Result<Plan, TrialError> {
             store, instance, ..
         } = &mut started;
         Functions::of(sandbox, instance, store).map_err(TrialError::World)?;
+    }
+    if sandbox.code.migrate_export.is_some() {
+        let Started {
+            store, instance, ..
+        } = &mut started;
+        migration::function(sandbox, instance, store).map_err(TrialError::World)?;
     }
     Plan::check(started.subscription, &sandbox.grants).map_err(TrialError::Init)
 }

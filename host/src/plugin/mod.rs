@@ -24,6 +24,7 @@ mod guard;
 mod imports;
 pub mod inspect;
 pub mod instance;
+mod migration;
 mod record;
 mod registry;
 mod report;
@@ -51,6 +52,7 @@ pub(crate) use engine::MEMORY_RESERVATION;
 pub use generation::{Generation, GenerationId};
 pub use guard::Guard;
 pub use instance::{Instance, RouteError, Routed};
+pub use migration::{Migrated, MigrationLimits};
 pub use request::RequestHead;
 pub use session::{Opened, Session, SessionError, Sessions};
 pub use shadow::{DifferingKey, Shadow, ShadowReport};
@@ -110,6 +112,8 @@ pub struct VersionPolicy {
     pub draining_full: DrainingFull,
     /// What takes a version back by itself; none by default.
     pub guard: Option<Guard>,
+    /// Bounds of what a version does with the plugin's data before it is activated.
+    pub migration: MigrationLimits,
 }
 
 impl Default for VersionPolicy {
@@ -119,6 +123,7 @@ impl Default for VersionPolicy {
             draining_max: None,
             draining_full: DrainingFull::Refuse,
             guard: None,
+            migration: MigrationLimits::default(),
         }
     }
 }

@@ -95,6 +95,9 @@ pub(super) struct Record {
     /// Versions that the guard took back, newest first.
     #[serde(default)]
     pub(super) failing: Vec<Failing>,
+    /// The last migration whose version became active.
+    #[serde(default)]
+    pub(super) migration: Option<String>,
 }
 
 fn yes() -> bool {
@@ -119,6 +122,7 @@ impl Record {
                 canary: None,
                 shadow: None,
                 failing: Vec::new(),
+                migration: None,
             };
         };
         let mut record = before.clone();

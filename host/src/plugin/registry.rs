@@ -4,12 +4,13 @@ use super::artifact;
 use super::canary::Canary;
 use super::compile::Loaded;
 use super::deploy::{Plugins, Shared, Warmed, blocking, io_error};
+use super::migration::{Mark, Migration, Taking};
 use super::record::Record;
 use super::report::{DeployError, PluginInfo};
 use super::shadow::Shadow;
 use super::slot::{BY_CONFIG, record_after};
-use super::{Fraction, Generation, PluginConfig, PluginSlot, Source, builtin};
-use crate::store::Store;
+use super::{Fraction, Generation, PluginConfig, PluginSlot, Source, builtin, migration};
+use crate::store::{Snapshot, Store};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,6 +26,10 @@ struct Change {
     shadow: Option<(Arc<Generation>, Fraction)>,
     /// Of a slot that is new, or whose version changed: what is recorded.
     record: Option<Record>,
+    /// Of a version that takes over from another, or is the first: what was recorded before.
+    takes_over: Option<Option<Record>>,
+    /// Whether the record is to be written: the process was killed before it was.
+    unrecorded: bool,
 }
 
 impl Change {
@@ -37,6 +42,8 @@ impl Change {
             canary: None,
             shadow: None,
             record: None,
+            takes_over: None,
+            unrecorded: false,
         }
     }
 
@@ -89,11 +96,14 @@ impl Plugins {
             };
             next.insert(config.name.clone(), slot);
         }
-        // Nothing can fail from here on.
-        for (change, warmed) in changes {
-            shared.publish(change);
-            warmed.into_iter().for_each(Warmed::keep);
+        if !changes.is_empty() {
+            let shared = Arc::clone(shared);
+            // In one piece on a thread of its own: dropping the future cannot come between data and publish.
+            let published = blocking(move || Ok(shared.publish_all(changes)));
+            let published = published.await;
+            published.map_err(|error| (String::new(), error))??;
         }
+        // Nothing can fail from here on.
         for (slot, config) in policies {
             slot.set_config(Arc::new(config.clone()));
             shared.prune(&slot);
@@ -171,7 +181,12 @@ impl Shared {
         }
         let mut change = Change::new(Arc::new(PluginSlot::new(config)), config);
         let (reader, name) = (Arc::clone(self), config.name.clone());
-        let recorded = blocking(move || reader.artifacts.record(&name).map_err(io_error)).await;
+        let snapshot = store.snapshot();
+        let recorded = blocking(move || reader.recorded(&name, &snapshot)).await;
+        let recorded = recorded.map(|(record, unrecorded)| {
+            change.unrecorded = unrecorded;
+            record
+        });
         match recorded {
             Ok(None) => {}
             Ok(Some(record)) if record.pushed => {
@@ -292,7 +307,11 @@ impl Shared {
         let record = match known {
             // The same as before: what was tried beside it goes on.
             Some(known) if *known.active.digest == *active.label().digest => known,
-            known => record_after(known.as_ref(), &active, BY_CONFIG, false),
+            known => {
+                let record = record_after(known.as_ref(), &active, BY_CONFIG, false);
+                change.takes_over = Some(known);
+                record
+            }
         };
         change.active = Some(active);
         change.record = Some(record);
@@ -363,7 +382,92 @@ impl Shared {
         Ok(change)
     }
 
+    /// What is recorded of a plugin; or what would be, if the process was killed after the data of a version were migrated
+    /// and before it was recorded. The data are what counts: nothing older may be served over them.
+    fn recorded(
+        &self,
+        plugin: &str,
+        snapshot: &Snapshot,
+    ) -> Result<(Option<Record>, bool), DeployError> {
+        let record = self.artifacts.record(plugin).map_err(io_error)?;
+        let Some(finished) = Mark::unfinished(snapshot, plugin, record.as_ref()) else {
+            return Ok((record, false));
+        };
+        let version = finished.active.digest.get(..12).unwrap_or_default();
+        let kept = self.artifacts.kept(plugin).map_err(io_error)?;
+        if !kept
+            .iter()
+            .any(|kept| kept.digest == finished.active.digest)
+        {
+            tracing::error!(
+                plugin,
+                version,
+                "the data are migrated for a version that is not kept any more"
+            );
+            return Ok((record, false));
+        }
+        tracing::warn!(
+            plugin,
+            version,
+            "the version is active though it was not recorded: its migration was done"
+        );
+        Ok((Some(finished), true))
+    }
+
+    /// Migrates the data for the versions that take over, and publishes every change. To be called on a thread that may
+    /// block.
+    ///
+    /// # Errors
+    /// The plugin whose migration failed; nothing is changed then.
+    fn publish_all(
+        &self,
+        mut changes: Vec<(Change, Vec<Warmed>)>,
+    ) -> Result<(), (String, DeployError)> {
+        let snapshot = self.store.snapshot();
+        let migrations = changes
+            .iter()
+            .enumerate()
+            .filter_map(|(index, (change, _))| {
+                let before = change.takes_over.as_ref()?;
+                let limits = change.config.versions.migration.clone();
+                let active = change.active.as_ref()?;
+                let migration = Migration::needed(active, before.as_ref(), limits, &snapshot)?;
+                Some((index, migration))
+            });
+        let migrations: BTreeMap<usize, Migration> = migrations.collect();
+        let changing = changes.iter_mut().enumerate();
+        let mut takings: Vec<Taking<'_>> = changing
+            .filter_map(|(index, (change, _))| {
+                Some(Taking {
+                    migration: migrations.get(&index)?,
+                    slot: &change.slot,
+                    record: change.record.as_mut()?,
+                })
+            })
+            .collect();
+        let staged = match &mut takings[..] {
+            [] => Vec::new(),
+            takings => migration::migrate(&self.store, takings).map_err(|(index, error)| {
+                let name = takings
+                    .get(index)
+                    .map(|taking| taking.slot.name().to_string());
+                (name.unwrap_or_default(), error)
+            })?,
+        };
+        for (change, warmed) in changes {
+            self.publish(change);
+            warmed.into_iter().for_each(Warmed::keep);
+        }
+        drop(staged);
+        Ok(())
+    }
+
     fn publish(&self, change: Change) {
+        if let (true, Some(record)) = (change.unrecorded, &change.record)
+            && let Err(error) = self.write(&change.slot, record)
+        {
+            tracing::error!(plugin = %change.slot.name(), %error, "the active version is not recorded");
+        }
         let slot = &change.slot;
         slot.set_config(Arc::clone(&change.config));
         if let Some(record) = change.record {

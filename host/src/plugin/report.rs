@@ -1,5 +1,6 @@
 //! What is told about plugins: of a deploy, of why one was refused, of what there is.
 
+use super::migration::Migrated;
 use super::record::Failing;
 use crate::metrics::CallTotals;
 use std::time::SystemTime;
@@ -29,6 +30,12 @@ pub struct Deployed {
     pub init_ms: f64,
     /// Microseconds of the publish: warm workers to the atomic store.
     pub publish_us: f64,
+    /// What its migration did (of a dry run: would do), if it made one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migrated: Option<Migrated>,
+    /// Why it is active on data that it did not migrate, though it would have: by `force`, or after the guard's rollback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_migrated: Option<String>,
     /// Open streams that stay with the version that accepted them.
     pub streams_kept: u64,
 }
@@ -99,6 +106,12 @@ pub enum DeployError {
     /// As many versions as may be draining are.
     #[error("{0}")]
     Draining(String),
+    /// It could not migrate the data of its plugin.
+    #[error("migrate: {0}")]
+    Migrate(String),
+    /// Others changed what it migrates, again and again.
+    #[error("migrate: {0}")]
+    MigrateRace(String),
     /// The workers could not be warmed.
     #[error("warm workers: {0}")]
     Warm(String),

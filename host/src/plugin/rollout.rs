@@ -66,12 +66,17 @@ impl Plugins {
         let generation = Arc::clone(&canary.generation);
         slot.check_draining(&generation.label().digest)?;
         let mut told = slot.told(&generation);
+        let shared = &self.shared;
+        shared
+            .rehearse(&turn, &generation, &Role::Active, order, &mut told)
+            .await?;
         if order.dry_run {
             return Ok(told);
         }
         let record = slot.next_record(&generation, order.by, true);
-        let shared = &self.shared;
-        shared.swap(turn, generation, record, &mut told).await?;
+        shared
+            .swap(turn, generation, record, order.force, &mut told)
+            .await?;
         Ok(told)
     }
 
@@ -239,7 +244,10 @@ impl Plugins {
         let record = record_after(Some(&marked), &generation, "guard", true);
         let mut told = slot.told(&generation);
         let rolled_back = Arc::clone(slot);
-        shared.swap(turn, generation, record, &mut told).await?;
+        // A version that fails is worse than data that the one before may not know.
+        shared
+            .swap(turn, generation, record, true, &mut told)
+            .await?;
         rolled_back.note_trip(verdict.limit);
         tracing::error!(plugin = %name, version, to = short(&target), reason, "guard: rolled back");
         Ok(())

@@ -11,10 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 mod remembered;
+mod stage;
 mod told;
 
 use remembered::State;
 pub(super) use remembered::{canary_record, record_after};
+pub(super) use stage::Stage;
+use stage::Staged;
 
 /// Who activated a version that came from the config.
 pub const BY_CONFIG: &str = "config";
@@ -26,7 +29,8 @@ pub struct PluginSlot {
     pub(super) previous: ArcSwapOption<Generation>,
     canary: ArcSwapOption<Canary>,
     shadow: ArcSwapOption<Shadow>,
-    /// Whether there is a canary or a shadow: without either, a request reads only this.
+    staged: ArcSwapOption<Staged>,
+    /// Whether there is any of these three: without one, a request reads only this.
     tried: AtomicBool,
     state: Mutex<State>,
     /// Whether a deploy is running.
@@ -64,6 +68,7 @@ impl PluginSlot {
             previous: ArcSwapOption::empty(),
             canary: ArcSwapOption::empty(),
             shadow: ArcSwapOption::empty(),
+            staged: ArcSwapOption::empty(),
             tried: AtomicBool::new(false),
             state: Mutex::new(State::new(config)),
             busy: AtomicBool::new(false),
@@ -214,8 +219,10 @@ impl PluginSlot {
     }
 
     fn note_tried(&self) {
-        let tried = self.canary.load().is_some() || self.shadow.load().is_some();
-        self.tried.store(tried, Ordering::Relaxed);
+        let tried = self.canary.load().is_some()
+            || self.shadow.load().is_some()
+            || self.staged.load().is_some();
+        self.tried.store(tried, Ordering::Release);
     }
 
     /// What the guard looks at, with what it has counted: a canary, and an active version for some time.

@@ -6,8 +6,11 @@ use wasmparser::{ComponentExternalKind, ComponentTypeRef, Encoding, Parser, Payl
 
 /// The package and interface a plugin exports, up to its version's patch level.
 const ROUTING_0_1: &str = "throwbar:plugin/routing@0.1";
-/// The same of the interface that a plugin with stream hooks exports beside.
-const STREAMS_0_1: &str = "throwbar:plugin/streams@0.1";
+/// The same of the interfaces that a plugin may export beside: with hooks on its streams, with a migration.
+const OPTIONAL: [&str; 2] = [
+    "throwbar:plugin/streams@0.1",
+    "throwbar:plugin/migration@0.1",
+];
 /// Imports of most toolchains' guests, not worth telling of.
 const ORDINARY: &[&str] = &[
     "throwbar:plugin/",
@@ -62,14 +65,17 @@ pub(super) fn check(bytes: &[u8]) -> Result<Vec<String>, DeployError> {
             }
         }));
     }
-    // Without its hooks it would not be what its author pushed.
-    let other = outer.exports.iter().find(|name| {
-        name.starts_with("throwbar:plugin/streams") && !same_interface(name, STREAMS_0_1)
-    });
-    if let Some(other) = other {
-        return Err(DeployError::World(format!(
-            "exports {other}, expected {STREAMS_0_1}.x: build it with another version of the SDK"
-        )));
+    // Without them it would not be what its author pushed.
+    for expected in OPTIONAL {
+        let interface = expected.split('@').next().unwrap_or(expected);
+        let other = outer.exports.iter().find(|name| {
+            name.split('@').next() == Some(interface) && !same_interface(name, expected)
+        });
+        if let Some(other) = other {
+            return Err(DeployError::World(format!(
+                "exports {other}, expected {expected}.x: build it with another version of the SDK"
+            )));
+        }
     }
     let telling = outer.imports.into_iter().map(|import| import.name);
     Ok(telling
@@ -228,19 +234,22 @@ mod tests {
     }
 
     #[test]
-    fn another_version_of_the_hooks_is_refused_rather_than_ignored() {
-        let exporting = |streams| {
-            component(&format!(
-                r#"(component (instance $i)
-                    (export "throwbar:plugin/routing@0.1.0" (instance $i))
-                    (export "throwbar:plugin/streams@{streams}" (instance $i)))"#
-            ))
-        };
-        assert!(check(&exporting("0.1.2")).is_ok());
-        let refused = refusal(&exporting("0.2.0"));
-        let expected =
-            "exports throwbar:plugin/streams@0.2.0, expected throwbar:plugin/streams@0.1.x";
-        assert!(refused.contains(expected), "{refused}");
+    fn another_version_of_an_optional_export_is_refused_rather_than_ignored() {
+        for name in ["streams", "migration"] {
+            let exporting = |version| {
+                component(&format!(
+                    r#"(component (instance $i)
+                        (export "throwbar:plugin/routing@0.1.0" (instance $i))
+                        (export "throwbar:plugin/{name}@{version}" (instance $i)))"#
+                ))
+            };
+            assert!(check(&exporting("0.1.2")).is_ok());
+            let refused = refusal(&exporting("0.2.0"));
+            let expected = format!(
+                "exports throwbar:plugin/{name}@0.2.0, expected throwbar:plugin/{name}@0.1.x"
+            );
+            assert!(refused.contains(&expected), "{refused}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::deadline::Deadlines;
 use crate::listener::ClientConnection;
 use crate::metrics::{Counters, WorkerCounters};
 use crate::plugin::{Forward, Reply, Sessions};
-use crate::store::{Reader, Store, Target};
+use crate::store::{CommitError, Reader, Store, Target};
 use crate::stream::Streams;
 use crate::upstream::body::{Home, UpstreamBody};
 use crate::upstream::connection::Pool;
@@ -131,25 +131,31 @@ impl Proxy {
         {
             return failure(ProxyError::BodyTooLarge, record);
         }
-        let (mut forward, trusted, hooks) = match self.route(&view, &mut record).await {
-            Ok(Verdict::Forward {
-                forward,
-                trusted,
-                hooks,
-            }) => (forward, trusted, hooks),
-            Ok(Verdict::Reply(answer)) => return reply(answer, record),
-            Err(error) => return failure(error, record),
-        };
-        record.key = forward.key.take();
-        let hook = match hooks {
-            None => None,
-            Some(generation) => {
-                let opening = self.open_session(&view, &generation, &mut forward, &mut record);
-                match opening.await {
-                    Ok(Hooking::Taken(hook)) => hook,
-                    Ok(Hooking::Refused(answer)) => return reply(answer, record),
-                    Err(error) => return failure(error, record),
-                }
+        let mut again = false;
+        let (forward, trusted, hook) = loop {
+            let (mut forward, trusted, hooks) = match self.route(&view, &mut record).await {
+                Ok(Verdict::Forward {
+                    forward,
+                    trusted,
+                    hooks,
+                }) => (forward, trusted, hooks),
+                Ok(Verdict::Reply(answer)) => return reply(answer, record),
+                Err(error) => return failure(error, record),
+            };
+            record.key = forward.key.take();
+            let Some(generation) = hooks else {
+                break (forward, trusted, None);
+            };
+            let opening = self.open_session(&view, &generation, &mut forward, &mut record);
+            match opening.await {
+                Ok(Hooking::Taken(hook)) => break (forward, trusted, hook),
+                Ok(Hooking::Refused(answer)) => return reply(answer, record),
+                // Another version migrated the data between the two, and decides from now on.
+                Err(ProxyError::Commit {
+                    error: CommitError::Marked { .. },
+                    ..
+                }) if !again => again = true,
+                Err(error) => return failure(error, record),
             }
         };
         let attempt = Attempt {

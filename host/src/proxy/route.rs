@@ -8,6 +8,7 @@ use crate::plugin::{
     Decision, DecisionError, Forward, Generation, GenerationId, Instance, PluginSlot, Reply,
     RouteError, RouteTarget, Routed, Shadow,
 };
+use crate::store::{CommitError, Snapshot};
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 use std::sync::Arc;
@@ -82,50 +83,92 @@ impl Proxy {
         slot: &Arc<PluginSlot>,
         record: &mut Record,
     ) -> Result<(Decision, Option<Arc<Generation>>), ProxyError> {
+        let Asked {
+            routed,
+            generation,
+            hooks,
+        } = self.ask_once(view, slot, record)?;
+        let Some(writes) = routed.writes else {
+            return Ok((routed.decision, hooks));
+        };
+        match self.store.commit(writes).await {
+            Ok(_) => Ok((routed.decision, hooks)),
+            // Another version migrated the data between the call and the commit; nothing was done yet.
+            Err(CommitError::Marked { .. }) => {
+                let Asked {
+                    routed,
+                    generation,
+                    hooks,
+                } = self.ask_once(view, slot, record)?;
+                if let Some(writes) = routed.writes {
+                    let committed = self.store.commit(writes).await;
+                    committed.map_err(|error| self.refused(slot, generation.as_deref(), error))?;
+                }
+                Ok((routed.decision, hooks))
+            }
+            Err(error) => Err(self.refused(slot, generation.as_deref(), error)),
+        }
+    }
+
+    /// One call of who is to decide now. The state of the store is taken first, so that who knows it is asked.
+    fn ask_once(
+        &self,
+        view: &SiteView,
+        slot: &Arc<PluginSlot>,
+        record: &mut Record,
+    ) -> Result<Asked, ProxyError> {
+        let mut reader = self.reader.borrow_mut();
+        let mut snapshot = reader.load();
+        let staged = slot.staged(snapshot.revision().0);
         let active = slot.active();
-        let Some(generation) = &*active else {
+        let head = record.head.as_ref().expect("given back by plugins");
+        let canary = match staged {
+            Some(staged) => Some(staged),
+            None => slot.canary_for(head),
+        };
+        let Some(generation) = canary.as_ref().or(active.as_ref()) else {
             return Err(ProxyError::NoVersion(slot.name().to_string()));
         };
-        let head = record.head.as_ref().expect("given back by plugins");
-        let canary = slot.canary_for(head);
-        let generation = canary.as_ref().unwrap_or(generation);
+        if generation.data_since() > snapshot.revision().0 {
+            // It became active since: what it migrated is there by now.
+            snapshot = reader.load();
+        }
         // A canary is not what the shadow is compared with.
         let compared = slot.compared().filter(|_| canary.is_none());
         let shadow = compared.as_ref().and_then(|shadow| shadow.as_deref());
-        let (routed, label) = (
-            self.call(view, generation, shadow, record),
-            generation.label().clone(),
-        );
-        let stats = routed
-            .as_ref()
-            .ok()
-            .filter(|routed| routed.writes.is_some())
-            .map(|_| generation.clone());
-        let hooks = hooks(generation, record);
+        let routed = self.call(view, generation, snapshot, shadow, record);
+        let label = generation.label();
         record.label = Some(label.clone());
         let routed = routed.map_err(|error| ProxyError::Plugin {
             plugin: slot.name().to_string(),
             version: label.version().to_string(),
             error,
         })?;
-        drop((active, compared));
-        if let Some(writes) = routed.writes {
-            self.store.commit(writes).await.map_err(|error| {
-                if let Some(generation) = stats {
-                    generation
-                        .stats(self.worker)
-                        .refused_writes
-                        .fetch_add(1, Relaxed);
-                }
-                let (plugin, version) = (slot.name().to_string(), label.version().to_string());
-                ProxyError::Commit {
-                    plugin,
-                    version,
-                    error,
-                }
-            })?;
+        let wrote = routed.writes.is_some();
+        Ok(Asked {
+            routed,
+            generation: wrote.then(|| generation.clone()),
+            hooks: hooks(generation, record),
+        })
+    }
+
+    /// Counts writes that were refused.
+    fn refused(
+        &self,
+        slot: &PluginSlot,
+        generation: Option<&Generation>,
+        error: CommitError,
+    ) -> ProxyError {
+        if let Some(generation) = generation {
+            let refused = &generation.stats(self.worker).refused_writes;
+            refused.fetch_add(1, Relaxed);
         }
-        Ok((routed.decision, hooks))
+        let version = generation.map(|generation| generation.label().version());
+        ProxyError::Commit {
+            plugin: slot.name().to_string(),
+            version: version.unwrap_or_default().to_owned(),
+            error,
+        }
     }
 
     /// One call of this worker's instance of a generation. This is where a request meets a plugin.
@@ -133,13 +176,12 @@ impl Proxy {
         &self,
         view: &SiteView,
         generation: &Arc<Generation>,
+        snapshot: &Arc<Snapshot>,
         shadow: Option<&Shadow>,
         record: &mut Record,
     ) -> Result<Routed, RouteError> {
         let started = Instant::now();
         let mut instances = self.instances.borrow_mut();
-        let mut reader = self.reader.borrow_mut();
-        let snapshot = reader.load();
         let outcome = match instances.lease(generation, self.worker) {
             Err(error) => Err(error),
             Ok(instance) => {
@@ -224,7 +266,8 @@ impl Proxy {
                 };
                 record.error = Some(error.chain());
                 record.label = Some(generation.label().clone());
-                match self.call(view, generation, None, record) {
+                let mut reader = self.reader.borrow_mut();
+                match self.call(view, generation, reader.load(), None, record) {
                     Ok(Routed {
                         decision: Decision::Forward(forward),
                         writes: None,
@@ -245,6 +288,14 @@ impl Proxy {
             }
         }
     }
+}
+
+/// What a call gave.
+struct Asked {
+    routed: Routed,
+    /// Who was called, if it wrote.
+    generation: Option<Arc<Generation>>,
+    hooks: Option<Arc<Generation>>,
 }
 
 /// The generation, if it has hooks and the request is to become a stream.

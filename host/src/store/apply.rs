@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ahash::RandomState;
 
 use super::backend::Change;
-use super::batch::{CommitError, Committed, Expect, Write, WriteBatch, check_key};
+use super::batch::{CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key};
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::Record;
 use super::{BucketId, Revision, Value};
@@ -91,6 +91,10 @@ fn check<'a>(snapshot: &Snapshot, batch: &'a WriteBatch) -> Result<Wanted<'a>, C
     for &id in &batch.replace {
         bucket(snapshot, id)?;
     }
+    batch
+        .conditions
+        .iter()
+        .try_for_each(|condition| check_condition(snapshot, condition))?;
     let mut wanted = Wanted::with_capacity_and_hasher(batch.writes.len(), RandomState::new());
     for write in &batch.writes {
         let bucket = bucket(snapshot, write.bucket)?;
@@ -110,6 +114,29 @@ fn check<'a>(snapshot: &Snapshot, batch: &'a WriteBatch) -> Result<Wanted<'a>, C
         wanted.insert((write.bucket, &write.key), value);
     }
     Ok(wanted)
+}
+
+fn check_condition(snapshot: &Snapshot, condition: &Condition) -> Result<(), CommitError> {
+    match condition {
+        Condition::Unchanged(id, since) => {
+            let bucket = bucket(snapshot, *id)?;
+            if bucket.revision > *since {
+                return Err(CommitError::Changed {
+                    bucket: bucket.config.name.clone(),
+                    revision: bucket.revision,
+                });
+            }
+        }
+        Condition::Unmarked(key, since) => {
+            if let Some(mark) = snapshot.mark(key).filter(|mark| mark.revision > *since) {
+                return Err(CommitError::Marked {
+                    key: key.to_string(),
+                    revision: mark.revision,
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_expectation(bucket: &Bucket, write: &Write) -> Result<(), CommitError> {
@@ -133,11 +160,14 @@ fn check_expectation(bucket: &Bucket, write: &Write) -> Result<(), CommitError> 
     })
 }
 
-/// A bucket that takes writes: one of the config.
+/// A bucket that takes writes: one of the config, or that of the marks.
 fn bucket(snapshot: &Snapshot, id: BucketId) -> Result<&Bucket, CommitError> {
+    let takes_writes = |bucket: &&Bucket| {
+        snapshot.bucket_id(&bucket.config.name) == Some(id) || snapshot.marks == Some(id)
+    };
     snapshot
         .bucket(id)
-        .filter(|bucket| snapshot.bucket_id(&bucket.config.name) == Some(id))
+        .filter(takes_writes)
         .ok_or(CommitError::NoSuchBucket)
 }
 

@@ -3,6 +3,7 @@
 use super::bucket::KEY_BYTES_MAX;
 use super::value::shown;
 use super::{BucketId, Revision};
+use std::sync::Arc;
 
 /// What a write requires of the entry as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,8 +40,19 @@ pub struct WriteBatch {
     /// Buckets emptied first: with the writes, that makes a batch the whole content of a bucket. Keys written again
     /// with an equal value keep their revision.
     pub replace: Vec<BucketId>,
+    /// What has to hold beside what the writes expect, checked with them.
+    pub conditions: Vec<Condition>,
     /// Check only: what would be the result, without applying it.
     pub dry_run: bool,
+}
+
+/// What a batch requires of the store beyond the entries that it writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing of the bucket was created, changed or deleted after this revision.
+    Unchanged(BucketId, Revision),
+    /// The mark of this key was not set after this revision.
+    Unmarked(Arc<str>, Revision),
 }
 
 /// What a batch did.
@@ -88,6 +100,22 @@ pub enum CommitError {
         bucket: String,
         /// Which limit, and by how much.
         reason: String,
+    },
+    /// A [`Condition::Unchanged`] did not hold.
+    #[error("bucket {bucket:?}: changed at revision {revision}")]
+    Changed {
+        /// The bucket's name.
+        bucket: String,
+        /// Its revision.
+        revision: Revision,
+    },
+    /// A [`Condition::Unmarked`] did not hold: somebody else went before.
+    #[error("mark {key:?}: set at revision {revision}")]
+    Marked {
+        /// The mark's key.
+        key: String,
+        /// When it was set.
+        revision: Revision,
     },
     /// A bucket id that does not exist.
     #[error("no such bucket")]

@@ -5,17 +5,19 @@
 //! against the newest state, makes them durable in groups, publishes the next snapshot and only then acknowledges.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, TryAcquireError, oneshot, watch};
 
 mod apply;
 pub mod backend;
 pub mod batch;
 pub mod bucket;
+mod hold;
 pub mod snapshot;
 mod table;
 #[cfg(test)]
@@ -23,8 +25,9 @@ mod tests;
 pub mod value;
 mod writer;
 
-pub use batch::{CommitError, Committed, Expect, Write, WriteBatch, check_key};
+pub use batch::{CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key};
 pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
+pub use hold::Hold;
 pub use snapshot::{Bucket, Entry, Page, Snapshot};
 pub use value::{Target, Value, ValueError};
 
@@ -33,6 +36,8 @@ use writer::{Command, Pending, Writer};
 
 /// Most batches that wait for the writer; whoever commits more waits for a place.
 const QUEUE_BATCHES_MAX: usize = 1024;
+/// Most batches that wait for the writer without anybody who waits for them.
+const SUBMITTED_BATCHES_MAX: usize = 1024;
 
 /// The store's counter: each applied batch that changed something is one revision.
 #[derive(
@@ -68,6 +73,8 @@ struct Inner {
     /// Bounded by `places`: each batch in it holds one.
     commands: Sender<Command>,
     places: Arc<Semaphore>,
+    /// The same for those that nobody waits for: these can never crowd out the others.
+    submitted: Arc<Semaphore>,
     published: watch::Receiver<Revision>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -153,6 +160,7 @@ impl Store {
             revision: Revision::default(),
             buckets: Vec::new(),
             names: Arc::default(),
+            marks: None,
         };
         let first = writer::configure(&empty, buckets, &mut backends)?;
         let newest = Arc::new(ArcSwap::from_pointee(first));
@@ -168,6 +176,7 @@ impl Store {
                 newest,
                 commands,
                 places: Arc::new(Semaphore::new(QUEUE_BATCHES_MAX)),
+                submitted: Arc::new(Semaphore::new(SUBMITTED_BATCHES_MAX)),
                 published,
                 writer: Mutex::new(Some(thread)),
             }),
@@ -216,12 +225,25 @@ impl Store {
     /// # Errors
     /// See [`CommitError`]; nothing of the batch was applied. If the future is dropped the batch may still be applied.
     pub async fn commit(&self, batch: WriteBatch) -> Result<Committed, CommitError> {
-        let closed = || CommitError::Unavailable("store is closed".into());
+        self.commit_noting(batch, Vec::new()).await
+    }
+
+    /// The same; before any reader can see the new state, its revision is stored in each of `notes`.
+    ///
+    /// # Errors
+    /// As for [`Self::commit`].
+    pub async fn commit_noting(
+        &self,
+        batch: WriteBatch,
+        notes: Vec<Arc<AtomicU64>>,
+    ) -> Result<Committed, CommitError> {
         let place = Arc::clone(&self.inner.places).acquire_owned().await;
         let (done, answer) = oneshot::channel();
         let pending = Pending {
             batch,
-            done,
+            notes,
+            // Whoever no longer waits does not need the answer.
+            done: Box::new(|committed| drop(done.send(committed))),
             _permit: place.map_err(|_| closed())?,
         };
         self.inner
@@ -231,6 +253,36 @@ impl Store {
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
+    /// Hands a batch to the writer without waiting; those of one thread are applied in the order they were handed over.
+    /// `done` is called by the writer's thread, and has to be short.
+    ///
+    /// # Errors
+    /// [`CommitError::Unavailable`] if too many wait already, or the store is closed: it is not applied, and `done` is
+    /// not called.
+    pub fn submit(
+        &self,
+        batch: WriteBatch,
+        done: impl FnOnce(Result<Committed, CommitError>) + Send + 'static,
+    ) -> Result<(), CommitError> {
+        let place = Arc::clone(&self.inner.submitted).try_acquire_owned();
+        let permit = place.map_err(|error| match error {
+            TryAcquireError::NoPermits => CommitError::Unavailable(format!(
+                "{SUBMITTED_BATCHES_MAX} batches that nobody waits for are waiting already"
+            )),
+            TryAcquireError::Closed => closed(),
+        })?;
+        let pending = Pending {
+            batch,
+            notes: Vec::new(),
+            done: Box::new(done),
+            _permit: permit,
+        };
+        self.inner
+            .commands
+            .send(Command::Commit(pending))
+            .map_err(|_| closed())
+    }
+
     /// Stops the writer after what is queued and waits for it; later commits fail with [`CommitError::Unavailable`].
     /// Reads go on. Blocks for as long as the last write takes.
     pub fn close(&self) {
@@ -238,9 +290,14 @@ impl Store {
     }
 }
 
+fn closed() -> CommitError {
+    CommitError::Unavailable("store is closed".into())
+}
+
 impl Inner {
     fn close(&self) {
         self.places.close();
+        self.submitted.close();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writer) = writer.take() {
             // It is gone already if it panicked, which was logged then.

@@ -14,6 +14,8 @@ pub struct Snapshot {
     pub(super) buckets: Vec<Bucket>,
     /// Those of the config.
     pub(super) names: Arc<BTreeMap<String, BucketId>>,
+    /// Where marks are.
+    pub(super) marks: Option<BucketId>,
 }
 
 /// A value and the revision that wrote it.
@@ -43,6 +45,17 @@ impl Snapshot {
     /// A bucket's id by its name in the config.
     pub fn bucket_id(&self, name: &str) -> Option<BucketId> {
         self.names.get(name).copied()
+    }
+
+    /// The bucket of marks: what this program itself remembers, in one batch with what it is about. It has no name, so
+    /// that nobody else finds it. None before the first config.
+    pub fn marks(&self) -> Option<BucketId> {
+        self.marks
+    }
+
+    /// The mark of a key.
+    pub fn mark(&self, key: &str) -> Option<&Entry> {
+        self.bucket(self.marks?)?.get(key)
     }
 
     /// A bucket by id.

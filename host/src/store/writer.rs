@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::backend::{Backends, Failed};
 use super::batch::{CommitError, Committed, WriteBatch};
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
-use super::{BucketConfig, BucketId, OpenError, Revision, Value};
+use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
 
 /// Most batches that share one transaction.
 const GROUP_BATCHES_MAX: usize = 256;
@@ -22,10 +23,14 @@ const GROUP_BATCHES_MAX: usize = 256;
 const GROUP_WRITES_MAX: usize = 65_536;
 /// How often snapshots that readers still held are looked at again.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
+/// Where marks are kept: no name that a config can give.
+const MARKS: &str = "throwbar:marks";
 
 /// What the thread is asked to do.
 pub(super) enum Command {
     Commit(Pending),
+    /// Nothing is applied until the next batch comes this way, the other end is dropped, or the time is over.
+    Hold(oneshot::Sender<()>, Receiver<Pending>, Duration),
     Reconfigure(Vec<BucketConfig>, oneshot::Sender<Result<(), OpenError>>),
     Close,
 }
@@ -33,7 +38,9 @@ pub(super) enum Command {
 /// A batch and who waits for it.
 pub(super) struct Pending {
     pub(super) batch: WriteBatch,
-    pub(super) done: oneshot::Sender<Result<Committed, CommitError>>,
+    /// Told of the revision before it can be seen.
+    pub(super) notes: Vec<Arc<AtomicU64>>,
+    pub(super) done: Box<dyn FnOnce(Result<Committed, CommitError>) + Send>,
     /// Its place among those that may wait.
     pub(super) _permit: OwnedSemaphorePermit,
 }
@@ -86,6 +93,13 @@ impl Writer {
                     }
                     self.commit(group);
                 }
+                Command::Hold(held, next, at_most) => {
+                    if held.send(()).is_ok()
+                        && let Ok(pending) = next.recv_timeout(at_most)
+                    {
+                        self.commit(vec![pending]);
+                    }
+                }
                 Command::Reconfigure(buckets, done) => {
                     // Whoever no longer waits does not need the answer.
                     let _ = done.send(self.reconfigure(&buckets));
@@ -121,12 +135,18 @@ impl Writer {
                 .collect();
             match self.backends.write(next.revision, changes) {
                 Ok(()) => {
+                    for (pending, result) in group.iter().zip(&results) {
+                        let Ok(committed) = result else { continue };
+                        for note in &pending.notes {
+                            note.store(committed.revision.0, Ordering::Release);
+                        }
+                    }
                     if next.revision != published.revision {
                         drop(published);
                         self.publish(next);
                     }
                     for (pending, result) in group.into_iter().zip(results) {
-                        let _ = pending.done.send(result);
+                        (pending.done)(result);
                     }
                     return;
                 }
@@ -170,9 +190,7 @@ fn fail(snapshot: &Snapshot, group: Vec<Pending>, failed: &Failed) -> Vec<Pendin
         "store cannot write"
     );
     for pending in failing {
-        let _ = pending
-            .done
-            .send(Err(CommitError::Unavailable(failed.reason.clone())));
+        (pending.done)(Err(CommitError::Unavailable(failed.reason.clone())));
     }
     rest
 }
@@ -186,33 +204,57 @@ pub(super) fn configure(
     let mut next = previous.clone();
     let mut names = BTreeMap::new();
     for config in configs {
-        let known = next.buckets.iter().position(|bucket| {
-            bucket.config.name == config.name && bucket.config.backend == config.backend
-        });
-        let index = match known {
-            Some(index) => {
-                let bucket = &mut next.buckets[index];
-                if bucket.config.values != config.values {
-                    bucket.table = converted(&bucket.table, config)?;
-                }
-                bucket.config = Arc::new(config.clone());
-                index
-            }
-            None => {
-                next.buckets.push(load(config, backends)?);
-                next.buckets.len() - 1
-            }
-        };
-        let id = BucketId(u32::try_from(index).expect("a config holds fewer buckets"));
+        let id = take(&mut next, config, backends)?;
         if names.insert(config.name.clone(), id).is_some() {
             return Err(OpenError::Duplicate {
                 bucket: config.name.clone(),
             });
         }
-        next.revision = next.revision.max(backends.open(config.backend)?.revision());
     }
+    next.marks = Some(take(&mut next, &marks(configs), backends)?);
     next.names = Arc::new(names);
     Ok(next)
+}
+
+/// The bucket of marks: as durable as what they are about.
+fn marks(configs: &[BucketConfig]) -> BucketConfig {
+    let durable = configs
+        .iter()
+        .any(|config| config.backend == BackendKind::Embedded);
+    let backend = if durable {
+        BackendKind::Embedded
+    } else {
+        BackendKind::Memory
+    };
+    BucketConfig::new(MARKS, backend, ValueKind::Bytes)
+}
+
+/// A bucket of a config: as it is, or as the backend has it.
+fn take(
+    next: &mut Snapshot,
+    config: &BucketConfig,
+    backends: &mut Backends,
+) -> Result<BucketId, OpenError> {
+    let known = next.buckets.iter().position(|bucket| {
+        bucket.config.name == config.name && bucket.config.backend == config.backend
+    });
+    let index = match known {
+        Some(index) => {
+            let bucket = &mut next.buckets[index];
+            if bucket.config.values != config.values {
+                bucket.table = converted(&bucket.table, config)?;
+            }
+            bucket.config = Arc::new(config.clone());
+            index
+        }
+        None => {
+            next.buckets.push(load(config, backends)?);
+            next.buckets.len() - 1
+        }
+    };
+    next.revision = next.revision.max(backends.open(config.backend)?.revision());
+    let id = u32::try_from(index).expect("a config holds fewer buckets");
+    Ok(BucketId(id))
 }
 
 fn load(config: &BucketConfig, backends: &mut Backends) -> Result<Bucket, OpenError> {

@@ -105,7 +105,7 @@ pub(super) fn parse_batch(body: &[u8], bucket: BucketId) -> Result<WriteBatch, P
     Ok(WriteBatch {
         writes,
         replace,
-        dry_run: false,
+        ..WriteBatch::default()
     })
 }
 

@@ -257,7 +257,7 @@ impl Demo {
         screen.title("5  The version before is put back")?;
         screen.same_as(&format!("plugin rollback {PLUGIN}"))?;
         let started = Instant::now();
-        let answer = rollback(&self.admin, PLUGIN, false).await?;
+        let answer = rollback(&self.admin, PLUGIN, false, false).await?;
         let took = started.elapsed();
         let done = Deployed::deserialize(&answer)?;
         let before = done.previous.as_deref().unwrap_or("none");

@@ -23,6 +23,8 @@ pub(crate) struct Deployed {
     pub(crate) init_ms: f64,
     pub(crate) publish_us: f64,
     pub(crate) streams_kept: u64,
+    migrated: Option<Migrated>,
+    not_migrated: Option<String>,
 }
 
 /// A version, as far as it is shown.
@@ -58,6 +60,28 @@ impl Version {
             Some(canary) => format!("{} {} %", self.state, canary.percent),
             None => self.state.clone(),
         }
+    }
+}
+
+/// What became of the plugin's data.
+#[derive(Debug, Deserialize)]
+struct Migrated {
+    from: Option<String>,
+    written: u64,
+    deleted: u64,
+    ms: f64,
+}
+
+impl Migrated {
+    fn line(&self, dry_run: bool) -> String {
+        let (written, deleted) = (output::count(self.written), output::count(self.deleted));
+        let from = self.from.as_deref().map(output::short);
+        format!(
+            "  {}: {written} written, {deleted} deleted, from {} in {}",
+            if dry_run { "would migrate" } else { "migrated" },
+            from.unwrap_or("nothing"),
+            milliseconds(self.ms),
+        )
     }
 }
 
@@ -119,6 +143,11 @@ fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
                 output::count(n)
             ),
         });
+    }
+    let migrated = done.migrated.as_ref();
+    lines.extend(migrated.map(|migrated| migrated.line(dry_run)));
+    if let Some(why) = &done.not_migrated {
+        lines.push(format!("  the data are as they were: {why}"));
     }
     if !done.imports.is_empty() {
         lines.push(format!("  asks for {}", done.imports.join(", ")));
@@ -212,6 +241,28 @@ mod tests {
                 "  compiled in 38 ms, init 400 µs, switched in 900 ns",
                 "  1 open stream stays with the version that accepted it",
             ]
+        );
+    }
+
+    #[test]
+    fn what_became_of_the_data_is_told() {
+        let answer = serde_json::json!({
+            "plugin": "edge", "digest": "ab".repeat(32), "outcome": "swapped",
+            "migrated": { "from": "cd".repeat(32), "written": 1_200, "deleted": 3, "ms": 12.4 },
+        });
+        let done = Deployed::deserialize(&answer).expect("an answer");
+        let line = "migrated: 1,200 written, 3 deleted, from cdcdcdcdcdcd in 12 ms";
+        assert!(
+            lines_of(&done, false).contains(&format!("  {line}")),
+            "{:?}",
+            lines_of(&done, false)
+        );
+        let would = lines_of(&done, true);
+        assert!(
+            would
+                .iter()
+                .any(|line| line.starts_with("  would migrate: ")),
+            "{would:?}"
         );
     }
 

@@ -35,7 +35,7 @@ pub(super) struct Canary {
     /// The field whose hash decides: header:NAME, cookie:NAME, query:NAME, segment:NUMBER (of the path), client-ip, authority or path; requests without it stay with the active version
     #[arg(long, value_name = "FIELD", conflicts_with = "action")]
     by: Option<String>,
-    /// Also if the guard took the version back before
+    /// Also if the guard took the version back before, or if it would migrate data: then on the data as they are
     #[arg(long)]
     force: bool,
     /// Check only; change nothing
@@ -65,7 +65,7 @@ pub(super) async fn canary(client: &Client, args: Canary) -> anyhow::Result<()> 
     let nothing_given = args.version.is_none() && args.percent.is_none() && args.by.is_none();
     let answer = match (args.action, &args.file) {
         (Some(Action::Promote), _) => {
-            let path = with_query(format!("{path}/promote"), dry_run);
+            let path = with_query(format!("{path}/promote"), &query);
             let answer = send(client, Method::POST, &path, None).await?;
             return report(&answer, args.dry_run, args.json);
         }

@@ -3,8 +3,8 @@
 use super::limits;
 use super::table::{Field, Table, Walk, path_buf};
 use crate::plugin::{
-    Access, DrainingFull, Fraction, Guard, OnTrap, PluginConfig, SessionConfig, Source,
-    VersionPolicy,
+    Access, DrainingFull, Fraction, Guard, MigrationLimits, OnTrap, PluginConfig, SessionConfig,
+    Source, VersionPolicy,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -91,7 +91,19 @@ fn versions(table: &mut Table<'_>, walk: &mut Walk<'_>) -> VersionPolicy {
         policy.draining_full = DrainingFull::DrainOldest(over);
     }
     policy.guard = table.table("guard", walk).map(|table| guard(table, walk));
+    if let Some(table) = table.table("migration", walk) {
+        policy.migration = migration(table, walk);
+    }
     policy
+}
+
+fn migration(mut table: Table<'_>, walk: &mut Walk<'_>) -> MigrationLimits {
+    let mut limits = MigrationLimits::default();
+    table.duration("deadline", &mut limits.deadline, walk);
+    table.integer("writes", &mut limits.writes_max, walk);
+    table.duration("hold", &mut limits.hold, walk);
+    table.finish(walk);
+    limits
 }
 
 /// Over how long the streams of the oldest version are closed.

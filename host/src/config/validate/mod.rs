@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+mod migration;
 mod names;
 mod plugins;
 mod routes;

@@ -35,6 +35,7 @@ pub(super) fn plugin(config: &Config, plugin: &PluginConfig, found: &mut Vec<Fin
         );
     }
     versions(&path, &plugin.versions, found);
+    super::migration::check(&path, &plugin.versions.migration, found);
     let path = join(&path, "limits");
     let limits = &plugin.limits;
     timeout(

@@ -70,12 +70,13 @@ impl Scrape {
                 ("trap", calls.session_traps),
                 ("deadline", calls.session_deadlines),
                 ("bad_verdict", calls.bad_verdicts),
+                ("refused_write", calls.session_refused_writes),
             ]
             .map(|(kind, count)| ([("plugin", row.plugin.as_str()), ("kind", kind)], count))
         });
         out.counters(
             "throwbar_session_errors",
-            "Calls of sessions that failed, by kind",
+            "Calls of sessions that failed, or whose writes did, by kind",
             errors,
         )
     }

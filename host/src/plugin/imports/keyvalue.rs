@@ -46,8 +46,10 @@ impl HostState {
         Ok(Ok(self.table.push(bucket)?))
     }
 
-    fn granted(&self, bucket: &Resource<OpenBucket>) -> wasmtime::Result<Grant> {
-        Ok(self.table.get(bucket)?.grant)
+    fn granted(&mut self, bucket: &Resource<OpenBucket>) -> wasmtime::Result<Grant> {
+        let grant = self.table.get(bucket)?.grant;
+        self.note_used(grant.bucket);
+        Ok(grant)
     }
 
     fn page_after_cursor(
@@ -55,6 +57,7 @@ impl HostState {
         bucket: &Resource<OpenBucket>,
         cursor: Option<u64>,
     ) -> wasmtime::Result<Result<NumberedPage, Refusal>> {
+        let grant = self.granted(bucket)?;
         let open = self.table.get(bucket)?;
         let after = match cursor {
             None => None,
@@ -70,7 +73,7 @@ impl HostState {
                 }
             },
         };
-        let keys = self.list(open.grant.bucket, "", after.as_deref(), KEYS_MAX);
+        let keys = self.list(grant.bucket, "", after.as_deref(), KEYS_MAX);
         let next = match keys.last() {
             Some(last) if keys.len() == KEYS_MAX => {
                 let cursors = &mut self.table.get_mut(bucket)?.cursors;

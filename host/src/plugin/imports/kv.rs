@@ -2,18 +2,21 @@
 
 use super::HostState;
 use super::bindings::throwbar::plugin::kv::{Entry, Error, Host};
+use super::unapplied::Planned;
 use crate::plugin::Access;
 use crate::plugin::generation::Grant;
+use crate::plugin::migration;
 use crate::store::{
     BucketId, Expect, Revision, Value, ValueKind, Write, WriteBatch,
     bucket::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
 };
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 /// Most keys of one page.
 pub(super) const KEYS_MAX: usize = 1_000;
 /// Most bytes of keys and values that one call writes.
-const WRITES_BYTES_MAX: usize = 8 << 20;
+pub(super) const WRITES_BYTES_MAX: usize = 8 << 20;
 
 /// Writes of the running call, as its reads see them: one for each key.
 #[derive(Debug, Default)]
@@ -46,6 +49,32 @@ impl Overlay {
         if self.count == 0 {
             return None;
         }
+        Some(self.take_all())
+    }
+
+    /// Whether there is no write.
+    #[inline]
+    pub(in crate::plugin) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Every write, in the order of buckets and keys, as planned.
+    pub(in crate::plugin) fn planned(&self) -> Vec<Planned> {
+        let buckets = self.writes.iter();
+        let all = buckets.flat_map(|(bucket, writes)| {
+            let each = writes.iter();
+            each.map(|(key, own)| (*bucket, key.clone(), own.value.clone()))
+        });
+        all.collect()
+    }
+
+    /// Bytes of keys and values.
+    pub(in crate::plugin) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The writes as one batch, if only an empty one, leaving none.
+    pub(in crate::plugin) fn take_all(&mut self) -> WriteBatch {
         let mut batch = WriteBatch::default();
         for (bucket, writes) in std::mem::take(self).writes {
             batch
@@ -57,7 +86,7 @@ impl Overlay {
                     expect: own.expect,
                 }));
         }
-        Some(batch)
+        batch
     }
 
     /// Forgets all writes.
@@ -97,14 +126,39 @@ impl From<Refusal> for Error {
 
 impl HostState {
     /// What the config grants of a bucket.
-    pub(super) fn grant(&self, bucket: &str) -> Result<Grant, Refusal> {
+    pub(super) fn grant(&mut self, bucket: &str) -> Result<Grant, Refusal> {
         let grant = self.sandbox.grants.get(bucket).copied();
-        grant.ok_or(Refusal::NoSuchBucket)
+        let grant = grant.ok_or(Refusal::NoSuchBucket)?;
+        self.note_used(grant.bucket);
+        Ok(grant)
     }
 
-    /// The value under a key and its revision, 0 for a write of this call.
-    pub(super) fn read(&self, bucket: BucketId, key: &str) -> Option<(Vec<u8>, u64)> {
+    /// Notes that a migration looks at a bucket.
+    pub(super) fn note_used(&mut self, bucket: BucketId) {
+        if let Some(survey) = &mut self.survey {
+            survey.note(bucket);
+        }
+    }
+
+    /// Whether the data were migrated after this version was activated: it does not know their form any more.
+    fn is_left_behind(&self) -> bool {
+        let since = self.sandbox.data_since.load(Ordering::Acquire);
+        migration::changed_at(&self.snapshot, &self.sandbox.data_mark)
+            .is_some_and(|revision| revision.0 > since)
+    }
+
+    /// What the instance wrote under a key that the state does not show, if anything: its value, or none if it deletes.
+    #[inline]
+    pub(super) fn own(&self, bucket: BucketId, key: &str) -> Option<Option<&Value>> {
         match self.overlay.get(bucket, key) {
+            None if !self.unapplied.is_empty() => self.unapplied.get(bucket, key),
+            own => own,
+        }
+    }
+
+    /// The value under a key and its revision, 0 for a write of its own that the state does not show.
+    pub(super) fn read(&self, bucket: BucketId, key: &str) -> Option<(Vec<u8>, u64)> {
+        match self.own(bucket, key) {
             Some(own) => own.map(|value| (value_bytes(value), 0)),
             None => {
                 let entry = self.snapshot.bucket(bucket)?.get(key)?;
@@ -115,7 +169,7 @@ impl HostState {
 
     /// The revision of the entry under a key, as the call sees it.
     fn revision(&self, bucket: BucketId, key: &str) -> Option<u64> {
-        match self.overlay.get(bucket, key) {
+        match self.own(bucket, key) {
             Some(own) => own.map(|_| 0),
             None => Some(self.snapshot.bucket(bucket)?.get(key)?.revision.0),
         }
@@ -129,8 +183,8 @@ impl HostState {
         value: Option<&[u8]>,
         expect: Expect,
     ) -> Result<(), Refusal> {
-        // `init` has nothing to answer for a commit, so there is none.
-        if grant.access != Access::Write || self.head.is_none() {
+        let bounds = self.writes.ok_or(Refusal::AccessDenied)?;
+        if grant.access != Access::Write || self.is_left_behind() {
             return Err(Refusal::AccessDenied);
         }
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
@@ -148,9 +202,10 @@ impl HostState {
             None => None,
         };
         let overlay = &mut self.overlay;
-        if overlay.bytes + size > WRITES_BYTES_MAX {
+        if overlay.bytes + size > bounds.bytes {
             return Err(Refusal::Quota(format!(
-                "writes of one call over {WRITES_BYTES_MAX} bytes"
+                "writes of one call over {} bytes",
+                bounds.bytes
             )));
         }
         let own = overlay
@@ -161,10 +216,10 @@ impl HostState {
             // What was expected of the entry in the store stands; what this call wrote is replaced.
             Some(own) => own.value = value,
             None => {
-                let writes_max = self.sandbox.config.limits.writes_max;
-                if overlay.count >= writes_max {
+                if overlay.count >= bounds.count {
                     return Err(Refusal::Quota(format!(
-                        "more than {writes_max} writes in one call"
+                        "more than {} writes in one call",
+                        bounds.count
                     )));
                 }
                 let writes = overlay.writes.entry(grant.bucket).or_default();
@@ -185,7 +240,9 @@ impl HostState {
         value: Option<&[u8]>,
     ) -> Result<(), Refusal> {
         let found = self.revision(grant.bucket, key);
-        if found != expected {
+        // What an earlier call wrote has no revision yet that could be expected.
+        let is_earlier = || self.overlay.get(grant.bucket, key).is_none();
+        if found != expected || (found == Some(0) && is_earlier()) {
             return Err(Refusal::Conflict(found));
         }
         let expect = expected.map_or(Expect::Absent, |revision| Expect::At(Revision(revision)));
@@ -194,28 +251,39 @@ impl HostState {
 
     /// At most `limit` keys with `prefix`, after `after`, in byte order.
     pub(in crate::plugin) fn list(
-        &self,
+        &mut self,
         bucket: BucketId,
         prefix: &str,
         after: Option<&str>,
         limit: usize,
     ) -> Vec<String> {
         let limit = limit.min(KEYS_MAX);
-        let own = self.overlay.writes.get(&bucket);
+        if let Some(survey) = &mut self.survey {
+            let own = self.overlay.writes.get(&bucket);
+            let stays = |own: &OwnWrite| own.value.is_some();
+            let place = (prefix, after);
+            return survey.page(&self.snapshot, bucket, own, place, limit, stays);
+        }
+        let earlier = self.unapplied.keys(bucket);
+        let own = self.overlay.writes.get(&bucket).into_iter().flatten();
+        // What this call wrote goes before what earlier ones did.
+        let own: BTreeMap<&str, bool> = earlier
+            .chain(own.map(|(key, own)| (&**key, own.value.is_some())))
+            .collect();
         // Each own write hides at most one stored key, so a page longer by so many holds enough.
-        let page_len = limit + own.map_or(0, BTreeMap::len);
+        let page_len = limit + own.len();
         let mut keys = match self.snapshot.bucket(bucket) {
             Some(bucket) => bucket.page(prefix, after, page_len).entries,
             None => Vec::new(),
         };
-        let Some(own) = own else {
+        if own.is_empty() {
             return keys.into_iter().map(|(key, _)| key.into()).collect();
-        };
-        keys.retain(|(key, _)| !own.contains_key(key));
+        }
+        keys.retain(|(key, _)| !own.contains_key(&**key));
         let mut keys: Vec<String> = keys.into_iter().map(|(key, _)| key.into()).collect();
-        let written = own.iter().filter(|(_, write)| write.value.is_some());
+        let written = own.iter().filter(|(_, stays)| **stays);
         let written = written
-            .map(|(key, _)| &**key)
+            .map(|(key, _)| *key)
             .filter(|key| key.starts_with(prefix) && after.is_none_or(|after| *key > after));
         keys.extend(written.map(String::from));
         keys.sort_unstable();
@@ -230,9 +298,8 @@ impl Host for HostState {
         bucket: String,
         key: String,
     ) -> wasmtime::Result<Result<Option<Entry>, Error>> {
-        let entry = self
-            .grant(&bucket)
-            .map(|grant| self.read(grant.bucket, &key));
+        let grant = self.grant(&bucket);
+        let entry = grant.map(|grant| self.read(grant.bucket, &key));
         Ok(entry
             .map(|entry| entry.map(|(value, revision)| Entry { value, revision }))
             .map_err(Error::from))
@@ -274,9 +341,9 @@ impl Host for HostState {
         after: Option<String>,
         limit: u32,
     ) -> wasmtime::Result<Result<Vec<String>, Error>> {
-        let keys = self
-            .grant(&bucket)
-            .map(|grant| self.list(grant.bucket, &prefix, after.as_deref(), limit as usize));
+        let grant = self.grant(&bucket);
+        let keys =
+            grant.map(|grant| self.list(grant.bucket, &prefix, after.as_deref(), limit as usize));
         Ok(keys.map_err(Error::from))
     }
 }

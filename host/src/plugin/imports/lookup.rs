@@ -2,6 +2,7 @@
 
 use super::{HostState, Resolved, request};
 use crate::store::{BucketId, Target, Value, value::parse_port};
+use std::borrow::Cow;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, WasmStr};
 
@@ -67,19 +68,22 @@ impl HostState {
     }
 
     /// The text of a slot; an error if the subscription has no such slot.
-    pub(super) fn slot(&self, index: u32) -> wasmtime::Result<Option<std::borrow::Cow<'_, str>>> {
+    pub(super) fn slot(&self, index: u32) -> wasmtime::Result<Option<Cow<'_, str>>> {
         let slots = &self.plan.slots;
         let Some(field) = slots.get(index as usize) else {
             wasmtime::bail!("slot {index} of a subscription with {} slots", slots.len());
         };
-        Ok(self
-            .head
-            .as_ref()
-            .and_then(|head| request::text(head, field)))
+        Ok(match &self.head {
+            Some(head) => request::text(head, field),
+            None => {
+                let kept = self.kept_slots.get(index as usize);
+                kept.and_then(Option::as_deref).map(Cow::Borrowed)
+            }
+        })
     }
 
     fn resolve(&self, bucket: BucketId, key: &str, port: Option<u16>) -> Option<Resolved> {
-        let value = match self.overlay.get(bucket, key) {
+        let value = match self.own(bucket, key) {
             Some(own) => own?,
             None => &self.snapshot.bucket(bucket)?.get(key)?.value,
         };

@@ -6,7 +6,7 @@
 use super::generation::{CallStats, Sandbox};
 use super::subscription::{Field, Plan};
 use super::{PluginLimits, RequestHead};
-use crate::store::{BucketId, OnChange, Snapshot, Target};
+use crate::store::{BucketId, Condition, OnChange, Snapshot, Target, WriteBatch};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
@@ -21,7 +21,12 @@ pub(crate) mod lookup;
 pub(crate) mod request;
 pub(crate) mod session_state;
 pub(crate) mod stream_options;
+pub(crate) mod survey;
+pub(crate) mod unapplied;
 pub(crate) mod wasi;
+
+use survey::Survey;
+use unapplied::Unapplied;
 
 /// Types and traits made from `guest-sdk/wit`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -70,6 +75,15 @@ impl Resolved {
     }
 }
 
+/// Bounds of what one call writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WriteBounds {
+    /// Keys.
+    pub(crate) count: usize,
+    /// Keys and values together.
+    pub(crate) bytes: usize,
+}
+
 /// What the imports of one instance act on.
 pub(crate) struct HostState {
     pub(super) sandbox: Arc<Sandbox>,
@@ -80,12 +94,20 @@ pub(crate) struct HostState {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) entries: Vec<Resolved>,
     pub(super) overlay: kv::Overlay,
+    /// What sessions of the instance wrote before.
+    pub(super) unapplied: Unapplied,
     /// What the call said of the stream it opens.
     pub(super) on_change: Option<OnChange>,
     /// Whether a session is running.
     pub(super) in_session: bool,
     /// What it saved.
     pub(super) saved: Option<Box<[u8]>>,
+    /// What the call may write; none during `init`, which has nothing to answer for a commit.
+    pub(super) writes: Option<WriteBounds>,
+    /// What the slots of the subscription held, for a session that takes the place of a lost one: its request is gone.
+    pub(super) kept_slots: Box<[Option<Box<str>>]>,
+    /// What a migration reads and writes; none in other calls.
+    pub(super) survey: Option<Survey>,
     pub(super) bound: MemoryBound,
     pub(super) worker: usize,
     /// Whether the guest asked for a part of a request that it does not subscribe to; of a shadow only.
@@ -105,9 +127,13 @@ impl HostState {
             snapshot: sandbox.store.snapshot(),
             entries: Vec::new(),
             overlay: kv::Overlay::default(),
+            unapplied: Unapplied::default(),
             on_change: None,
             in_session: false,
             saved: None,
+            writes: None,
+            kept_slots: Box::default(),
+            survey: None,
             bound: MemoryBound {
                 limits: store_limits(&sandbox.config.limits),
                 bytes: 0,
@@ -126,11 +152,41 @@ impl HostState {
     pub(super) fn begin(&mut self, head: &mut Option<RequestHead>, snapshot: &Arc<Snapshot>) {
         self.entries.clear();
         self.on_change = None;
+        self.writes = Some(WriteBounds {
+            count: self.sandbox.config.limits.writes_max,
+            bytes: kv::WRITES_BYTES_MAX,
+        });
         if !Arc::ptr_eq(&self.snapshot, snapshot) {
             self.snapshot = Arc::clone(snapshot);
         }
         // Swapped, not moved: a head is some hundred bytes.
         std::mem::swap(&mut self.head, head);
+    }
+
+    /// Takes the state and the bounds of a migration. It has no request, and no subscription: lookups are of requests.
+    pub(super) fn begin_migration(&mut self, snapshot: &Arc<Snapshot>, writes: WriteBounds) {
+        self.snapshot = Arc::clone(snapshot);
+        self.writes = Some(writes);
+        self.survey = Some(Survey::default());
+    }
+
+    /// The writes of a call that decided a request: of no use once another version has migrated the data meanwhile.
+    pub(super) fn take_writes(&mut self) -> Option<WriteBatch> {
+        let mut batch = self.overlay.take_batch()?;
+        let mark = Arc::clone(&self.sandbox.label.plugin);
+        let seen = self.snapshot.revision();
+        batch.conditions.push(Condition::Unmarked(mark, seen));
+        Some(batch)
+    }
+
+    /// The writes of a call of a session. It may have been accepted by a version before, and goes on writing as long as
+    /// nobody changes what the data are.
+    pub(super) fn take_session_writes(&mut self) -> Option<WriteBatch> {
+        let mut batch = self.overlay.take_batch()?;
+        let mark = Arc::clone(&self.sandbox.data_mark);
+        let seen = self.snapshot.revision();
+        batch.conditions.push(Condition::Unmarked(mark, seen));
+        Some(batch)
     }
 
     /// Notes that the guest asks for a field, or with none for all of them.

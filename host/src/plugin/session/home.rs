@@ -125,6 +125,13 @@ impl Home {
         self.sandbox.label.id
     }
 
+    /// Gives the next call what the slots of a request that is gone held.
+    pub(super) fn keep_slots(&self, slots: Box<[Option<Box<str>>]>) {
+        if let Some(running) = &mut *self.running.borrow_mut() {
+            running.store.data_mut().kept_slots = slots;
+        }
+    }
+
     pub(super) fn is_lost(&self) -> bool {
         self.running.borrow().is_none()
     }

@@ -26,6 +26,7 @@ use wasmtime::component::{ResourceAny, TypedFunc};
 
 mod home;
 mod open;
+mod write;
 
 pub(super) use home::Functions;
 pub use open::Sessions;
@@ -42,7 +43,16 @@ pub struct Session {
 /// What another session is opened with.
 struct Kept {
     fields: Option<Box<str>>,
+    slots: Box<[Option<Box<str>>]>,
     saved: Box<[u8]>,
+}
+
+/// What a call of a session left.
+struct Raw<T> {
+    returned: T,
+    /// Whether it wrote to the store.
+    wrote: bool,
+    saved: Option<Box<[u8]>>,
 }
 
 /// What became of a request to open a stream.
@@ -184,18 +194,23 @@ impl Session {
         bytes: &[u8],
     ) -> Result<Verdict, SessionError> {
         let resource = self.resource;
-        let (raw, saved) = self.call(|store, functions| {
+        let raw = self.call(|store, functions| {
             let on_message: TypedFunc<(_, _, _, &[u8]), _> = functions.on_message;
             let arguments = (resource, direction.into(), kind.into(), bytes);
-            let (raw,) = on_message.call(&mut *store, arguments)?;
-            Ok((raw, store.data_mut().saved.take()))
+            let (raw,) = on_message.call(store, arguments)?;
+            Ok(raw)
         })?;
-        self.keep(saved);
-        if matches!(raw, wit_streams::Verdict::Pass) {
-            return Ok(Verdict::Pass);
-        }
-        let limits = &self.home.sandbox.config.limits;
-        verdict::check(raw, kind, limits).map_err(|error| self.bad_verdict(error))
+        self.keep(raw.saved);
+        let verdict = match raw.returned {
+            wit_streams::Verdict::Pass => Verdict::Pass,
+            other => {
+                let limits = &self.home.sandbox.config.limits;
+                let checked = verdict::check(other, kind, limits);
+                checked.map_err(|error| self.bad_verdict(error))?
+            }
+        };
+        self.submit(raw.wrote);
+        Ok(verdict)
     }
 
     /// Tells it that its interval has gone by.
@@ -204,13 +219,16 @@ impl Session {
     /// As [`Session::message`].
     pub fn tick(&mut self) -> Result<Impulse, SessionError> {
         let resource = self.resource;
-        let (raw, saved) = self.call(|store, functions| {
-            let (raw,) = functions.on_tick.call(&mut *store, (resource,))?;
-            Ok((raw, store.data_mut().saved.take()))
+        let raw = self.call(|store, functions| {
+            let (raw,) = functions.on_tick.call(store, (resource,))?;
+            Ok(raw)
         })?;
-        self.keep(saved);
+        self.keep(raw.saved);
         let limits = &self.home.sandbox.config.limits;
-        verdict::check_impulse(raw, limits).map_err(|error| self.bad_verdict(error))
+        let checked = verdict::check_impulse(raw.returned, limits);
+        let impulse = checked.map_err(|error| self.bad_verdict(error))?;
+        self.submit(raw.wrote);
+        Ok(impulse)
     }
 
     /// Tells it that its stream is over, and drops it.
@@ -226,7 +244,10 @@ impl Session {
             bytes_down: ending.bytes_down,
             duration_ms: millis,
         };
-        self.call(|store, functions| functions.on_close.call(store, (resource, ending)))
+        let raw =
+            self.call(|store, functions| functions.on_close.call(store, (resource, ending)))?;
+        self.submit(raw.wrote);
+        Ok(())
     }
 
     /// Opens another session in place of this one, in an instance that is not lost; says the interval of its ticks.
@@ -236,12 +257,17 @@ impl Session {
     pub fn rebuild(&mut self) -> Result<Option<Duration>, SessionError> {
         self.sessions.check_failures(&self.home)?;
         let home = self.sessions.home(&self.home.sandbox, &self.home.plan)?;
-        let (fields, saved) = match &self.kept {
-            Some(kept) => (kept.fields.as_deref(), &*kept.saved),
-            None => (None, &[][..]),
+        let (fields, slots, saved) = match &self.kept {
+            Some(kept) => (kept.fields.as_deref(), &*kept.slots, &*kept.saved),
+            None => (None, &[][..], &[][..]),
         };
         let sessions = Rc::clone(&self.sessions);
+        home.keep_slots(slots.into());
         let taken = sessions.call_open(&home, fields, Some(saved), &mut None);
+        home.keep_slots(Box::default());
+        if taken.is_ok() {
+            sessions.submit(&home);
+        }
         match taken {
             Ok(Taken::Session {
                 resource,
@@ -275,10 +301,27 @@ impl Session {
     fn call<T>(
         &mut self,
         call: impl FnOnce(&mut Store<HostState>, &Functions) -> wasmtime::Result<T>,
-    ) -> Result<T, SessionError> {
+    ) -> Result<Raw<T>, SessionError> {
         metrics::add(&self.sessions.stats(&self.home).session_events, 1);
-        let called = self.sessions.call(&self.home, &mut None, call);
+        let called = self
+            .sessions
+            .call(&self.home, &mut None, |store, functions| {
+                let returned = call(store, functions)?;
+                let state = store.data_mut();
+                Ok(Raw {
+                    returned,
+                    wrote: !state.overlay.is_empty(),
+                    saved: state.saved.take(),
+                })
+            });
         called.inspect_err(|error| tell(&self.home.sandbox.label, error, "session failed"))
+    }
+
+    /// Hands on what a call wrote, once it is known that what it returned can be acted on.
+    fn submit(&self, wrote: bool) {
+        if wrote {
+            self.sessions.submit(&self.home);
+        }
     }
 
     fn keep(&mut self, saved: Option<Box<[u8]>>) {

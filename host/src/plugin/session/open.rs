@@ -26,7 +26,7 @@ const FAILURES_WINDOW: Duration = Duration::from_secs(60);
 
 /// One worker's sessions, and the instances they live in.
 pub struct Sessions {
-    worker: usize,
+    pub(super) worker: usize,
     homes: RefCell<Vec<Rc<Home>>>,
     reader: RefCell<Reader>,
     /// Instances lost and bad verdicts of a generation, since when.
@@ -78,6 +78,7 @@ impl Sessions {
                 let kept = rebuilt.then(|| {
                     Box::new(Kept {
                         fields: fields.map(String::into_boxed_str),
+                        slots: kept_slots(plan, head),
                         saved: saved.unwrap_or_default(),
                     })
                 });
@@ -164,9 +165,12 @@ impl Sessions {
         home.calls.set(home.calls.get() + 1);
         let deadline = home.sandbox.config.limits.deadline;
         let Running { store, functions } = running;
-        store
-            .data_mut()
-            .begin(head, self.reader.borrow_mut().load());
+        {
+            let mut reader = self.reader.borrow_mut();
+            let (state, snapshot) = (store.data_mut(), reader.load());
+            state.unapplied.settle(snapshot.revision().0);
+            state.begin(head, snapshot);
+        }
         home.sandbox.clock.arm(store, EpochClock::ticks(deadline));
         let called = catch_unwind(AssertUnwindSafe(|| call(store, functions)));
         std::mem::swap(&mut store.data_mut().head, head);
@@ -188,7 +192,8 @@ impl Sessions {
         Err(error)
     }
 
-    /// Calls `open`, and checks what it returned.
+    /// Calls `open`, and checks what it returned. What it writes in place of a lost session is left to be
+    /// [submitted](Self::submit).
     pub(super) fn call_open(
         &self,
         home: &Rc<Home>,
@@ -209,7 +214,8 @@ impl Sessions {
                 }
                 Err(reply) => Err(check_refusal(reply, state)),
             };
-            Ok((opened, state.overlay.take_batch(), state.saved.take()))
+            let writes = saved.is_none().then(|| state.take_session_writes());
+            Ok((opened, writes.flatten(), state.saved.take()))
         })?;
         let bad = |error| self.bad_verdict(home, error);
         match opened {
@@ -233,7 +239,13 @@ impl Sessions {
 
     /// Runs the guest's destructor of a session.
     pub(super) fn drop_resource(&self, home: &Home, resource: ResourceAny) {
-        let dropped = self.call(home, &mut None, |store, _| resource.resource_drop(store));
+        let dropped = self.call(home, &mut None, |store, _| {
+            // Nobody would answer for it.
+            let state = store.data_mut();
+            state.overlay.clear();
+            state.writes = None;
+            resource.resource_drop(store)
+        });
         match dropped {
             Ok(()) | Err(SessionError::Lost) => {}
             Err(error) => tell(&home.sandbox.label, &error, "session was not dropped"),
@@ -243,6 +255,7 @@ impl Sessions {
     /// Counts a verdict that cannot be acted on.
     pub(super) fn bad_verdict(&self, home: &Home, error: impl Into<SessionError>) -> SessionError {
         metrics::add(&self.stats(home).bad_verdicts, 1);
+        self.discard(home);
         self.note_failure(home.id());
         error.into()
     }
@@ -269,6 +282,15 @@ impl Sessions {
     pub(super) fn stats<'a>(&self, home: &'a Home) -> &'a CallStats {
         &home.sandbox.stats[self.worker % home.sandbox.stats.len()]
     }
+}
+
+/// What the slots of a subscription hold, for a session in the place of one that is lost.
+fn kept_slots(plan: &Plan, head: &Option<RequestHead>) -> Box<[Option<Box<str>>]> {
+    let head = head.as_ref().expect("the caller's part");
+    let slots = plan.slots.iter();
+    slots
+        .map(|field| request::text(head, field).map(|text| text.into()))
+        .collect()
 }
 
 /// What `open` returned, checked.

@@ -51,6 +51,8 @@ impl PluginSlot {
             compile_ms: 0.0,
             init_ms: 0.0,
             publish_us: 0.0,
+            migrated: None,
+            not_migrated: None,
             streams_kept: state.streams(),
         })
     }
@@ -78,6 +80,8 @@ impl PluginSlot {
             compile_ms: millis(compile),
             init_ms: millis(init),
             publish_us: 0.0,
+            migrated: None,
+            not_migrated: None,
             streams_kept: self.state().streams(),
         }
     }

@@ -1,7 +1,7 @@
 //! Guests written by hand, so that each does exactly one thing.
 //!
 //! Memory: 0 holds what `init` returns (zeros: success, nothing subscribed), 256 the decision, 1024 strings, 2048 what
-//! imports return; lists that the host passes go to 8192 and up.
+//! imports return, 3072 what `migrate` returns; lists that the host passes go to 8192 and up.
 
 /// What a guest does.
 pub(super) struct Guest<'a> {
@@ -18,9 +18,40 @@ pub(super) const PASS: &str = r#"(data (i32.const 256) "\03")"#;
 /// A reply of status 200 whose body is the 128 bytes at 2048.
 pub(super) const REPLY: &str = r#"(data (i32.const 256) "\02\00\00\00\c8\00\00\00\00\00\00\00\00\00\00\00\00\08\00\00\80\00\00\00")"#;
 
+/// What a guest with a migration exports beside, `migrate` being its type.
+fn migration(migrate: &str) -> String {
+    format!(
+        r#"(func $migrate {migrate}
+    (canon lift (core func $i "migrate") (memory (core memory $m "memory")) (realloc (core func $m "realloc"))))
+  (instance $migration (export "migrate" (func $migrate)))
+  (export "throwbar:plugin/migration@0.1.0" (instance $migration))"#
+    )
+}
+
 impl Guest<'_> {
     /// The component.
     pub(super) fn build(&self) -> Vec<u8> {
+        self.exporting("", "")
+    }
+
+    /// The same with a migration: instructions before it returns the result at 3072 (zeros: success).
+    pub(super) fn migrating(&self, instructions: &str) -> Vec<u8> {
+        let core = format!(
+            r#"(func (export "migrate") (param $some i32) (param $ptr i32) (param $len i32) (result i32)
+                 {instructions} (i32.const 3072))"#
+        );
+        let of_the_contract =
+            r#"(param "from-version" (option string)) (result (result (error string)))"#;
+        self.exporting(&core, &migration(of_the_contract))
+    }
+
+    /// The same with a function of that name and of another type.
+    pub(super) fn migrating_wrongly(&self) -> Vec<u8> {
+        let core = r#"(func (export "migrate") (result i32) (i32.const 3072))"#;
+        self.exporting(core, &migration("(result u32)"))
+    }
+
+    fn exporting(&self, core: &str, exports: &str) -> Vec<u8> {
         let Guest { data, init, route } = self;
         let text = format!(
             r#"(component
@@ -75,7 +106,8 @@ impl Guest<'_> {
     (import "host" "log" (func $log (param i32 i32 i32 i32 i32)))
     {data}
     (func (export "init") (result i32) {init} (i32.const 0))
-    (func (export "route") (param $some i32) (param $ptr i32) (param $len i32) (result i32) {route} (i32.const 256)))
+    (func (export "route") (param $some i32) (param $ptr i32) (param $len i32) (result i32) {route} (i32.const 256))
+    {core})
   (core instance $i (instantiate $code
     (with "m" (instance $m))
     (with "host" (instance
@@ -101,7 +133,8 @@ impl Guest<'_> {
   (func $route (param "fields" (option string)) (result $decision)
     (canon lift (core func $i "route") (memory (core memory $m "memory")) (realloc (core func $m "realloc"))))
   (instance $routing (export "init" (func $init)) (export "route" (func $route)))
-  (export "throwbar:plugin/routing@0.1.0" (instance $routing)))"#
+  (export "throwbar:plugin/routing@0.1.0" (instance $routing))
+  {exports})"#
         );
         wat::parse_str(&text).expect("a component")
     }

@@ -9,6 +9,7 @@ use std::path::Path;
 mod calls;
 mod deploys;
 mod guest;
+mod migrations;
 mod rollouts;
 mod sessions;
 

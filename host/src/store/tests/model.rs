@@ -227,6 +227,7 @@ fn follows_the_model(steps: &[Step], kind: BackendKind) -> Result<(), TestCaseEr
                         .collect(),
                     replace: replace.iter().map(|bucket| ids[*bucket]).collect(),
                     dry_run: *dry_run,
+                    ..WriteBatch::default()
                 };
                 let expected = model.commit(&writes, replace, *dry_run);
                 match wait(store.commit(batch)) {

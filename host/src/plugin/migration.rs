@@ -1,0 +1,449 @@
+//! Migration: what a version does with the data of its plugin before it is activated.
+//!
+//! The guest runs once, in an instance of its own on a blocking thread, against one state of the store. What it wrote goes
+//! out as one batch, together with a *mark*: which version the data are for now. The batch is refused if a bucket that the
+//! guest used has changed since, and then everything begins again with the newest state; the last time, other writes are
+//! held back for it.
+//!
+//! Two things become true in the moment in which the batch is published: requests that see its revision are decided by
+//! the new version ([`Stage`]), and a call of a version before it that ended later can write nothing any more (its batch
+//! requires that no mark was set after the state it read). What is active is recorded only after that; should the process be killed in between, the
+//! mark says at the next start what was to be active ([`Mark::unfinished`]).
+
+use super::deploy::{Order, Role, Shared, blocking, millis};
+use super::epoch::EpochClock;
+use super::generation::Sandbox;
+use super::imports::{HostState, WriteBounds};
+use super::instance::{self, RouteError};
+use super::record::Record;
+use super::report::{DeployError, Deployed};
+use super::slot::{Stage, Turn};
+use super::{Generation, PluginSlot, compile};
+use crate::store::{CommitError, Hold, Snapshot, Store, WriteBatch};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use wasmtime::component::TypedFunc;
+
+mod mark;
+
+pub(super) use mark::{Mark, changed_at, data_mark};
+
+/// How often a migration is run while others may change its buckets; once more while they have to wait.
+const ATTEMPTS: u32 = 4;
+/// Most bytes of keys and values that a migration writes.
+const BYTES_MAX: usize = 64 << 20;
+/// Longest reason of a guest that is passed on.
+const REASON_BYTES_MAX: usize = 1024;
+
+/// Bounds of a migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MigrationLimits {
+    /// For the one call.
+    pub deadline: Duration,
+    /// Keys that it writes.
+    pub writes_max: usize,
+    /// How long other writes to the store are held back for it, when they came between again and again; zero: never.
+    pub hold: Duration,
+}
+
+impl Default for MigrationLimits {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(10),
+            writes_max: 100_000,
+            hold: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What a migration did, or would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Migrated {
+    /// The version that the data were of.
+    pub from: Option<String>,
+    /// Keys created or changed.
+    pub written: u64,
+    /// Keys deleted.
+    pub deleted: u64,
+    /// How often the guest ran until nobody came between.
+    pub attempts: u32,
+    /// Milliseconds from the first run to the commit.
+    pub ms: f64,
+}
+
+impl Migrated {
+    /// Whether the data are other ones after it.
+    pub(super) fn changes(&self) -> bool {
+        self.written + self.deleted > 0
+    }
+}
+
+/// A migration to be made.
+pub(super) struct Migration {
+    generation: Arc<Generation>,
+    from: Option<String>,
+    limits: MigrationLimits,
+}
+
+/// What a guest wants written.
+struct Wish {
+    batch: WriteBatch,
+    written: u64,
+    deleted: u64,
+}
+
+/// A migration to be made now, for an activation that is recorded next.
+pub(super) struct Taking<'a> {
+    pub(super) migration: &'a Migration,
+    pub(super) slot: &'a Arc<PluginSlot>,
+    pub(super) record: &'a mut Record,
+}
+
+/// A migration that was made. Until it is dropped, requests that see it are decided by its version, published or not.
+pub(super) struct Made {
+    pub(super) migrated: Migrated,
+    _stage: Stage,
+}
+
+impl Migration {
+    /// The migration of a version that is to take over from what is recorded; none if it has none to make.
+    pub(super) fn needed(
+        generation: &Arc<Generation>,
+        before: Option<&Record>,
+        limits: MigrationLimits,
+        snapshot: &Snapshot,
+    ) -> Option<Self> {
+        generation.sandbox.code.migrate_export.as_ref()?;
+        let label = generation.label();
+        let mark = Mark::of(snapshot, &label.plugin);
+        let from = match mark.filter(|mark| mark.is_unfinished(before)) {
+            Some(mark) => Some(mark.to.digest),
+            None => before.map(|record| record.active.digest.clone()),
+        };
+        (from.as_deref() != Some(&*label.digest)).then(|| Self {
+            generation: Arc::clone(generation),
+            from,
+            limits,
+        })
+    }
+
+    /// What it would do; nothing is changed.
+    ///
+    /// # Errors
+    /// As it would fail.
+    pub(super) fn preview(&self, store: &Store) -> Result<Migrated, DeployError> {
+        let began = Instant::now();
+        let mut wish = self.run(&store.snapshot(), self.limits.deadline)?;
+        wish.batch.dry_run = true;
+        // What others change meanwhile would let it run again.
+        wish.batch.conditions.clear();
+        let checked = Handle::current().block_on(store.commit(wish.batch));
+        checked.map_err(refused)?;
+        Ok(self.told(wish.written, wish.deleted, 1, began.elapsed()))
+    }
+
+    fn told(&self, written: u64, deleted: u64, attempts: u32, took: Duration) -> Migrated {
+        Migrated {
+            from: self.from.clone(),
+            written,
+            deleted,
+            attempts,
+            ms: millis(took),
+        }
+    }
+
+    /// Runs the guest on a state of the store.
+    fn run(&self, snapshot: &Arc<Snapshot>, deadline: Duration) -> Result<Wish, DeployError> {
+        let sandbox = &self.generation.sandbox;
+        let mut started = instance::start(sandbox, 0)
+            .map_err(|error| DeployError::Migrate(RouteError::from(error).to_string()))?;
+        let store = &mut started.store;
+        let migrate = function(sandbox, &started.instance, store).map_err(DeployError::World)?;
+        store.data_mut().begin_migration(
+            snapshot,
+            WriteBounds {
+                count: self.limits.writes_max,
+                bytes: BYTES_MAX,
+            },
+        );
+        sandbox.clock.arm(store, EpochClock::ticks(deadline));
+        let from = self.from.as_deref();
+        let called = catch_unwind(AssertUnwindSafe(|| {
+            let migrate: TypedFunc<(Option<&str>,), _> = migrate;
+            migrate.call(&mut *store, (from,))
+        }));
+        let failed = |reason: String| Err(DeployError::Migrate(reason));
+        match called {
+            Ok(Ok((Ok(()),))) => Ok(wish(store.data_mut(), snapshot)),
+            Ok(Ok((Err(mut reason),))) => {
+                reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+                failed(format!("it refused: {reason}"))
+            }
+            Ok(Err(error)) => failed(instance::cause(&error, deadline).to_string()),
+            Err(panic) => failed(format!("host function: {}", instance::text_of(&*panic))),
+        }
+    }
+}
+
+/// What became of the data before a swap.
+#[derive(Default)]
+pub(super) struct Moved {
+    /// The migration, if one was needed.
+    pub(super) made: Option<Made>,
+    /// Why it failed, if that was to stop nothing.
+    pub(super) failed: Option<String>,
+}
+
+impl Shared {
+    /// Migrates the data for a version that is about to be active.
+    pub(super) fn migrate(
+        &self,
+        slot: &Arc<PluginSlot>,
+        generation: &Arc<Generation>,
+        record: &mut Record,
+        at_any_rate: bool,
+    ) -> Result<Moved, DeployError> {
+        let Some(migration) = self.needed(slot, generation) else {
+            return Ok(Moved::default());
+        };
+        let taking = Taking {
+            migration: &migration,
+            slot,
+            record,
+        };
+        match migrate(&self.store, &mut [taking]) {
+            Ok(mut made) => Ok(Moved {
+                made: made.pop(),
+                failed: None,
+            }),
+            Err((_, error)) if at_any_rate => {
+                let (plugin, version) = (slot.name(), generation.label().version());
+                tracing::error!(%plugin, version, %error, "the version is activated on data as they are");
+                Ok(Moved {
+                    made: None,
+                    failed: Some(error.to_string()),
+                })
+            }
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    fn needed(&self, slot: &PluginSlot, generation: &Arc<Generation>) -> Option<Migration> {
+        let limits = slot.config().versions.migration.clone();
+        let record = slot.record();
+        Migration::needed(generation, record.as_ref(), limits, &self.store.snapshot())
+    }
+
+    /// Tries the migration of a version without changing anything: for a dry run, and for one that is to be tried beside
+    /// the active version, on data that it would have changed first.
+    pub(super) async fn rehearse(
+        self: &Arc<Self>,
+        turn: &Turn,
+        generation: &Arc<Generation>,
+        role: &Role,
+        order: Order<'_>,
+        deployed: &mut Deployed,
+    ) -> Result<(), DeployError> {
+        let is_tried = *role != Role::Active;
+        if (is_tried && order.force) || !(is_tried || order.dry_run) {
+            return Ok(());
+        }
+        let Some(migration) = self.needed(turn.slot(), generation) else {
+            return Ok(());
+        };
+        let shared = Arc::clone(self);
+        let preview = blocking(move || migration.preview(&shared.store)).await;
+        let migrated = match preview {
+            Err(error) if order.force => {
+                deployed.not_migrated = Some(error.to_string());
+                return Ok(());
+            }
+            preview => preview?,
+        };
+        if is_tried && migrated.changes() {
+            let Migrated {
+                written, deleted, ..
+            } = migrated;
+            return Err(DeployError::Conflict(format!(
+                "version {} of plugin {:?} would first write {written} keys and delete {deleted}, and beside the active \
+                 version it cannot: push it, or force=true tries it on the data as they are",
+                generation.label().version(),
+                turn.slot().name(),
+            )));
+        }
+        if order.dry_run {
+            deployed.migrated = Some(migrated);
+        }
+        Ok(())
+    }
+}
+
+type MigrateFunc = TypedFunc<(Option<&'static str>,), (Result<(), String>,)>;
+
+/// `migrate` of an instance whose component exports it.
+///
+/// # Errors
+/// If its type is not that of the contract.
+pub(super) fn function(
+    sandbox: &Sandbox,
+    instance: &wasmtime::component::Instance,
+    store: &mut wasmtime::Store<HostState>,
+) -> Result<MigrateFunc, String> {
+    let name = compile::MIGRATION;
+    let export = sandbox.code.migrate_export.as_ref();
+    let export = export.ok_or_else(|| format!("does not export {name}"))?;
+    instance
+        .get_typed_func(store, export)
+        .map_err(|error| format!("export migrate of {name}: {error:#}"))
+}
+
+/// What a call that returned wants written, without what is so already.
+fn wish(state: &mut HostState, snapshot: &Snapshot) -> Wish {
+    let mut batch = state.overlay.take_all();
+    let survey = state.survey.take().unwrap_or_default();
+    batch.conditions = survey.conditions(snapshot);
+    let (mut written, mut deleted) = (0, 0);
+    batch.writes.retain(|write| {
+        let known = snapshot
+            .bucket(write.bucket)
+            .and_then(|bucket| bucket.get(&write.key))
+            .map(|entry| entry.value.to_bytes());
+        match (known.as_deref(), write.value.as_deref()) {
+            (known, wanted) if known == wanted => return false,
+            (_, Some(_)) => written += 1,
+            (_, None) => deleted += 1,
+        }
+        true
+    });
+    Wish {
+        batch,
+        written,
+        deleted,
+    }
+}
+
+/// Makes migrations, all or none, and has their versions decide from the same moment on. To be called on a thread that may
+/// block, of a runtime.
+///
+/// # Errors
+/// Which of them failed, and why; nothing was changed then.
+pub(super) fn migrate(
+    store: &Store,
+    takings: &mut [Taking<'_>],
+) -> Result<Vec<Made>, (usize, DeployError)> {
+    let began = Instant::now();
+    let mut lost = String::new();
+    for attempt in 1..=ATTEMPTS {
+        match try_once(store, takings, None, (attempt, began)) {
+            Err((_, DeployError::MigrateRace(reason))) => lost = reason,
+            done => return done,
+        }
+    }
+    let race = |index, more: String| {
+        let reason = format!(
+            "others wrote what it read, {ATTEMPTS} times in a row; the last time: {lost}{more}"
+        );
+        (index, DeployError::MigrateRace(reason))
+    };
+    let holds = takings.iter().map(|taking| taking.migration.limits.hold);
+    let at_most = holds.max().unwrap_or_default();
+    if at_most.is_zero() {
+        return Err(race(0, String::new()));
+    }
+    let hold = Handle::current().block_on(store.hold(at_most));
+    let hold = hold.map_err(|error| (0, refused(error)))?;
+    try_once(store, takings, Some((hold, at_most)), (ATTEMPTS + 1, began))
+        .map_err(|(index, error)| race(index, format!("; with other writes held back: {error}")))
+}
+
+/// Runs every guest on the newest state, and commits what they want if nobody came between.
+fn try_once(
+    store: &Store,
+    takings: &mut [Taking<'_>],
+    hold: Option<(Hold, Duration)>,
+    (attempt, began): (u32, Instant),
+) -> Result<Vec<Made>, (usize, DeployError)> {
+    let snapshot = store.snapshot();
+    let (mut batch, mut wishes) = (WriteBatch::default(), Vec::new());
+    // By bucket, who writes it: none would see what the other does.
+    let mut writers = BTreeMap::new();
+    for (index, taking) in takings.iter().enumerate() {
+        let failed = |error| (index, error);
+        let held = hold.as_ref().map_or(Duration::MAX, |(_, at_most)| *at_most);
+        let deadline = taking.migration.limits.deadline.min(held);
+        let mut wish = taking.migration.run(&snapshot, deadline).map_err(failed)?;
+        for write in &wish.batch.writes {
+            let first = *writers.entry(write.bucket).or_insert(index);
+            if first != index {
+                let other = takings[first].slot.name();
+                return Err(failed(DeployError::Migrate(format!(
+                    "it writes a bucket that the migration of plugin {other:?} writes too: change one after the other"
+                ))));
+            }
+        }
+        batch.conditions.append(&mut wish.batch.conditions);
+        batch.writes.append(&mut wish.batch.writes);
+        let Migration {
+            generation, from, ..
+        } = taking.migration;
+        let mark = Mark::new(generation.id(), from.clone(), taking.record);
+        let changed = wish.written + wish.deleted > 0;
+        let writes = mark.writes(&snapshot, &generation.sandbox, changed);
+        batch.writes.append(&mut writes.map_err(failed)?);
+        wishes.push((wish, mark.id));
+    }
+    let stages = takings
+        .iter()
+        .map(|taking| Stage::new(taking.slot, &taking.migration.generation));
+    let stages: Vec<Stage> = stages.collect();
+    let notes = stages.iter().flat_map(Stage::notes).collect();
+    let runtime = Handle::current();
+    let committed = match hold {
+        Some((hold, _)) => runtime.block_on(hold.commit_noting(batch, notes)),
+        None => runtime.block_on(store.commit_noting(batch, notes)),
+    };
+    committed.map_err(|error| (0, refused(error)))?;
+    let took = began.elapsed();
+    let each = takings.iter_mut().zip(stages).zip(wishes);
+    let made = each.map(|((taking, stage), (wish, id))| {
+        taking.record.migration = Some(id);
+        let migrated = taking
+            .migration
+            .told(wish.written, wish.deleted, attempt, took);
+        tell(&taking.migration.generation, &migrated);
+        Made {
+            migrated,
+            _stage: stage,
+        }
+    });
+    Ok(made.collect())
+}
+
+/// Why the store does not take what a guest wants written.
+fn refused(error: CommitError) -> DeployError {
+    match error {
+        CommitError::Unavailable(_) => DeployError::Io(error.to_string()),
+        CommitError::Changed { .. } | CommitError::Marked { .. } | CommitError::Conflict { .. } => {
+            DeployError::MigrateRace(error.to_string())
+        }
+        error => DeployError::Migrate(error.to_string()),
+    }
+}
+
+fn tell(generation: &Generation, migrated: &Migrated) {
+    let label = generation.label();
+    tracing::info!(
+        plugin = %label.plugin,
+        version = label.version(),
+        from = migrated.from.as_deref().and_then(|from| from.get(..12)),
+        written = migrated.written,
+        deleted = migrated.deleted,
+        attempts = migrated.attempts,
+        ms = migrated.ms,
+        "data are migrated"
+    );
+}
