@@ -8,7 +8,7 @@
 
 use crate::app::Control;
 use crate::metrics::{Counters, Swaps};
-use crate::plugin::Plugins;
+use crate::plugin::{CompileBounds, Plugins};
 use crate::store::Store;
 use crate::worker::Workers;
 use axum::Router;
@@ -52,6 +52,8 @@ pub struct Config {
     pub auth: Auth,
     /// Largest component that may be uploaded, in bytes.
     pub component_bytes_max: usize,
+    /// What compiling one may take.
+    pub compile: CompileBounds,
     /// Largest other body, in bytes.
     pub body_bytes_max: usize,
 }
@@ -80,6 +82,7 @@ impl Default for Config {
             listen: Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 2019))),
             auth: Auth::Token,
             component_bytes_max: 32 << 20,
+            compile: CompileBounds::default(),
             body_bytes_max: 256 << 20,
         }
     }

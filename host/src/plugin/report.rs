@@ -66,6 +66,12 @@ pub enum DeployError {
     /// It imports what this host does not offer, or does not export the router's interface, or with other types.
     #[error("{0}")]
     World(String),
+    /// Compiling it takes more than it may, or broke the compiler.
+    #[error("compile: {0}")]
+    Compile(String),
+    /// There is no compiler to be had: too busy, it cannot be started, shutting down.
+    #[error("compile: {0}")]
+    NoCompiler(String),
     /// It compiled, but cannot be instantiated or its `init` failed, trapped or took too long.
     #[error("init: {0}")]
     Init(String),
@@ -75,7 +81,7 @@ pub enum DeployError {
     /// Another deploy of this plugin is running.
     #[error("another deploy of plugin {0:?} is running")]
     Busy(String),
-    /// A file could not be kept or read, or the compiler is not to be had; the message names it.
+    /// A file could not be kept or read; the message names it.
     #[error("{0}")]
     Io(String),
     /// The guard took this version back; `force` activates it all the same.
