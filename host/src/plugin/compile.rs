@@ -225,6 +225,12 @@ impl Compiler {
         }
     }
 
+    /// Removes the compiled code of one version.
+    pub(super) fn forget(&self, digest: &str) {
+        // A file that stays costs space only.
+        let _ = std::fs::remove_file(self.shared.path(digest));
+    }
+
     /// Ends the process that compiles, and stops the thread.
     pub(super) fn stop(&self) {
         drop(lock(&self.jobs).take());
@@ -283,14 +289,18 @@ impl Shared {
         Some(Loaded { code, cached: true })
     }
 
+    /// Where the code of a version is, if it is kept.
+    fn path(&self, digest: &str) -> PathBuf {
+        let name = format!("{digest}-{}.cwasm", self.compatibility);
+        self.dir.join(name)
+    }
+
     fn load(&self, digest: &Arc<str>, bytes: &[u8]) -> Result<Loaded, DeployError> {
         // It may have waited behind another job for the same.
         if let Some(loaded) = self.in_memory(digest) {
             return Ok(loaded);
         }
-        let path = self
-            .dir
-            .join(format!("{digest}-{}.cwasm", self.compatibility));
+        let path = self.path(digest);
         let (component, cached) = match self.cached(&path) {
             Some(component) => (component, true),
             None => (self.compile(bytes, &path)?, false),

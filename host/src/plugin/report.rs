@@ -163,6 +163,9 @@ pub struct FailingInfo {
     /// When.
     #[serde(serialize_with = "rfc3339")]
     pub at: SystemTime,
+    /// Milliseconds from the guard's verdict until the version decided nothing any more; none if it still decides, for want of
+    /// another, and after a restart.
+    pub took_ms: Option<f64>,
 }
 
 impl From<&Failing> for FailingInfo {
@@ -171,6 +174,7 @@ impl From<&Failing> for FailingInfo {
             version: failing.digest.clone(),
             reason: failing.reason.clone(),
             at: failing.at,
+            took_ms: failing.took.get().copied().map(super::deploy::millis),
         }
     }
 }
