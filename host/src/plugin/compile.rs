@@ -391,7 +391,13 @@ impl Shared {
         // SAFETY: the file was written whole by `compile` under a name of its own, into a directory that only this user
         // can write to (checked at start), and is owned by this user (it was made by this process, or `cached` looked);
         // it is never changed in place.
-        unsafe { Component::deserialize_file(&self.engine, path) }
+        let mapped = unsafe { Component::deserialize_file(&self.engine, path) };
+        mapped.or_else(|error| match std::fs::read(path) {
+            // On a file system mounted `noexec` code can be read but not mapped.
+            // SAFETY: as above.
+            Ok(code) => unsafe { Component::deserialize(&self.engine, code) },
+            Err(_) => Err(error),
+        })
     }
 }
 

@@ -203,7 +203,10 @@ fn no_compiler(what: &str, error: &io::Error) -> DeployError {
 
 /// A file without a name, in memory, that holds these bytes and is read from its beginning.
 fn in_memory(content: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create("throwbar-compile", MemfdFlags::CLOEXEC)?);
+    let create = |flags| memfd_create("throwbar-compile", MemfdFlags::CLOEXEC | flags);
+    // Some systems allow no others; old ones know none of these.
+    let created = create(MemfdFlags::NOEXEC_SEAL).or_else(|_| create(MemfdFlags::empty()));
+    let mut file = File::from(created?);
     file.write_all(content)?;
     file.rewind()?;
     Ok(file)
