@@ -1,7 +1,7 @@
 //! The promise: changes of plugin and map take effect for the next request and touch nothing that is open.
 
 use crate::harness::client::KeptAlive;
-use crate::harness::proxy::BY_HEADER;
+use crate::harness::proxy::{BY_HEADER, PATIENT};
 use crate::harness::websocket::{self, Socket};
 use crate::harness::{Request, Setup, TestProxy, TestUpstream, eventually, fixture, soon};
 use serde_json::Value;
@@ -23,7 +23,7 @@ async fn proxy() -> TestProxy {
         "[buckets.upstreams]",
         "[buckets.upstreams]\nbackend = \"memory\"",
     );
-    Setup::new(config).start().await
+    Setup::new(config + PATIENT).start().await
 }
 
 /// Sends requests at a steady pace until told to stop; returns how many were right. Any that was not ends the test.

@@ -2,13 +2,16 @@
 
 use super::guest::beside;
 use super::{CUT_SOON, bombs, grows_by_less_than, proxy_with, serves};
-use crate::harness::{TestProxy, eventually};
+use crate::harness::{Request, TestProxy, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::task::JoinHandle;
 
+/// More than the proxy itself waits for a component, and for one more before it.
+const PATIENCE: Duration = Duration::from_secs(250);
 const TIGHT: &str = "compile_cpu = \"1s\"\ncompile_memory = \"64MiB\"";
 
 /// What a proxy's process for compiling is listed as.
@@ -57,10 +60,15 @@ fn large() -> Vec<u8> {
 }
 
 fn push(proxy: &TestProxy, component: Vec<u8>) -> JoinHandle<(u16, String)> {
-    let admin = proxy.admin();
+    push_to(proxy, "/v1/plugins/hostile", component)
+}
+
+fn push_to(proxy: &TestProxy, path: &str, component: Vec<u8>) -> JoinHandle<(u16, String)> {
+    let (admin, request) = (proxy.admin(), Request::new("PUT", path).body(component));
     tokio::spawn(async move {
-        let request = crate::harness::Request::new("PUT", "/v1/plugins/hostile").body(component);
-        let response = admin.send(request).await;
+        // What has the lowest priority waits for all other tests.
+        let answer = tokio::time::timeout(PATIENCE, admin.send_and_wait(request)).await;
+        let response = answer.expect("an answer within its patience");
         (response.status, response.text())
     })
 }
@@ -136,20 +144,15 @@ async fn a_component_that_needs_more_time_than_it_may_is_refused_with_the_bound(
 async fn uploads_that_cost_much_wait_for_each_other_and_requests_for_none_of_them() {
     let (proxy, upstream) = proxy_with(CUT_SOON, TIGHT).await;
     let paths = ["router", "hostile"].map(|plugin| format!("/v1/plugins/{plugin}?dry_run=true"));
-    let uploads: Vec<_> = paths
-        .into_iter()
-        .map(|path| {
-            let (admin, component) = (proxy.admin(), large());
-            tokio::spawn(async move { admin.put(&path, component).await.status })
-        })
-        .collect();
+    let uploads = paths.map(|path| push_to(&proxy, &path, large()));
     let compiling = Compiling::of(&proxy).await;
     for _ in 0..20 {
         serves(&proxy, &upstream).await;
     }
     drop(compiling);
     for upload in uploads {
-        assert_eq!(upload.await.expect("answered"), 422);
+        let (status, told) = upload.await.expect("answered");
+        assert_eq!(status, 422, "{told}");
     }
 }
 
