@@ -4,10 +4,12 @@
 //!
 //! First: streams opened across all swaps, against as many opened after one swap; resident memory of the proxy with all
 //! open, and after they closed. Then: requests at a steady pace for so long, a swap every 100 ms; every answer has to be
-//! 200, and decided by a version that was active at some moment between the request's beginning and its end.
+//! 200, and decided by a version that was active at some moment between the request's beginning and its end. Ten minutes,
+//! `--seconds 600`, write an access log of some 2 GB to the directory for temporary files.
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
+use std::io::BufRead;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,17 +65,28 @@ fn memory(binary: &Path, streams: usize, swaps: usize) -> Result<()> {
 type Span = (u64, u64);
 
 fn traffic(binary: &Path, seconds: usize) -> Result<()> {
-    let running = Running::start(binary, &["--data", "data"])?;
+    let route = "[[route]]\nplugin = \"by-header\"\n";
+    let running = Running::start_by_header(binary, route)?;
+    let versions = (0..VERSIONS).map(|number| version(number as u32));
+    let versions: Vec<_> = versions.collect::<Result<_>>()?;
+    let mut pushes = Vec::new();
+    for component in &versions {
+        pushes.push(push(&running, component)?);
+    }
+    let before = running.rss_kib()?;
     let end = Instant::now() + Duration::from_secs(seconds as u64);
-    let (pushes, latencies) = beside_load(&running, || swap_until(&running, end))?;
-    let (checked, versions) = check(&running.access_log()?, &pushes)?;
+    let (swaps, latencies) = beside_load(&running, || swap_until(&running, &versions, end))?;
+    let after = running.rss_kib()?;
+    let swapped = swaps.len();
+    pushes.extend(swaps);
+    let (checked, versions) = check(running.access_log()?, &pushes)?;
     println!(
-        "| seconds | swaps | requests | not 200 | by a version not active | versions seen | p50 | p99 |"
+        "| seconds | swaps | requests | not 200 | by a version not active | versions seen | p50 | p99 | RSS before | after |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     println!(
-        "| {seconds} | {} | {} | 0 | 0 of {checked} | {versions} | {} µs | {} µs |",
-        pushes.len(),
+        "| {seconds} | {} | {} | 0 | 0 of {checked} | {versions} | {} µs | {} µs | {before} KiB | {after} KiB |",
+        swapped,
         latencies.len(),
         quantile(&latencies, 0.5),
         quantile(&latencies, 0.99)
@@ -81,26 +94,34 @@ fn traffic(binary: &Path, seconds: usize) -> Result<()> {
     Ok(())
 }
 
-/// Swaps at a pace; digest of each version with when it was sent and when it was acknowledged.
-fn swap_until(running: &Running, end: Instant) -> Result<Vec<(String, Span)>> {
-    let versions = (0..VERSIONS).map(|number| version(number as u32));
-    let versions: Vec<_> = versions.collect::<Result<_>>()?;
-    let digests: Vec<_> = versions.iter().map(|version| digest(version)).collect();
+/// Swaps at a pace: each push.
+fn swap_until(
+    running: &Running,
+    versions: &[Vec<u8>],
+    end: Instant,
+) -> Result<Vec<(String, Span)>> {
     let mut pushes = Vec::new();
     let mut next = Instant::now();
-    while Instant::now() < end {
-        let number = pushes.len() % VERSIONS;
-        let sent = unix_us();
-        running.push(&versions[number])?;
-        pushes.push((digests[number].clone(), (sent, unix_us())));
+    for component in versions.iter().cycle() {
+        if Instant::now() >= end {
+            break;
+        }
+        pushes.push(push(running, component)?);
         next += SWAP_EVERY;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     Ok(pushes)
 }
 
+/// Pushes a version; its digest, with when it was sent and when it was acknowledged.
+fn push(running: &Running, component: &[u8]) -> Result<(String, Span)> {
+    let sent = unix_us();
+    running.push(component)?;
+    Ok((digest(component), (sent, unix_us())))
+}
+
 /// Holds each line of the access log against the pushes; how many lines, and how many versions they name.
-fn check(log: &str, pushes: &[(String, Span)]) -> Result<(usize, usize)> {
+fn check(log: impl BufRead, pushes: &[(String, Span)]) -> Result<(usize, usize)> {
     // What was pushed before it was acknowledged may have been active; it was for sure until the next one was sent.
     let mut live: BTreeMap<&str, Vec<Span>> = BTreeMap::new();
     for (index, (digest, (sent, _))) in pushes.iter().enumerate() {
@@ -111,7 +132,7 @@ fn check(log: &str, pushes: &[(String, Span)]) -> Result<(usize, usize)> {
     }
     let (mut checked, mut seen) = (0, BTreeMap::new());
     for line in log.lines() {
-        let value: serde_json::Value = serde_json::from_str(line)?;
+        let value: serde_json::Value = serde_json::from_str(&line?)?;
         if value["kind"] != "request" {
             continue;
         }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use throwbar_host::metrics::{Counters, WorkerCounters};
 use throwbar_host::plugin::deploy::{Plugins, PluginsOptions};
 use throwbar_host::plugin::{
-    Generation, Opened, PluginConfig, PluginLimits, RequestHead, Session, Sessions, Source,
+    CompileIn, Generation, Opened, PluginConfig, PluginLimits, RequestHead, Session, Sessions,
+    Source,
 };
 use throwbar_host::store::Store;
 use throwbar_host::stream::{Config, Hook, NewStream, Streams};
@@ -41,6 +42,7 @@ impl Chats {
                 store: store.clone(),
                 workers: 1,
                 component_bytes_max: 1 << 20,
+                compile_in: CompileIn::Thread,
             })?;
             let config = PluginConfig {
                 name: "chat".into(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use throwbar_host::plugin::{
-    Access, PluginConfig, PluginLimits, Plugins, PluginsOptions, Source, builtin,
+    Access, CompileIn, PluginConfig, PluginLimits, Plugins, PluginsOptions, Source, builtin,
 };
 use throwbar_host::store::{BackendKind, BucketConfig, Store, ValueKind};
 
@@ -26,6 +26,14 @@ impl Deploys {
     /// # Errors
     /// If one is refused.
     pub fn open() -> Result<Self> {
+        Self::open_with(CompileIn::Thread)
+    }
+
+    /// The same, compiling in this place.
+    ///
+    /// # Errors
+    /// If one is refused.
+    pub fn open_with(compile_in: CompileIn) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()?;
@@ -36,6 +44,7 @@ impl Deploys {
             store: Store::open(&[bucket], data.path())?,
             workers: 2,
             component_bytes_max: 1 << 20,
+            compile_in,
         })?;
         let config = PluginConfig {
             name: NAME.into(),
@@ -70,6 +79,16 @@ impl Deploys {
         let deploy = self.plugins.deploy(NAME, version, "bench", false);
         let deployed = self.runtime.block_on(deploy)?;
         Ok(Duration::from_secs_f64(deployed.publish_us / 1e6))
+    }
+
+    /// Compiles and tries a component, and changes nothing.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn check(&self, component: Vec<u8>) -> Result<()> {
+        let deploy = self.plugins.deploy(NAME, component.into(), "bench", true);
+        self.runtime.block_on(deploy)?;
+        Ok(())
     }
 
     /// Goes back to the version before.

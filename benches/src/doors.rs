@@ -5,8 +5,8 @@ use http::{HeaderMap, HeaderValue, Method};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use throwbar_host::plugin::{
-    Access, Decision, Instance, PluginConfig, PluginLimits, Plugins, PluginsOptions, RequestHead,
-    Source, builtin,
+    Access, CompileIn, Decision, Instance, PluginConfig, PluginLimits, Plugins, PluginsOptions,
+    RequestHead, Source, builtin,
 };
 use throwbar_host::store::{
     BackendKind, BucketConfig, Expect, Snapshot, Store, ValueKind, Write, WriteBatch,
@@ -112,6 +112,7 @@ impl Door {
             store: store.clone(),
             workers: 1,
             component_bytes_max: 1 << 20,
+            compile_in: CompileIn::Thread,
         })?;
         let config = PluginConfig {
             name: "bench".into(),

@@ -1,8 +1,9 @@
 //! The binary itself, running: a proxy with the by-header router, and two echo servers behind it.
 
-use crate::wire::{read_message, status};
+use crate::wire::{read_answer, status};
 use anyhow::{Context, Result, ensure};
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,6 +16,17 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Hosts of the echo servers, both at one port. None is that of the proxy's own listener: it would be refused.
 pub const ECHO_HOSTS: [&str; 2] = ["127.0.0.2", "127.0.0.3"];
 
+/// Tables of a config for the by-header router, whose routes may follow. Its deadline is one that a busy machine keeps: with
+/// the default of 5 ms, calls that the kernel sets aside for so long are cut, and what is counted is the machine.
+pub const BY_HEADER: &str = r#"
+[buckets.upstreams]
+[plugins.by-header]
+source = "builtin:by-header"
+buckets = { upstreams = "read" }
+settings = { header = "x-id", port-header = "x-port" }
+limits = { deadline = "1s" }
+"#;
+
 /// A proxy and its echo servers. All end with it.
 pub struct Running {
     proxy: Child,
@@ -26,6 +38,12 @@ pub struct Running {
     pub fields: String,
     /// The admin API, without a token.
     pub admin: SocketAddr,
+}
+
+/// Where everything is.
+struct Places {
+    address: SocketAddr,
+    admin: SocketAddr,
 }
 
 impl Drop for Running {
@@ -44,11 +62,42 @@ impl Running {
     /// # Errors
     /// One does not start.
     pub fn start(binary: &Path, options: &[&str]) -> Result<Self> {
+        Self::start_as(binary, |places, _| {
+            let Places { address, admin } = places;
+            let own = format!(
+                "serve --listen {address} --map echo={} --admin {admin} --admin-auth none --access-log access.log",
+                ECHO_HOSTS[0]
+            );
+            let all = own.split(' ').chain(options.iter().copied());
+            Ok(all.map(str::to_owned).collect())
+        })
+    }
+
+    /// Starts all, with two workers and these tables of a config beside those of the listener, the admin API and the log.
+    ///
+    /// # Errors
+    /// One does not start.
+    fn start_with(binary: &Path, tables: &str) -> Result<Self> {
+        Self::start_as(binary, |places, directory| {
+            let Places { address, admin } = places;
+            let text = format!(
+                "workers = 2\n[admin]\nlisten = \"{admin}\"\nauth = \"none\"\n[[listener]]\nlisten = \"{address}\"\n\
+                 [log]\naccess = \"access.log\"\n{tables}"
+            );
+            std::fs::write(directory.join("throwbar.toml"), text)?;
+            Ok(vec!["serve".to_owned(), "throwbar.toml".to_owned()])
+        })
+    }
+
+    fn start_as(
+        binary: &Path,
+        arguments: impl FnOnce(&Places, &Path) -> Result<Vec<String>>,
+    ) -> Result<Self> {
         let binary = std::path::absolute(binary)?;
         let directory = tempfile::tempdir()?;
         let [address, admin] = [free_address("127.0.0.1")?, free_address("127.0.0.1")?];
         let port = free_address(ECHO_HOSTS[0])?.port();
-        let spawn = |arguments: &[&str]| {
+        let spawn = |arguments: &[String]| {
             Command::new(&binary)
                 .args(arguments)
                 .current_dir(directory.path())
@@ -60,17 +109,10 @@ impl Running {
         let echo_addresses = ECHO_HOSTS.map(|host| format!("{host}:{port}"));
         let echo = echo_addresses
             .iter()
-            .map(|at| spawn(&["echo", "--listen", at]));
+            .map(|at| spawn(&["echo".to_owned(), "--listen".to_owned(), at.clone()]));
         let echo = echo.collect::<Result<_>>()?;
-        let arguments = format!(
-            "serve --listen {address} --map echo={} --admin {admin} --admin-auth none --access-log access.log",
-            ECHO_HOSTS[0]
-        );
-        let arguments: Vec<&str> = arguments
-            .split(' ')
-            .chain(options.iter().copied())
-            .collect();
-        let proxy = spawn(&arguments)?;
+        let places = Places { address, admin };
+        let proxy = spawn(&arguments(&places, directory.path())?)?;
         let running = Self {
             proxy,
             echo,
@@ -92,6 +134,16 @@ impl Running {
         Ok(running)
     }
 
+    /// Starts all with [`BY_HEADER`] and these tables, its entry `echo` set.
+    ///
+    /// # Errors
+    /// One does not start.
+    pub fn start_by_header(binary: &Path, tables: &str) -> Result<Self> {
+        let running = Self::start_with(binary, &format!("{BY_HEADER}{tables}"))?;
+        running.ask("PUT", "/v1/kv/upstreams/echo", ECHO_HOSTS[0].as_bytes())?;
+        Ok(running)
+    }
+
     /// Deploys a component.
     ///
     /// # Errors
@@ -109,17 +161,48 @@ impl Running {
     }
 
     fn upload(&self, query: &str, component: &[u8]) -> Result<()> {
+        let path = format!("/v1/plugins/by-header{query}");
+        self.ask("PUT", &path, component).map(drop)
+    }
+
+    /// Asks the admin API; the body of its answer.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn ask(&self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>> {
         let mut socket = TcpStream::connect(self.admin)?;
         write!(
             socket,
-            "PUT /v1/plugins/by-header{query} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/wasm\r\nContent-Length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n",
             self.admin,
-            component.len()
+            body.len()
         )?;
-        socket.write_all(component)?;
-        let (head, _) = read_message(&mut socket)?;
-        ensure!(matches!(status(&head)?, 200 | 201), "push: {head}");
-        Ok(())
+        socket.write_all(body)?;
+        let (head, answer) = read_answer(&mut socket)?;
+        ensure!(
+            matches!(status(&head)?, 200..=204),
+            "{method} {path}: {head}\n{}",
+            String::from_utf8_lossy(&answer)
+        );
+        Ok(answer)
+    }
+
+    /// Nanoseconds on a core so far, by thread name, of the threads whose name begins so together.
+    ///
+    /// # Errors
+    /// The proxy has ended, or the kernel does not count.
+    pub fn cpu_ns(&self, thread: &str) -> Result<u64> {
+        let mut sum = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.proxy.id()))? {
+            let task = task?.path();
+            let name = std::fs::read_to_string(task.join("comm"))?;
+            if name.starts_with(thread) {
+                let counted = std::fs::read_to_string(task.join("schedstat"))?;
+                let first = counted.split_whitespace().next();
+                sum += first.context("no schedstat")?.parse::<u64>()?;
+            }
+        }
+        Ok(sum)
     }
 
     /// Resident memory of the proxy, in KiB.
@@ -137,13 +220,13 @@ impl Running {
     ///
     /// # Errors
     /// It did not end well.
-    pub fn access_log(mut self) -> Result<String> {
+    pub fn access_log(mut self) -> Result<BufReader<File>> {
         let pid = rustix::process::Pid::from_child(&self.proxy);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         ensure!(self.proxy.wait()?.success(), "the proxy failed");
-        Ok(std::fs::read_to_string(
-            self.directory.path().join("access.log"),
-        )?)
+        // It can be read to its end, though its directory goes.
+        let log = File::open(self.directory.path().join("access.log"))?;
+        Ok(BufReader::new(log))
     }
 }
 

@@ -12,6 +12,15 @@ const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// # Errors
 /// The connection ended, or the message is larger than 64 KiB.
 pub fn read_message(socket: &mut TcpStream) -> Result<(String, usize)> {
+    let (head, body) = read_answer(socket)?;
+    Ok((head, body.len()))
+}
+
+/// A head, and the body after it: all that its Content-Length says.
+///
+/// # Errors
+/// The connection ended, or the message is larger than 64 KiB.
+pub fn read_answer(socket: &mut TcpStream) -> Result<(String, Vec<u8>)> {
     let mut message = vec![0; 8 << 10];
     let mut read = 0;
     loop {
@@ -29,9 +38,9 @@ pub fn read_message(socket: &mut TcpStream) -> Result<(String, usize)> {
             continue;
         };
         let text = String::from_utf8_lossy(&message[..head]).into_owned();
-        let body = read - head - 4;
-        if body >= content_length(&text)? {
-            return Ok((text, body));
+        let body = &message[head + 4..read];
+        if body.len() >= content_length(&text)? {
+            return Ok((text, body.to_vec()));
         }
     }
 }

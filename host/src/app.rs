@@ -6,7 +6,7 @@ pub use crate::control::{Applied, ApplyError, Control, Running};
 use crate::control::{Parts, addresses, bind, own};
 use crate::drains::{DrainingCrew, Drains};
 use crate::metrics::{Counters, WorkerCounters};
-use crate::plugin::{DeployError, PluginConfig, Plugins, PluginsOptions, Source};
+use crate::plugin::{CompileIn, DeployError, PluginConfig, Plugins, PluginsOptions, Source};
 use crate::proxy::access_log;
 use crate::proxy::site::Site;
 use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
@@ -63,7 +63,8 @@ pub struct App {
     stop_control: watch::Sender<bool>,
 }
 
-/// Builds everything and starts it.
+/// Builds everything and starts it. Components are compiled by processes of this very program, so it has to be one whose
+/// `main` is [`crate::cli::main`].
 ///
 /// # Errors
 /// What could not be built, by name; whatever was started is stopped.
@@ -103,6 +104,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         store: store.clone(),
         workers: config.workers,
         component_bytes_max: config.admin.component_bytes_max,
+        compile_in: CompileIn::this_program(config.admin.compile),
     })?;
     let (handle, control_thread, stop_control) = control_thread()?;
     let _entered = handle.enter();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const GUARD: &str =
-    "\n[plugins.router.guard]\nwindow = \"5s\"\nmin_calls = 50\nerror_rate = 0.01\n";
+    "\n[plugins.router.guard]\nwindow = \"30s\"\nmin_calls = 50\nerror_rate = 0.01\n";
 
 async fn proxy(guard: &str) -> TestProxy {
     let proxy = TestProxy::start(&format!("{BY_HEADER}{PATIENT}{guard}")).await;
@@ -29,6 +29,19 @@ async fn two_percent_traps(address: SocketAddr, stop: Arc<AtomicBool>) {
         }
         client.send(request).await.expect("a response");
     }
+}
+
+/// The guard did not wait for the end of its window, and neither did what it decided; told by the proxy's own clocks.
+fn acted_in_time(told: &Value) {
+    let at = |value: &Value| {
+        let text = value.as_str().expect("a time");
+        text.parse::<jiff::Timestamp>().expect("of RFC 3339")
+    };
+    let waited = at(&told["failing"]["at"]).duration_since(at(&told["since"]));
+    assert!(waited.as_secs() < 30, "{told}");
+    // Some ms, and as long as a busy disk takes to write the record.
+    let took = told["failing"]["took_ms"].as_f64().expect("a span");
+    assert!(took < 20_000.0, "{told}");
 }
 
 /// Lets requests flow until a version is failing; what is told of it.
@@ -53,6 +66,7 @@ async fn a_version_that_traps_is_rolled_back_and_stays_back() {
     let mut proxy = proxy(GUARD).await;
     let digest = proxy.admin().push_ok("router", fixture("trap")).await;
     let told = failing(&proxy, &digest).await;
+    acted_in_time(&told);
     let reason = told["failing"]["reason"].as_str().expect("a reason");
     assert!(reason.contains("at most 1 % are allowed"), "{reason}");
     let good = sha256(&fixture("version-a"));
@@ -98,7 +112,7 @@ async fn a_canary_that_traps_is_aborted_and_the_active_version_serves() {
     let begun = proxy.admin().put(path, fixture("trap")).await;
     assert_eq!(begun.status, 200, "{}", begun.text());
     let digest = sha256(&fixture("trap"));
-    failing(&proxy, &digest).await;
+    acted_in_time(&failing(&proxy, &digest).await);
     let plugin = proxy.admin().plugin("router").await;
     assert_eq!(plugin["active"], sha256(&fixture("version-a")).as_str());
     assert_eq!(plugin["canary"], Value::Null);

@@ -23,6 +23,7 @@ mod fields;
 mod framing;
 mod guard;
 mod h2c;
+mod hostile;
 mod hot_swap;
 mod import;
 mod limits;

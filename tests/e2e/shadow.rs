@@ -91,22 +91,22 @@ async fn a_sample_is_a_part_of_the_requests_and_a_trap_of_a_shadow_is_only_count
     let path = format!("{SHADOW}?sample=0.5");
     assert_eq!(admin.put(&path, fixture("trap")).await.status, 200);
     let mut client = KeptAlive::connect(proxy.address).await.expect("connected");
-    for _ in 0..400 {
-        let request = Request::get("/")
-            .field("x-id", "even")
-            .field("x-port", &upstream.port());
-        let response = client
-            .send(request.field("x-trap", "1"))
-            .await
-            .expect("a response");
-        assert_eq!((response.status, response.header("x-version")), (200, "a"));
-    }
+    let (mut sent, port) = (0, upstream.port());
+    // Until its thread has looked at one, what it asks for is not copied: more are sent as long as that takes.
     let report = eventually("errors counted", async || {
+        for _ in 0..50 {
+            let fields = [("x-id", "even"), ("x-port", &*port), ("x-trap", "1")];
+            let response = client.send(Request::get("/").fields(&fields)).await;
+            let response = response.expect("a response");
+            assert_eq!((response.status, response.header("x-version")), (200, "a"));
+            sent += 1;
+        }
         let report = admin.get(SHADOW).await.json();
         (report["errors"]["trap"].as_u64() >= Some(100)).then_some(report)
     })
     .await;
-    assert!(report["compared"].as_u64() < Some(300), "{report}");
+    let compared = report["compared"].as_u64().expect("a count");
+    assert!(compared < sent * 3 / 4, "{report} of {sent}");
     let refused = admin
         .put(&format!("{SHADOW}?sample=2"), fixture("trap"))
         .await;

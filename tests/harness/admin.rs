@@ -21,11 +21,20 @@ impl Admin {
 
     /// Sends a request with the token.
     pub async fn send(&self, request: Request) -> Response {
-        let request = match &self.token {
+        self.with_token(request).send(self.address).await
+    }
+
+    /// The same, however long the answer takes.
+    pub async fn send_and_wait(&self, request: Request) -> Response {
+        let answer = self.with_token(request).try_send(self.address).await;
+        answer.expect("a response")
+    }
+
+    fn with_token(&self, request: Request) -> Request {
+        match &self.token {
             Some(token) => request.field("authorization", &format!("Bearer {token}")),
             None => request,
-        };
-        request.send(self.address).await
+        }
     }
 
     /// GET.

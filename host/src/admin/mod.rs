@@ -9,7 +9,7 @@
 use crate::app::Control;
 use crate::drains::Drains;
 use crate::metrics::{Counters, Swaps};
-use crate::plugin::Plugins;
+use crate::plugin::{CompileBounds, Plugins};
 use crate::store::Store;
 use crate::worker::Workers;
 use axum::Router;
@@ -55,6 +55,8 @@ pub struct Config {
     pub auth: Auth,
     /// Largest component that may be uploaded, in bytes.
     pub component_bytes_max: usize,
+    /// What compiling one may take.
+    pub compile: CompileBounds,
     /// Largest other body, in bytes.
     pub body_bytes_max: usize,
     /// Tokens that are good for a part of the store only.
@@ -85,6 +87,7 @@ impl Default for Config {
             listen: Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 2019))),
             auth: Auth::Token,
             component_bytes_max: 32 << 20,
+            compile: CompileBounds::default(),
             body_bytes_max: 256 << 20,
             tokens: Vec::new(),
         }

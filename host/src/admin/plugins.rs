@@ -280,6 +280,8 @@ pub(super) fn deploy_problem(error: &DeployError) -> Problem {
         DeployError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
         DeployError::NotAComponent(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not-a-component"),
         DeployError::World(_) => (StatusCode::UNPROCESSABLE_ENTITY, "world"),
+        DeployError::Compile(_) => (StatusCode::UNPROCESSABLE_ENTITY, "compile"),
+        DeployError::NoCompiler(_) => (StatusCode::SERVICE_UNAVAILABLE, "no-compiler"),
         DeployError::Init(_) => (StatusCode::UNPROCESSABLE_ENTITY, "init"),
         DeployError::NothingToRollBack(_) => (StatusCode::CONFLICT, "nothing-to-roll-back"),
         DeployError::Busy(_) => (StatusCode::CONFLICT, "busy"),

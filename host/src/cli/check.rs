@@ -4,7 +4,7 @@ use super::output::{self, Out, Style};
 use super::serve::read_config;
 use super::{Ended, Exit, read_text};
 use crate::config::Config;
-use crate::plugin::{DeployError, PluginConfig, Plugins, PluginsOptions, Source};
+use crate::plugin::{CompileIn, DeployError, PluginConfig, Plugins, PluginsOptions, Source};
 use crate::store::Store;
 use anyhow::Context;
 use serde_json::json;
@@ -34,7 +34,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         return as_json(&args);
     }
     let (_, config) = read_config(&args.file)?;
-    let problems = plugin_problems(&config)?;
+    let problems = plugin_problems(&config, compile_in(&config))?;
     if !problems.is_empty() {
         return Err(refused(&problems));
     }
@@ -57,7 +57,7 @@ fn as_json(args: &Args) -> anyhow::Result<()> {
         .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("config {name}: {error}")))?;
     let parsed = Config::parse(&text, Some(&args.file));
     let (problems, plugins) = match &parsed {
-        Ok(config) => (Vec::new(), plugin_problems(config)?),
+        Ok(config) => (Vec::new(), plugin_problems(config, compile_in(config))?),
         Err(problems) => (problems.clone(), Vec::new()),
     };
     let mut out = Out::stdout();
@@ -87,9 +87,14 @@ fn refused(problems: &[String]) -> anyhow::Error {
     )
 }
 
+/// As `serve` does it.
+fn compile_in(config: &Config) -> CompileIn {
+    CompileIn::this_program(config.admin.compile)
+}
+
 /// What is wrong with the plugins of a config: each is loaded as `serve` would from its source, and its `init` is run with
 /// its settings on empty buckets. A version that was pushed since is not looked at.
-fn plugin_problems(config: &Config) -> anyhow::Result<Vec<String>> {
+fn plugin_problems(config: &Config, compile_in: CompileIn) -> anyhow::Result<Vec<String>> {
     let scratch = tempfile::tempdir().context("a directory for compiled code")?;
     let store = Store::scratch(&config.buckets)?;
     let plugins = Plugins::new(PluginsOptions {
@@ -97,6 +102,7 @@ fn plugin_problems(config: &Config) -> anyhow::Result<Vec<String>> {
         store: store.clone(),
         workers: 1,
         component_bytes_max: config.admin.component_bytes_max,
+        compile_in,
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -137,13 +143,16 @@ mod tests {
         }
     }
 
+    fn problems_of(config: &Config) -> Vec<String> {
+        plugin_problems(config, CompileIn::Thread).expect("looked at")
+    }
+
     #[test]
     fn a_plugin_file_that_is_missing_or_no_component_is_named() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "text").expect("write");
         for path in [file.path().to_owned(), "missing.wasm".into()] {
-            let problems =
-                plugin_problems(&config_with(Source::File(path.clone()))).expect("looked at");
+            let problems = problems_of(&config_with(Source::File(path.clone())));
             assert_eq!(problems.len(), 1);
             assert!(problems[0].contains("\"edge\""), "{problems:?}");
             assert!(problems[0].contains(&path.display().to_string()));
@@ -152,7 +161,7 @@ mod tests {
 
     #[test]
     fn plugins_that_are_built_in_or_pushed_later_need_no_file() {
-        let problems = |source| plugin_problems(&config_with(source)).expect("looked at");
+        let problems = |source| problems_of(&config_with(source));
         assert!(problems(Source::Pushed).is_empty());
         assert!(problems(Source::Builtin("maintenance".to_owned())).is_empty());
         assert!(problems(Source::Builtin("nope".to_owned()))[0].contains("by-header"));
@@ -163,7 +172,7 @@ mod tests {
         let mut config = config_with(Source::Builtin("canary".to_owned()));
         let weights = ("weights".to_owned(), "nonsense".to_owned());
         config.plugins[0].settings = [weights].into();
-        let problems = plugin_problems(&config).expect("looked at");
+        let problems = problems_of(&config);
         assert!(problems[0].contains("nonsense"), "{problems:?}");
     }
 

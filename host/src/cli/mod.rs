@@ -1,9 +1,10 @@
 //! The command line: arguments in, exit code out; one file per command.
 //!
-//! `serve`, `check`, `demo`, `import` and `echo` do their work in this process; `plugin`, `kv`, `streams` and `top` are clients of a
+//! `serve`, `check`, `demo`, `import` and `echo` do their work in this process, but for compiling: for that they start this
+//! program once more, with `compile-component`. `plugin`, `kv`, `streams` and `top` are clients of a
 //! running proxy's admin API. Exit codes are [`Exit`].
 
-use crate::plugin::DeployError;
+use crate::plugin::{DeployError, confined};
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 
 mod check;
 mod client;
+mod compile_component;
 mod demo;
 pub mod echo;
 mod import;
@@ -116,6 +118,9 @@ enum Command {
     Streams(streams::Args),
     /// Watch requests, decisions, streams and map changes, second by second
     Top(top::Args),
+    /// Compile a component, for the proxy that starts it: no command for people
+    #[command(name = confined::COMMAND, hide = true)]
+    CompileComponent(compile_component::Args),
 }
 
 /// Runs the command the arguments name.
@@ -130,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Import(args) => block_on(import::run(args)),
         Command::Streams(args) => block_on(streams::run(args)),
         Command::Top(args) => block_on(top::run(args)),
+        Command::CompileComponent(args) => return compile_component::run(args),
     };
     let exit = match result {
         Ok(()) => Exit::Ok,

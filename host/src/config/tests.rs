@@ -204,7 +204,7 @@ fn values_reach_their_fields() {
         r#"
         workers = 3
         data = "/var/lib/throwbar"
-        admin = { listen = "unix:run/a.sock", auth = "none", component_bytes_max = 1_024, body_bytes_max = "1KiB" }
+        admin = { listen = "unix:run/a.sock", auth = "none", component_bytes_max = 1_024, compile_cpu = "90s", compile_memory = "1GiB", body_bytes_max = "1KiB" }
         listener = [{ name = "l", listen = ":80", protocols = ["h2c"] }]
         buckets.b = { backend = "memory", values = "bytes", keys_max = 5, bytes_max = "1MiB" }
         upstreams.u = { endpoints = ["127.0.0.1:${env:PORT}", "[::1]:1", "App.local:2"], policy = "hash" }
@@ -231,6 +231,8 @@ fn values_reach_their_fields() {
         ),
         (1024, 1024)
     );
+    let compile = config.admin.compile;
+    assert_eq!((compile.cpu.as_secs(), compile.memory_bytes), (90, 1 << 30));
     assert_eq!(config.listeners[0].address.to_string(), "0.0.0.0:80");
     assert!(config.listeners[0].h2c && !config.listeners[0].http1);
     assert_eq!(

@@ -1,16 +1,17 @@
 //! Compiling components, off every thread that serves, with a cache on disk.
 //!
-//! One thread at the lowest priority compiles one component at a time. What it makes is kept under
-//! `compiled/<digest>-<engine>.cwasm`; such a file is machine code that is trusted as it is, so it is read only from a
-//! directory of our own that nobody else can write.
+//! One thread takes one component at a time, and starts a process for it that checks and compiles it under bounds of time
+//! and memory ([`process`], [`confined`]). The code is kept under `compiled/<digest>-<engine>.cwasm`; such a file is machine
+//! code that is trusted as it is, so it is read only from a directory of our own that nobody else can write.
 
 use super::imports::{self, HostState};
 use super::report::DeployError;
 use super::{engine, validate};
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
+use process::Processes;
+pub use process::{CompileBounds, CompileIn};
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -21,10 +22,15 @@ use tokio::sync::oneshot;
 use wasmtime::Engine;
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
-/// Compile time bound of a request's wait for the compile thread.
+pub(crate) mod confined;
+mod process;
+
+/// How long a request waits for its component, and how long one component may take.
 pub const COMPILE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Components that may wait for the compile thread.
 const QUEUE: usize = 8;
+/// Versions that are not kept whose compiled code is.
+const UNKEPT_MAX: usize = 16;
 /// The interface that a plugin exports.
 pub(super) const ROUTING: &str = "throwbar:plugin/routing@0.1.0";
 /// The interface that a plugin with stream hooks exports beside.
@@ -68,6 +74,8 @@ struct Shared {
     engine: Engine,
     instances_per_worker: usize,
     linker: Linker<HostState>,
+    /// None: compiled on the thread itself.
+    processes: Option<Processes>,
     /// `compiled/` of the data directory.
     dir: PathBuf,
     /// What the engine's settings and version are, in hex.
@@ -93,16 +101,27 @@ impl Compiler {
     ///
     /// # Errors
     /// If the engine does not fit this machine, or the cache directory is not ours alone.
-    pub(super) fn start(data: &Path, workers: usize) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        data: &Path,
+        workers: usize,
+        compile_in: &CompileIn,
+    ) -> anyhow::Result<Self> {
         let (engine, room) = engine::new(workers)?;
         let linker = imports::linker(&engine).map_err(|error| anyhow::anyhow!("{error:#}"))?;
-        let compatibility = compatibility(&engine);
+        let compatibility = engine::compatibility(&engine);
+        let processes = match compile_in {
+            CompileIn::Thread => None,
+            CompileIn::Process { program, bounds } => {
+                Some(Processes::new(program, *bounds, &compatibility))
+            }
+        };
         let dir = data.join("compiled");
         make_private(&dir)?;
         let shared = Arc::new(Shared {
             engine,
             instances_per_worker: room.per_worker,
             linker,
+            processes,
             dir,
             compatibility,
             loaded: Mutex::default(),
@@ -166,45 +185,62 @@ impl Compiler {
         match sent {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
-                return Err(DeployError::Io(format!(
-                    "compile: {QUEUE} components are waiting already"
+                return Err(DeployError::NoCompiler(format!(
+                    "{QUEUE} components are waiting already"
                 )));
             }
             Err(TrySendError::Disconnected(_)) => {
-                return Err(DeployError::Io("compile: shutting down".into()));
+                return Err(DeployError::NoCompiler("shutting down".into()));
             }
         }
         match tokio::time::timeout(COMPILE_TIMEOUT, loaded).await {
             Ok(Ok(loaded)) => loaded,
-            Ok(Err(_)) => Err(DeployError::Io(
-                "compile: the compiler panicked or is shutting down".into(),
-            )),
-            Err(_) => Err(DeployError::Io(format!(
-                "compile: not done within {COMPILE_TIMEOUT:?}"
+            Ok(Err(_)) => Err(DeployError::NoCompiler("shutting down".into())),
+            Err(_) => Err(DeployError::NoCompiler(format!(
+                "not done within {COMPILE_TIMEOUT:?}"
             ))),
         }
     }
 
-    /// Removes compiled code of versions that are kept no more, and of other engines.
+    /// Removes compiled code of other engines, and of versions that are not kept, but for the newest [`UNKEPT_MAX`] of
+    /// these: whoever tries a version may push it next.
     pub(super) fn prune(&self, keep: impl Fn(&str) -> bool) {
         let Ok(files) = std::fs::read_dir(&self.shared.dir) else {
             return;
         };
+        let ours = format!("{}.cwasm", self.shared.compatibility);
+        let mut unkept = Vec::new();
         for file in files.flatten() {
             let name = file.file_name();
             let Some((digest, rest)) = name.to_str().and_then(|name| name.split_once('-')) else {
                 continue;
             };
-            if !keep(digest) || rest != format!("{}.cwasm", self.shared.compatibility) {
+            if rest != ours {
                 // A file that stays costs space only.
                 let _ = std::fs::remove_file(file.path());
+            } else if !keep(digest) {
+                let age = file.metadata().and_then(|metadata| metadata.modified());
+                unkept.push((age.ok(), file.path()));
             }
+        }
+        unkept.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, path) in unkept.into_iter().skip(UNKEPT_MAX) {
+            let _ = std::fs::remove_file(path);
         }
     }
 
-    /// Stops the compile thread after what it is at.
+    /// Removes the compiled code of one version.
+    pub(super) fn forget(&self, digest: &str) {
+        // A file that stays costs space only.
+        let _ = std::fs::remove_file(self.shared.path(digest));
+    }
+
+    /// Ends the process that compiles, and stops the thread.
     pub(super) fn stop(&self) {
         drop(lock(&self.jobs).take());
+        if let Some(processes) = &self.shared.processes {
+            processes.stop();
+        }
         if let Some(thread) = lock(&self.thread).take() {
             // A panic there was told to whoever waited.
             let _ = thread.join();
@@ -241,8 +277,8 @@ fn compile_all(shared: &Shared, queue: &Receiver<Job>) {
         let load = || shared.load(&digest, &component);
         let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
         let loaded = loaded.unwrap_or_else(|_| {
-            Err(DeployError::Io(
-                "compile: the compiler panicked on this component".into(),
+            Err(DeployError::Compile(
+                "the compiler panicked on this component".into(),
             ))
         });
         // Nobody waits any more: it is in the cache.
@@ -257,25 +293,21 @@ impl Shared {
         Some(Loaded { code, cached: true })
     }
 
+    /// Where the code of a version is, if it is kept.
+    fn path(&self, digest: &str) -> PathBuf {
+        let name = format!("{digest}-{}.cwasm", self.compatibility);
+        self.dir.join(name)
+    }
+
     fn load(&self, digest: &Arc<str>, bytes: &[u8]) -> Result<Loaded, DeployError> {
         // It may have waited behind another job for the same.
         if let Some(loaded) = self.in_memory(digest) {
             return Ok(loaded);
         }
-        let imports = validate::check(bytes)?;
-        let path = self
-            .dir
-            .join(format!("{digest}-{}.cwasm", self.compatibility));
+        let path = self.path(digest);
         let (component, cached) = match self.cached(&path) {
             Some(component) => (component, true),
-            None => {
-                let component =
-                    Component::from_binary(&self.engine, bytes).map_err(|error| refusal(&error))?;
-                if let Err(error) = self.keep(&component, &path) {
-                    tracing::warn!(path = %path.display(), error = %format!("{error:#}"), "compiled code is not kept");
-                }
-                (component, false)
-            }
+            None => (self.compile(bytes, &path)?, false),
         };
         let export = |interface, name| {
             let instance = component.get_export_index(None, interface);
@@ -304,6 +336,8 @@ impl Shared {
             .linker
             .instantiate_pre(&component)
             .map_err(|error| DeployError::World(format!("{error:#}")))?;
+        let r#type = component.component_type();
+        let imports = validate::telling(r#type.imports(&self.engine).map(|(name, _)| name));
         let code = Arc::new(Code {
             pre,
             exports,
@@ -327,9 +361,7 @@ impl Shared {
             tracing::warn!(path = %path.display(), "compiled code belongs to someone else: compiling again");
             return None;
         }
-        // SAFETY: the file was written whole by `keep` and renamed into place, into a directory that only this user can
-        // write to (checked at start), and is owned by this user (checked above); it is never changed in place.
-        match unsafe { Component::deserialize_file(&self.engine, path) } {
+        match self.read(path) {
             Ok(component) => Some(component),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "compiled code is unusable: compiling again");
@@ -338,17 +370,43 @@ impl Shared {
         }
     }
 
-    fn keep(&self, component: &Component, path: &Path) -> anyhow::Result<()> {
-        let compiled = component
-            .serialize()
-            .map_err(|error| anyhow::anyhow!("{error:#}"))?;
+    /// Checks and compiles a component, and keeps its code at `path`.
+    fn compile(&self, bytes: &[u8], path: &Path) -> Result<Component, DeployError> {
+        let failed = |error: std::io::Error| {
+            DeployError::Io(format!("compiled code {}: {error}", path.display()))
+        };
         let mut file = tempfile::Builder::new()
             .suffix(".tmp")
-            .tempfile_in(&self.dir)?;
-        std::io::Write::write_all(&mut file, &compiled)?;
-        file.as_file().sync_data()?;
-        file.persist(path)?;
-        Ok(())
+            .tempfile_in(&self.dir)
+            .map_err(failed)?;
+        match &self.processes {
+            Some(processes) => processes.compile(bytes, file.as_file())?,
+            None => {
+                validate::check(bytes)?;
+                let code = self.engine.precompile_component(bytes);
+                let code = code.map_err(|error| refusal(&error))?;
+                file.write_all(&code).map_err(failed)?;
+            }
+        }
+        file.as_file().sync_data().map_err(failed)?;
+        // Before it has its name: what this engine has no room for is not kept.
+        let component = self.read(file.path()).map_err(|error| refusal(&error))?;
+        file.persist(path).map_err(|error| failed(error.error))?;
+        Ok(component)
+    }
+
+    /// Reads code that one of our own processes wrote.
+    fn read(&self, path: &Path) -> wasmtime::Result<Component> {
+        // SAFETY: the file was written whole by `compile` under a name of its own, into a directory that only this user
+        // can write to (checked at start), and is owned by this user (it was made by this process, or `cached` looked);
+        // it is never changed in place.
+        let mapped = unsafe { Component::deserialize_file(&self.engine, path) };
+        mapped.or_else(|error| match std::fs::read(path) {
+            // On a file system mounted `noexec` code can be read but not mapped.
+            // SAFETY: as above.
+            Ok(code) => unsafe { Component::deserialize(&self.engine, code) },
+            Err(_) => Err(error),
+        })
     }
 }
 
@@ -381,20 +439,4 @@ fn make_private(dir: &Path) -> anyhow::Result<()> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("set mode 0700 of {shown}"))?;
     super::artifact::remove_temporary(dir).with_context(|| format!("clean {shown}"))
-}
-
-/// The engine's settings and version as hex: the same for the same build of this program on the same kind of machine.
-fn compatibility(engine: &Engine) -> String {
-    struct Sha(Sha256);
-    impl Hasher for Sha {
-        fn write(&mut self, bytes: &[u8]) {
-            self.0.update(bytes);
-        }
-        fn finish(&self) -> u64 {
-            unreachable!("the digest is taken whole")
-        }
-    }
-    let mut hasher = Sha(Sha256::new());
-    engine.precompile_compatibility_hash().hash(&mut hasher);
-    super::artifact::hex(&hasher.0.finalize()[..8])
 }

@@ -13,7 +13,9 @@ use super::generation::{self, Sandbox};
 use super::instance::{self, TrialError};
 use super::record::Record;
 use super::slot::{Activated, Turn};
-use super::{Crew, Fraction, Generation, GenerationId, PluginConfig, PluginSlot, Share, migration};
+use super::{
+    CompileIn, Crew, Fraction, Generation, GenerationId, PluginConfig, PluginSlot, Share, migration,
+};
 use crate::store::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -22,7 +24,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-pub use super::compile::COMPILE_TIMEOUT;
 pub use super::report::*;
 
 /// Every plugin of the config, and the walk that changes what is active.
@@ -89,6 +90,8 @@ pub struct PluginsOptions<'a> {
     pub workers: usize,
     /// Largest component, in bytes.
     pub component_bytes_max: usize,
+    /// Where components are compiled.
+    pub compile_in: CompileIn,
 }
 
 impl Plugins {
@@ -98,12 +101,9 @@ impl Plugins {
     /// If the engine cannot be made on this machine, or the directories not created.
     pub fn new(options: PluginsOptions<'_>) -> anyhow::Result<Arc<Plugins>> {
         let artifacts = Artifacts::open(options.data)?;
-        let compiler = Compiler::start(options.data, options.workers)?;
-        if let Ok(kept) = artifacts.all_digests() {
-            compiler.prune(|digest| kept.contains(digest));
-        }
+        let compiler = Compiler::start(options.data, options.workers, &options.compile_in)?;
         let clock = Arc::new(EpochClock::start(compiler.engine())?);
-        Ok(Arc::new(Plugins {
+        let plugins = Plugins {
             shared: Arc::new(Shared {
                 artifacts,
                 compiler,
@@ -117,7 +117,9 @@ impl Plugins {
                 started: Instant::now(),
             }),
             changes: tokio::sync::RwLock::new(()),
-        }))
+        };
+        plugins.shared.prune_compiled();
+        Ok(Arc::new(plugins))
     }
 
     /// Gives the threads that run plugins; before the first deploy.
@@ -213,12 +215,7 @@ impl Plugins {
         }
         let began = Instant::now();
         let loaded = match &component {
-            Some(component) => {
-                shared
-                    .compiler
-                    .load(digest.clone(), component.clone())
-                    .await?
-            }
+            Some(component) => shared.load_new(&digest, component).await?,
             None => shared.load_kept(name, &digest).await?,
         };
         let compiled = began.elapsed();
@@ -285,6 +282,33 @@ impl Plugins {
 }
 
 impl Shared {
+    /// Compiled code of an upload. It is kept though the version may be refused yet, and in its turn removed.
+    async fn load_new(
+        self: &Arc<Self>,
+        digest: &Arc<str>,
+        component: &Bytes,
+    ) -> Result<Loaded, DeployError> {
+        let compiling = self.compiler.load(Arc::clone(digest), component.clone());
+        let loaded = compiling.await?;
+        if !loaded.cached {
+            let shared = Arc::clone(self);
+            blocking(move || {
+                shared.prune_compiled();
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(loaded)
+    }
+
+    /// Removes compiled code that is of no use.
+    fn prune_compiled(&self) {
+        match self.artifacts.all_digests() {
+            Ok(kept) => self.compiler.prune(|digest| kept.contains(digest)),
+            Err(error) => tracing::warn!(%error, "compiled code is not cleared"),
+        }
+    }
+
     /// Compiled code of a version on disk.
     pub(super) async fn load_kept(
         self: &Arc<Self>,

@@ -1,6 +1,8 @@
 //! The engine: what guests may use of WebAssembly, and the pool that bounds how many there are.
 
 use anyhow::bail;
+use sha2::{Digest, Sha256};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
@@ -116,6 +118,32 @@ impl Drop for SessionInstance {
     }
 }
 
+/// Makes an engine that compiles for the one of [`new`], and runs nothing: it reserves no address space.
+///
+/// # Errors
+/// If the engine does not fit this machine.
+pub(super) fn without_pool() -> wasmtime::Result<Engine> {
+    Engine::new(&settings())
+}
+
+/// Everything that decides what compiled code looks like, the same for who compiles and who runs it.
+fn settings() -> Config {
+    let mut config = Config::new();
+    config
+        // Triples the price of an empty call.
+        .concurrency_support(false)
+        .epoch_interruption(true)
+        .memory_init_cow(true)
+        .memory_reservation(MEMORY_RESERVATION as u64)
+        .memory_guard_size(4 << 20)
+        .max_wasm_stack(256 << 10)
+        .async_stack_size(512 << 10)
+        // Less surface: nothing a router needs.
+        .wasm_memory64(false)
+        .wasm_relaxed_simd(false);
+    config
+}
+
 fn config(slots: usize) -> Config {
     let slots = u32::try_from(slots).unwrap_or(u32::MAX / 64);
     let mut pool = PoolingAllocationConfig::new();
@@ -134,25 +162,41 @@ fn config(slots: usize) -> Config {
         .linear_memory_keep_resident(16 << 10)
         .table_keep_resident(8 << 10)
         .max_unused_warm_slots(16);
-    let mut config = Config::new();
+    let mut config = settings();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
-        // Triples the price of an empty call.
-        .concurrency_support(false)
-        .epoch_interruption(true)
-        .memory_init_cow(true)
-        .memory_reservation(MEMORY_RESERVATION as u64)
-        .memory_guard_size(4 << 20)
-        .max_wasm_stack(256 << 10)
-        .async_stack_size(512 << 10)
-        // Less surface: nothing a router needs.
-        .wasm_memory64(false)
-        .wasm_relaxed_simd(false)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-    config
+}
+
+/// The engine's settings and version as hex: the same for the same build of this program on the same kind of machine.
+pub(super) fn compatibility(engine: &Engine) -> String {
+    struct Sha(Sha256);
+    impl Hasher for Sha {
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+        fn finish(&self) -> u64 {
+            unreachable!("the digest is taken whole")
+        }
+    }
+    let mut hasher = Sha(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    super::artifact::hex(&hasher.0.finalize()[..8])
 }
 
 fn max_map_count() -> usize {
     let read = std::fs::read_to_string("/proc/sys/vm/max_map_count");
     let parsed = read.ok().and_then(|text| text.trim().parse().ok());
     parsed.unwrap_or(MAX_MAP_COUNT_DEFAULT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_compiles_makes_code_for_who_runs_it() {
+        let (running, _) = new(1).expect("an engine");
+        let compiling = without_pool().expect("an engine");
+        assert_eq!(compatibility(&compiling), compatibility(&running));
+    }
 }

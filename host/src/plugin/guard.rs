@@ -52,6 +52,18 @@ pub(super) struct Verdict {
     pub(super) limit: &'static str,
     /// For people.
     pub(super) reason: String,
+    /// When that was seen.
+    pub(super) decided: Instant,
+}
+
+impl Verdict {
+    fn new(limit: &'static str, reason: String) -> Self {
+        Self {
+            limit,
+            reason,
+            decided: Instant::now(),
+        }
+    }
 }
 
 impl Guard {
@@ -71,26 +83,17 @@ impl Guard {
                 errors as f64 * 100.0 / total as f64,
                 limit.as_percent()
             );
-            return Some(Verdict {
-                limit: "error_rate",
-                reason,
-            });
+            return Some(Verdict::new("error_rate", reason));
         }
         let traps = calls.traps + calls.deadlines;
         if let Some(limit) = self.traps.filter(|limit| traps > *limit) {
             let reason = format!("{traps} traps {of_calls}, at most {limit} are allowed");
-            return Some(Verdict {
-                limit: "traps",
-                reason,
-            });
+            return Some(Verdict::new("traps", reason));
         }
         let p99 = Duration::from_nanos(calls.quantile(0.99));
         if let Some(limit) = self.p99.filter(|limit| p99 > *limit) {
             let reason = format!("p99 of {p99:?} {of_calls}, at most {limit:?} is allowed");
-            return Some(Verdict {
-                limit: "p99",
-                reason,
-            });
+            return Some(Verdict::new("p99", reason));
         }
         None
     }

@@ -42,6 +42,8 @@ mod versions;
 
 pub(crate) use artifact::{NAME_EXPECTED, is_name};
 pub use canary::{Fraction, Share, StickyField};
+pub(crate) use compile::confined;
+pub use compile::{COMPILE_TIMEOUT, CompileBounds, CompileIn};
 pub use decision::{Decision, DecisionError, Forward, Reply, RouteTarget};
 pub use deploy::{
     CanaryInfo, DeployError, Deployed, Errors, FailingInfo, Order, Outcome, PluginInfo, Plugins,

@@ -5,7 +5,8 @@
 use super::canary::{Fraction, Share};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::time::SystemTime;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 /// Activations remembered of a plugin: as many as `keep` may be.
 pub(super) const HISTORY_MAX: usize = 100;
@@ -69,6 +70,9 @@ pub(super) struct Failing {
     pub(super) reason: String,
     /// When.
     pub(super) at: SystemTime,
+    /// From the guard's verdict until the version decided nothing any more; forgotten at a restart.
+    #[serde(skip)]
+    pub(super) took: Arc<OnceLock<Duration>>,
 }
 
 /// Which version of a plugin is active, and what is known of the others.
@@ -161,8 +165,9 @@ impl Record {
         self.failing.iter().find(|failing| failing.digest == digest)
     }
 
-    /// Marks a version as failing.
-    pub(super) fn mark_failing(&mut self, digest: &str, reason: &str) {
+    /// Marks a version as failing. What is returned is where to put how long it took to take it back.
+    pub(super) fn mark_failing(&mut self, digest: &str, reason: &str) -> Arc<OnceLock<Duration>> {
+        let took = Arc::<OnceLock<Duration>>::default();
         self.failing.retain(|failing| failing.digest != digest);
         self.failing.insert(
             0,
@@ -170,9 +175,11 @@ impl Record {
                 digest: digest.to_owned(),
                 reason: reason.to_owned(),
                 at: SystemTime::now(),
+                took: Arc::clone(&took),
             },
         );
         self.failing.truncate(FAILING_MAX);
+        took
     }
 
     /// Ends a canary; its version is remembered as one that was active.

@@ -73,6 +73,12 @@ pub enum DeployError {
     /// It imports what this host does not offer, or does not export the router's interface, or with other types.
     #[error("{0}")]
     World(String),
+    /// Compiling it takes more than it may, or broke the compiler.
+    #[error("compile: {0}")]
+    Compile(String),
+    /// There is no compiler to be had: too busy, it cannot be started, shutting down.
+    #[error("compile: {0}")]
+    NoCompiler(String),
     /// It compiled, but cannot be instantiated or its `init` failed, trapped or took too long.
     #[error("init: {0}")]
     Init(String),
@@ -82,7 +88,7 @@ pub enum DeployError {
     /// Another deploy of this plugin is running.
     #[error("another deploy of plugin {0:?} is running")]
     Busy(String),
-    /// A file could not be kept or read, or the compiler is not to be had; the message names it.
+    /// A file could not be kept or read; the message names it.
     #[error("{0}")]
     Io(String),
     /// The guard took this version back; `force` activates it all the same.
@@ -170,6 +176,9 @@ pub struct FailingInfo {
     /// When.
     #[serde(serialize_with = "rfc3339")]
     pub at: SystemTime,
+    /// Milliseconds from the guard's verdict until the version decided nothing any more; none if it still decides, for want of
+    /// another, and after a restart.
+    pub took_ms: Option<f64>,
 }
 
 impl From<&Failing> for FailingInfo {
@@ -178,6 +187,7 @@ impl From<&Failing> for FailingInfo {
             version: failing.digest.clone(),
             reason: failing.reason.clone(),
             at: failing.at,
+            took_ms: failing.took.get().copied().map(super::deploy::millis),
         }
     }
 }

@@ -164,8 +164,9 @@ impl Plugins {
             let removed = shared.artifacts.remove(slot.name(), &digest);
             removed.map_err(io_error)?;
             shared.prune(slot);
-            if let Ok(kept) = shared.artifacts.all_digests() {
-                shared.compiler.prune(|digest| kept.contains(digest));
+            let kept = shared.artifacts.all_digests();
+            if kept.is_ok_and(|kept| !kept.contains(&digest)) {
+                shared.compiler.forget(&digest);
             }
             Ok(digest)
         })
@@ -229,7 +230,9 @@ impl Plugins {
             let (shared, marked) = (Arc::clone(shared), verdict.clone());
             blocking(move || {
                 let slot = turn.slot();
-                shared.rewrite(slot, |record| record.mark_failing(&digest, &marked.reason))
+                shared.rewrite(slot, |record| {
+                    drop(record.mark_failing(&digest, &marked.reason))
+                })
             })
             .await?;
             tracing::error!(plugin = %name, version, reason, "guard: the version fails, and there is none to go back to");
@@ -240,7 +243,7 @@ impl Plugins {
             .prepare(slot.config(), loaded.code.clone(), &shared.store)
             .await?;
         let mut marked = before;
-        marked.mark_failing(&digest, &verdict.reason);
+        let took = marked.mark_failing(&digest, &verdict.reason);
         let record = record_after(Some(&marked), &generation, "guard", true);
         let mut told = slot.told(&generation);
         let rolled_back = Arc::clone(slot);
@@ -248,8 +251,9 @@ impl Plugins {
         shared
             .swap(turn, generation, record, true, &mut told)
             .await?;
+        let span = *took.get_or_init(|| verdict.decided.elapsed());
         rolled_back.note_trip(verdict.limit);
-        tracing::error!(plugin = %name, version, to = short(&target), reason, "guard: rolled back");
+        tracing::error!(plugin = %name, version, to = short(&target), reason, took = ?span, "guard: rolled back");
         Ok(())
     }
 }
@@ -293,6 +297,7 @@ impl Shared {
         let shared = Arc::clone(self);
         blocking(move || {
             let slot = turn.slot();
+            let mut took = None;
             shared.rewrite(slot, |record| {
                 let digest = record
                     .canary
@@ -300,12 +305,13 @@ impl Shared {
                     .map(|canary| canary.started.digest.clone());
                 record.end_canary();
                 if let (Some(digest), Some(verdict)) = (digest, &verdict) {
-                    record.mark_failing(&digest, &verdict.reason);
+                    took = Some(record.mark_failing(&digest, &verdict.reason));
                 }
             })?;
             let old = slot.set_canary(None);
             shared.retire(&old);
             if let Some(verdict) = verdict {
+                took.map(|took| took.set(verdict.decided.elapsed()));
                 slot.note_trip(verdict.limit);
             }
             shared.prune(slot);

@@ -227,6 +227,8 @@ fn admin(mut table: Table<'_>, walk: &mut Walk<'_>) -> admin::Config {
         config.auth = auth;
     }
     table.size("component_bytes_max", &mut config.component_bytes_max, walk);
+    table.duration("compile_cpu", &mut config.compile.cpu, walk);
+    table.size("compile_memory", &mut config.compile.memory_bytes, walk);
     table.size("body_bytes_max", &mut config.body_bytes_max, walk);
     let tokens = named(&mut table, "tokens", walk, token);
     config.tokens = tokens.into_iter().flatten().map(Arc::new).collect();

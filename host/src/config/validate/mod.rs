@@ -4,7 +4,7 @@
 
 use super::Config;
 use super::diagnostic::{Finding, join, shorten};
-use crate::admin::{Address, Auth};
+use crate::admin::Address;
 use crate::proxy::TICK;
 use crate::store::{BucketConfig, OnChange, Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
@@ -14,14 +14,15 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+mod admin;
 mod migration;
 mod names;
 mod plugins;
 mod routes;
 mod tokens;
 
+use admin::admin;
 use names::{is_name, known, names};
-use tokens::tokens;
 
 /// Most listeners of a config.
 const LISTENERS_MAX: usize = 256;
@@ -205,36 +206,6 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port()
         && a.port() != 0
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
-}
-
-fn admin(config: &Config, found: &mut Vec<Finding>) {
-    tokens(config, found);
-    let admin = &config.admin;
-    if let (Auth::None, Address::Tcp(address)) = (admin.auth, &admin.listen)
-        && !address.ip().to_canonical().is_loopback()
-    {
-        let message = format!(
-            "`auth` is \"none\" and the admin API listens on {address}, which others can reach"
-        );
-        let finding = Finding::new("admin.auth", message, "only on loopback or a Unix socket");
-        found.push(
-            finding
-                .other("admin.listen")
-                .help("write `auth = \"token\"`, or listen on 127.0.0.1".to_owned()),
-        );
-    }
-    between(
-        "admin.component_bytes_max",
-        &admin.component_bytes_max,
-        1..=1 << 30,
-        found,
-    );
-    between(
-        "admin.body_bytes_max",
-        &admin.body_bytes_max,
-        1..=16 << 30,
-        found,
-    );
 }
 
 /// The guard as it binds addresses of the config itself.

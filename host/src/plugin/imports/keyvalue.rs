@@ -5,18 +5,47 @@ use super::bindings::wasi::keyvalue0_2_0_draft as draft;
 use super::bindings::wasi::keyvalue0_2_0_draft2 as draft2;
 use super::kv::{KEYS_MAX, Refusal};
 use crate::plugin::generation::Grant;
-use crate::store::Expect;
+use crate::store::{BucketId, Expect};
+use std::collections::VecDeque;
 use wasmtime::component::{HasSelf, Linker, Resource};
 
-/// Pages that one open bucket of the first draft remembers the place of.
-const CURSORS_MAX: usize = 10_000;
+/// Pages that one open bucket of the first draft remembers the place of: the latest ones.
+const CURSORS_MAX: usize = 16;
 
 /// An open bucket.
 #[allow(unreachable_pub, reason = "generated bindings re-export it")]
 pub struct OpenBucket {
     grant: Grant,
-    /// The first draft's cursors are numbers: the key that each stands after.
-    cursors: Vec<Box<str>>,
+    cursors: Cursors,
+}
+
+/// The first draft's cursors, which are numbers: the key that each stands after.
+#[derive(Default)]
+struct Cursors {
+    keys: VecDeque<Box<str>>,
+    /// The number of the first one that is remembered.
+    first: u64,
+}
+
+impl Cursors {
+    fn get(&self, number: u64) -> Option<&str> {
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        self.keys.get(index).map(|key| &**key)
+    }
+
+    fn add(&mut self, key: &str) -> u64 {
+        if self.keys.len() >= CURSORS_MAX {
+            self.forget(1);
+        }
+        self.keys.push_back(key.into());
+        self.first + self.keys.len() as u64 - 1
+    }
+
+    /// Forgets so many of the first.
+    fn forget(&mut self, count: usize) {
+        self.keys.drain(..count);
+        self.first += count as u64;
+    }
 }
 
 /// Keys, and the number of the place after them if there are more.
@@ -41,7 +70,7 @@ impl HostState {
         };
         let bucket = OpenBucket {
             grant,
-            cursors: Vec::new(),
+            cursors: Cursors::default(),
         };
         Ok(Ok(self.table.push(bucket)?))
     }
@@ -61,11 +90,8 @@ impl HostState {
         let open = self.table.get(bucket)?;
         let after = match cursor {
             None => None,
-            Some(cursor) => match usize::try_from(cursor)
-                .ok()
-                .and_then(|c| open.cursors.get(c))
-            {
-                Some(key) => Some(key.clone()),
+            Some(cursor) => match open.cursors.get(cursor) {
+                Some(key) => Some(key.to_owned()),
                 None => {
                     return Ok(Err(Refusal::InvalidValue(format!(
                         "no such cursor: {cursor}"
@@ -79,19 +105,33 @@ impl HostState {
                 let cursors = &mut self.table.get_mut(bucket)?.cursors;
                 // Listing from the start again makes the old places useless.
                 if cursor.is_none() {
-                    cursors.clear();
+                    cursors.forget(cursors.keys.len());
                 }
-                if cursors.len() >= CURSORS_MAX {
-                    return Ok(Err(Refusal::Quota(format!(
-                        "more than {CURSORS_MAX} pages"
-                    ))));
-                }
-                cursors.push(last.as_str().into());
-                Some(cursors.len() as u64 - 1)
+                Some(cursors.add(last))
             }
             _ => None,
         };
         Ok(Ok((keys, next)))
+    }
+
+    /// Entries by key, in the order that was asked for. A key may be asked for again and again, so the values may be more
+    /// than there is room for in the guest; then they are not gathered here either.
+    fn read_many(
+        &self,
+        bucket: BucketId,
+        keys: Vec<String>,
+    ) -> wasmtime::Result<Vec<(String, Option<Vec<u8>>)>> {
+        let bytes_max = self.sandbox.config.limits.memory_bytes_max;
+        let mut bytes = 0;
+        let read = |key: String| {
+            let value = self.read(bucket, &key).map(|(value, _)| value);
+            bytes += value.as_ref().map_or(0, Vec::len);
+            if bytes > bytes_max {
+                wasmtime::bail!("get-many of more than the {bytes_max} bytes of memory there are");
+            }
+            Ok((key, value))
+        };
+        keys.into_iter().map(read).collect()
     }
 
     fn set_all(&mut self, grant: Grant, pairs: Vec<(String, Vec<u8>)>) -> Result<(), Refusal> {
@@ -219,8 +259,9 @@ implement!(
         keys: Vec<String>,
     ) -> wasmtime::Result<Result<Vec<Option<(String, Vec<u8>)>>, draft::store::Error>> {
         let grant = self.granted(&bucket)?;
-        let read = |key: String| self.read(grant.bucket, &key).map(|(value, _)| (key, value));
-        Ok(Ok(keys.into_iter().map(read).collect()))
+        let entries = self.read_many(grant.bucket, keys)?;
+        let found = |(key, value): (String, Option<Vec<u8>>)| value.map(|value| (key, value));
+        Ok(Ok(entries.into_iter().map(found).collect()))
     }
 );
 
@@ -242,10 +283,24 @@ implement!(
         keys: Vec<String>,
     ) -> wasmtime::Result<Result<Vec<(String, Option<Vec<u8>>)>, draft2::store::Error>> {
         let grant = self.granted(&bucket)?;
-        let read = |key: String| {
-            let value = self.read(grant.bucket, &key).map(|(value, _)| value);
-            (key, value)
-        };
-        Ok(Ok(keys.into_iter().map(read).collect()))
+        Ok(Ok(self.read_many(grant.bucket, keys)?))
     }
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_cursors_are_known_and_forgotten_ones_stand_for_nothing() {
+        let mut cursors = Cursors::default();
+        let numbers: Vec<u64> = (0..20).map(|n| cursors.add(&format!("k{n}"))).collect();
+        assert_eq!(numbers, (0..20).collect::<Vec<_>>());
+        assert_eq!(cursors.keys.len(), CURSORS_MAX);
+        assert_eq!((cursors.get(3), cursors.get(4)), (None, Some("k4")));
+        assert_eq!((cursors.get(19), cursors.get(20)), (Some("k19"), None));
+        cursors.forget(cursors.keys.len());
+        assert_eq!(cursors.add("again"), 20);
+        assert_eq!((cursors.get(19), cursors.get(20)), (None, Some("again")));
+    }
+}

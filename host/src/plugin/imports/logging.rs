@@ -65,7 +65,7 @@ pub(super) fn log(sandbox: &Sandbox, worker: usize, level: Level, context: &str,
 }
 
 /// Text for a log: at most `bytes_max`, control characters escaped, so that a guest cannot write lines of its own.
-fn printable(text: &str, bytes_max: usize) -> Cow<'_, str> {
+pub(in crate::plugin) fn printable(text: &str, bytes_max: usize) -> Cow<'_, str> {
     let cut = &text[..text.floor_char_boundary(bytes_max)];
     if cut.chars().any(char::is_control) {
         let escaped = cut.chars().flat_map(|c| {

@@ -30,6 +30,9 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiView};
 /// Bytes of one write to standard output or standard error.
 const PRINT_BYTES_MAX: usize = 4096;
 
+/// Random bytes of one call: they are made in the host, where no deadline cuts.
+const RANDOM_BYTES_MAX: u64 = 64 << 10;
+
 /// A context that grants nothing.
 pub(super) fn context(sandbox: &Arc<Sandbox>, worker: usize) -> WasiCtx {
     let printer = |level, name| Printer {
@@ -42,6 +45,7 @@ pub(super) fn context(sandbox: &Arc<Sandbox>, worker: usize) -> WasiCtx {
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false)
+        .max_random_size(RANDOM_BYTES_MAX)
         .stdout(printer(Level::Info, "stdout"))
         .stderr(printer(Level::Warn, "stderr"))
         .build()

@@ -146,6 +146,25 @@ async fn the_active_version_survives_a_restart_and_so_does_the_rollback() {
 }
 
 #[tokio::test]
+async fn compiled_code_of_what_is_only_tried_is_bounded_and_that_of_versions_stays() {
+    let bench = Bench::new().await;
+    let active = bench.deploy(replies(200)).await.expect("a version").digest;
+    for status in 300..330 {
+        let component = Bytes::from(replies(status));
+        let tried = bench.plugins.deploy("p", component, "test", true).await;
+        tried.expect("a version that would do");
+    }
+    let files = std::fs::read_dir(bench.dir.path().join("compiled")).expect("a directory");
+    let names = files.map(|file| file.expect("an entry").file_name());
+    let names: Vec<String> = names.map(|name| name.to_string_lossy().into()).collect();
+    assert_eq!(names.len(), 1 + 16, "{names:?}");
+    assert!(
+        names.iter().any(|name| name.starts_with(&active)),
+        "{names:?}"
+    );
+}
+
+#[tokio::test]
 async fn corrupt_compiled_code_is_compiled_again() {
     let bench = Bench::new().await;
     bench.deploy(replies(201)).await.expect("a version");

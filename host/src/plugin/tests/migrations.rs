@@ -153,6 +153,7 @@ async fn the_guard_goes_back_whatever_the_migration_says() {
     assert_eq!(bench.status(), 202);
     let slot = bench.plugins.slot("p").expect("a slot");
     let verdict = Verdict {
+        decided: std::time::Instant::now(),
         limit: "traps",
         reason: "as asked".into(),
     };

@@ -96,6 +96,7 @@ fn plugins(data: &Path, store: &Store) -> Arc<Plugins> {
         store: store.clone(),
         workers: 1,
         component_bytes_max: 1 << 20,
+        compile_in: CompileIn::Thread,
     };
     Plugins::new(options).expect("an engine")
 }
