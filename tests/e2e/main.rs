@@ -24,6 +24,8 @@ mod framing;
 mod guard;
 mod h2c;
 mod hot_swap;
+mod kv_operations;
+mod kv_watch;
 mod limits;
 mod on_change;
 mod pings;

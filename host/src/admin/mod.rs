@@ -21,6 +21,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
 use tracing_appender::non_blocking::ErrorCounter;
 
 pub mod auth;
@@ -118,7 +119,7 @@ pub struct State {
 }
 
 /// What only the admin API keeps.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Own {
     /// Deploys by result, for metrics.
     swaps: Swaps,
@@ -128,6 +129,26 @@ pub struct Own {
     deploying: plugins::Deploying,
     /// Held from the check of a config's `If-Match` to the end of its apply.
     configuring: tokio::sync::Mutex<()>,
+    /// One for each client that may watch a bucket at a time.
+    watches: Arc<Semaphore>,
+    /// Set when the API stops, for answers that do not end by themselves.
+    stopping: watch::Sender<bool>,
+}
+
+/// Clients that watch at a time: fewer than there are connections, so that others are served beside them.
+const WATCHES_MAX: usize = 128;
+
+impl Default for Own {
+    fn default() -> Self {
+        Self {
+            swaps: Swaps::default(),
+            drains: crate::drains::Drains::default(),
+            deploying: plugins::Deploying::default(),
+            configuring: tokio::sync::Mutex::default(),
+            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            stopping: watch::Sender::new(false),
+        }
+    }
 }
 
 /// What the endpoints of the store work on: they need nothing else of the process.
@@ -135,6 +156,8 @@ pub struct Own {
 struct Data {
     store: Store,
     body_bytes_max: usize,
+    watches: Arc<Semaphore>,
+    stopping: watch::Receiver<bool>,
 }
 
 impl FromRef<State> for Data {
@@ -142,6 +165,8 @@ impl FromRef<State> for Data {
         Self {
             store: state.store.clone(),
             body_bytes_max: state.config.body_bytes_max,
+            watches: state.own.watches.clone(),
+            stopping: state.own.stopping.subscribe(),
         }
     }
 }
@@ -155,6 +180,11 @@ pub async fn serve(
     listener: Bound,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    let own = state.own.clone();
+    let stop = async move {
+        stop.await;
+        own.stopping.send_replace(true);
+    };
     serve::run(router(state), listener, stop).await
 }
 
@@ -202,6 +232,7 @@ where
             "/v1/kv/{bucket}/{*key}",
             get(kv::get)
                 .put(kv::put)
+                .patch(kv::patch)
                 .delete(kv::delete)
                 .post(transfer::post),
         )

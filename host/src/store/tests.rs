@@ -9,7 +9,9 @@ use super::batch::check_key;
 use super::*;
 
 mod changes;
+mod deadlines;
 mod model;
+mod watching;
 
 fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
@@ -31,11 +33,9 @@ fn id(store: &Store, name: &str) -> BucketId {
 }
 
 fn write(bucket: BucketId, key: &str, value: Option<&str>) -> Write {
-    Write {
-        bucket,
-        key: key.into(),
-        value: value.map(|value| value.as_bytes().into()),
-        expect: Expect::Any,
+    match value {
+        Some(value) => Write::put(bucket, key, value.as_bytes()),
+        None => Write::delete(bucket, key),
     }
 }
 
@@ -438,7 +438,8 @@ fn a_write_that_the_disk_refuses_is_not_published_and_the_next_is_tried() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());
     let backends = Backends::with_embedded(faulty(dir.path(), Arc::clone(&faults)));
-    let store = Store::with_backends(&[embedded("e"), memory("m")], backends).unwrap();
+    let store =
+        Store::with_backends(&[embedded("e"), memory("m")], backends, Clock::system()).unwrap();
     let (e, m) = (id(&store, "e"), id(&store, "m"));
     wait(store.commit(put(e, "a", "1"))).unwrap();
 
