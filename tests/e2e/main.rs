@@ -24,6 +24,7 @@ mod framing;
 mod guard;
 mod h2c;
 mod hot_swap;
+mod kv_cli;
 mod kv_operations;
 mod kv_watch;
 mod limits;

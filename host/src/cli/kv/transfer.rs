@@ -1,7 +1,8 @@
 //! `throwbar kv import` and `export`: a whole bucket at once.
 
 use super::format::{Exporter, Format, body_of, has_entry};
-use super::{flag, refused, report, segment};
+use super::write::{refused, report};
+use super::{flag, segment};
 use crate::cli::client::{Client, with_query};
 use crate::cli::output::{self, Out};
 use crate::cli::{Ended, Exit};
@@ -97,7 +98,7 @@ pub(super) async fn export(
     format: Format,
 ) -> anyhow::Result<()> {
     let path = format!("/v1/kv/{}?format=ndjson", segment("bucket", bucket)?);
-    let mut body = client.stream(&path).await?.into_body();
+    let mut body = client.stream(&path, &[]).await?.into_body();
     // A file appears under its name only when it is whole: an export that breaks off leaves the old one.
     let mut target = match file {
         None => None,
