@@ -25,6 +25,7 @@ mod guard;
 mod h2c;
 mod hot_swap;
 mod kv_cli;
+mod kv_doors;
 mod kv_operations;
 mod kv_watch;
 mod limits;
