@@ -69,6 +69,13 @@ async fn keys_end_are_renewed_counted_and_asked_for() {
     let late = kv(&proxy, &["del", "notes", "a", "--if-revision", "1"]).await;
     assert_eq!(late.code, 1, "{}", late.stderr);
     ok(&proxy, &["del", "notes", "a", "--if-revision", &revision]).await;
+    ok(
+        &proxy,
+        &["set", "notes", "once=1", "--if-absent", "--ttl", "1h"],
+    )
+    .await;
+    let got = ok(&proxy, &["ls", "notes", "--prefix", "once", "--json"]).await;
+    assert!(got.contains("expires_at"), "{got}");
     for (arguments, code, said) in [
         (
             &["touch", "notes", "a", "--ttl", "1h"][..],

@@ -21,6 +21,8 @@ async fn a_key_with_a_ttl_is_gone_after_it_and_over_restarts_too() {
     };
     put("brief", "300ms").await;
     put("day", "1d").await;
+    let there = admin.send(Request::new("HEAD", "/v1/kv/notes/day")).await;
+    assert_eq!((there.status, there.body.len()), (200, 0));
     eventually("the key is gone", async || {
         (admin.get("/v1/kv/notes/brief").await.status == 404).then_some(())
     })

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, oneshot};
 
 mod apply;
+mod arrive;
 pub mod backend;
 pub mod batch;
 pub mod bucket;
@@ -164,9 +165,10 @@ impl Store {
         mut backends: Backends,
         clock: Clock,
     ) -> Result<Store, OpenError> {
+        let (commands, queue) = channel();
+        backends.wake(commands.clone());
         let first = writer::configure(&Snapshot::empty(), buckets, &mut backends)?;
         let newest = Arc::new(ArcSwap::from_pointee(first));
-        let (commands, queue) = channel();
         let (publish, published) = tokio::sync::watch::channel(Revision::default());
         let log = Arc::new(Log::default());
         let writer = Writer::new(

@@ -24,8 +24,10 @@ const LEAVES_MAX: usize = 256;
 const LEAF_SLOTS_MAX: usize = 32;
 /// Slots per leaf that a bulk load aims at.
 const LEAF_SLOTS_LOADED: usize = 16;
-/// Keys up to this long (a UUID as text is 36 bytes) lie inside their record.
-const KEY_BYTES_INLINE: usize = 38;
+/// Keys up to this long (a UUID as text is 36 bytes) lie inside their record: as long as fits without a larger piece of
+/// the allocator's, whose sizes are 16 bytes apart.
+const KEY_BYTES_INLINE: usize = 46;
+const _: () = assert!(size_of::<Record>() <= 88);
 
 /// A key with its entry, shared by every table that holds it.
 pub(super) struct Record {

@@ -10,14 +10,15 @@ use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::apply::{apply, expire};
-use super::backend::{Backends, Change, Failed};
+use super::arrive::arrive;
+use super::backend::{Backends, Change, Failed, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
 use super::clock::Clock;
 use super::expiry::Deadlines;
 use super::log::Log;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
-use super::{BucketConfig, BucketId, OpenError, Revision, Value};
+use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value};
 
 /// Most batches that share one transaction.
 const GROUP_BATCHES_MAX: usize = 256;
@@ -25,6 +26,8 @@ const GROUP_BATCHES_MAX: usize = 256;
 const GROUP_WRITES_MAX: usize = 65_536;
 /// Most entries that end in one transaction; others wait for the next.
 const ENDED_MAX: usize = 65_536;
+/// How often a group is tried again after another process has written first.
+const BEHIND_MAX: usize = 64;
 /// How often snapshots that readers still held are looked at again.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -32,6 +35,8 @@ const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
 pub(super) enum Command {
     Commit(Pending),
     Reconfigure(Vec<BucketConfig>, oneshot::Sender<Result<(), OpenError>>),
+    /// Other processes have written to a backend.
+    Arrived(Wake),
     Close,
 }
 
@@ -128,8 +133,21 @@ impl Writer {
                     // Whoever no longer waits does not need the answer.
                     let _ = done.send(self.reconfigure(&buckets));
                 }
+                Command::Arrived(wake) => self.follow(wake.take()),
                 Command::Close => return,
             }
+        }
+    }
+
+    /// Takes what other processes have written.
+    fn follow(&mut self, backend: BackendKind) {
+        let mut next = Snapshot::clone(&self.newest.load());
+        let mut changes = Vec::new();
+        for arrival in self.backends.arrived(backend) {
+            arrive(&mut next, backend, arrival, &mut changes);
+        }
+        if !changes.is_empty() {
+            self.publish(next, &changes);
         }
     }
 
@@ -180,9 +198,17 @@ impl Writer {
                 self.publish(next, &changes);
                 pause
             }
+            // What arrives may be that they are deleted.
+            Err(Failed {
+                backend,
+                error: WriteError::Behind,
+            }) => {
+                self.follow(backend);
+                Duration::ZERO
+            }
             Err(failed) => {
                 tracing::error!(
-                    reason = failed.reason,
+                    reason = failed.reason(),
                     entries = changes.len(),
                     "store cannot delete what has expired"
                 );
@@ -193,6 +219,7 @@ impl Writer {
     }
 
     fn commit(&mut self, mut group: Vec<Pending>) {
+        let mut behind = 0;
         while !group.is_empty() {
             let mut next = Snapshot::clone(&self.newest.load());
             let mut changes = Vec::new();
@@ -210,6 +237,13 @@ impl Writer {
                         let _ = pending.done.send(result);
                     }
                     return;
+                }
+                Err(Failed {
+                    backend,
+                    error: WriteError::Behind,
+                }) if behind < BEHIND_MAX => {
+                    behind += 1;
+                    self.follow(backend);
                 }
                 Err(failed) => group = fail(&next, group, &failed),
             }
@@ -255,14 +289,14 @@ fn fail(snapshot: &Snapshot, group: Vec<Pending>, failed: &Failed) -> Vec<Pendin
                 .any(|id| backend_of(id) == Some(failed.backend))
     });
     tracing::error!(
-        reason = failed.reason,
+        reason = failed.reason(),
         batches = failing.len(),
         "store cannot write"
     );
     for pending in failing {
         let _ = pending
             .done
-            .send(Err(CommitError::Unavailable(failed.reason.clone())));
+            .send(Err(CommitError::Unavailable(failed.reason().into())));
     }
     rest
 }

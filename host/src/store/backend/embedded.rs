@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::{Backend, Change, Loaded};
+use super::{Backend, Change, Loaded, WriteError};
 use crate::store::table::Record;
 use crate::store::{BucketConfig, Deadline, Entry, OpenError, Revision, Value};
 
@@ -139,10 +139,10 @@ impl Backend for Embedded {
         }
     }
 
-    fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), String> {
+    fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), WriteError> {
         let db = match self.db.take() {
             Some(db) => db,
-            None => self.reopen()?,
+            None => self.reopen().map_err(WriteError::Unavailable)?,
         };
         let mark = Mark {
             revision,
@@ -162,7 +162,8 @@ impl Backend for Embedded {
                     drop(db);
                     Ok(())
                 });
-                Err(format!("writing {}: {reason}", self.path.display()))
+                let reason = format!("writing {}: {reason}", self.path.display());
+                Err(WriteError::Unavailable(reason))
             }
         }
     }

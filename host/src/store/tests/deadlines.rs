@@ -32,11 +32,15 @@ impl Hand {
 /// Waits until the store's content fits.
 pub(super) fn until(store: &Store, fits: impl Fn(&Snapshot) -> bool) {
     let mut changes = store.changes();
-    wait(async {
+    let look = async {
         while !fits(&store.snapshot()) {
             changes.changed().await.expect("the store is open");
         }
-    });
+    };
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().build().unwrap();
+    let within = async { tokio::time::timeout(Duration::from_secs(30), look).await };
+    runtime.block_on(within).expect("it fits in the end");
 }
 
 fn millis(millis: u64) -> Option<Duration> {
