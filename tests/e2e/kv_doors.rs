@@ -1,5 +1,6 @@
 //! What plugins do with keys: times to live, counting, swapping.
 
+use crate::harness::proxy::PATIENT;
 use crate::harness::{TestProxy, eventually, fixture_path};
 use serde_json::json;
 
@@ -15,7 +16,7 @@ buckets = {{ notes = "write", upstreams = "write" }}
 [[route]]
 name = "by-id"
 plugin = "router"
-"#,
+{PATIENT}"#,
         fixture_path(guest).display()
     ))
     .await
