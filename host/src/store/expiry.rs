@@ -63,7 +63,11 @@ impl Deadlines {
             if known.is_some_and(|known| known.table.is_same(&bucket.table)) {
                 continue;
             }
-            *due = bucket.table.iter().filter_map(Due::of).collect();
+            // Most buckets have none, and need not be looked through.
+            *due = match bucket.table.ending() {
+                0 => BTreeSet::new(),
+                _ => bucket.table.iter().filter_map(Due::of).collect(),
+            };
         }
     }
 

@@ -1,6 +1,6 @@
 //! Watching a bucket: every change after a revision, in order, each revision as one group.
 //!
-//! A watch has no buffer of its own. It reads the [`Log`] at its own pace, and one that falls behind further than the log
+//! A watch has no buffer of its own. It reads the log at its own pace, and one that falls behind further than the log
 //! reaches is told so, instead of missing something.
 
 use std::fmt;

@@ -231,6 +231,10 @@ fn agree(store: &Store, model: &Model) -> Result<(), TestCaseError> {
         );
         prop_assert_eq!(bucket.revision().0, model.bucket_revisions[index]);
         prop_assert_eq!(bucket.len(), expected.len() as u64);
+        let ending = model.buckets[index]
+            .values()
+            .filter(|entry| entry.deadline.is_some());
+        prop_assert_eq!(bucket.table.ending(), ending.count() as u64);
         let bytes: usize = expected
             .iter()
             .map(|(key, value, _)| key.len() + value.len())
