@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use throwbar_host::store::{
-    BackendKind, BucketConfig, BucketId, Expect, Store, ValueKind, Write, WriteBatch,
+    BackendKind, BucketConfig, BucketId, Store, ValueKind, Write, WriteBatch,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -36,22 +36,14 @@ fn key(number: u64) -> String {
 
 fn write(bucket: BucketId, number: u64, tag: u64) -> Write {
     let octets = (number as u32).to_be_bytes();
-    Write {
-        bucket,
-        key: key(number).into(),
-        value: Some(
-            format!(
-                "127.{}.{}.{}:{}",
-                octets[1],
-                octets[2],
-                octets[3],
-                1 + tag % 60_000
-            )
-            .into_bytes()
-            .into(),
-        ),
-        expect: Expect::Any,
-    }
+    let value = format!(
+        "127.{}.{}.{}:{}",
+        octets[1],
+        octets[2],
+        octets[3],
+        1 + tag % 60_000
+    );
+    Write::put(bucket, key(number), value.into_bytes())
 }
 
 fn open(dir: &Path, backend: BackendKind) -> (Store, BucketId) {

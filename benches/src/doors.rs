@@ -9,7 +9,7 @@ use throwbar_host::plugin::{
     RequestHead, Source, builtin,
 };
 use throwbar_host::store::{
-    BackendKind, BucketConfig, Expect, Snapshot, Store, ValueKind, Write, WriteBatch,
+    BackendKind, BucketConfig, Snapshot, Store, ValueKind, Write, WriteBatch,
 };
 
 /// Keys of the map.
@@ -96,11 +96,9 @@ impl Door {
             .snapshot()
             .bucket_id("upstreams")
             .context("opened above")?;
-        let writes = (0..KEYS).map(|i| Write {
-            bucket,
-            key: key(i).into(),
-            value: Some(format!("10.0.{}.{}", i / 256, i % 256).into_bytes().into()),
-            expect: Expect::Any,
+        let writes = (0..KEYS).map(|i| {
+            let value = format!("10.0.{}.{}", i / 256, i % 256);
+            Write::put(bucket, key(i), value.into_bytes())
         });
         let batch = WriteBatch {
             writes: writes.collect(),

@@ -20,6 +20,7 @@
 
 use crate::door;
 use std::fmt;
+use std::time::Duration;
 
 /// A value of a bucket, with the revision of the store that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub enum Error {
     InvalidValue(String),
     /// A limit of the bucket or of the call; says which.
     Quota(String),
-    /// Compare-and-set: the entry is at this revision, or absent.
+    /// Compare-and-set: the entry is at this revision, or absent. Also of [`touch`], if there is none.
     Conflict(Option<u64>),
 }
 
@@ -83,6 +84,46 @@ pub fn get(bucket: &str, key: &str) -> Result<Option<Entry>, Error> {
 /// Any but [`Error::Conflict`].
 pub fn put(bucket: &str, key: &str, value: impl AsRef<[u8]>) -> Result<(), Error> {
     door::kv_put(bucket, key, value.as_ref())
+}
+
+/// Writes an entry that ends after `ttl`, unless it is written or renewed before: for what has to say again and again that
+/// it is there.
+///
+/// # Errors
+/// Any but [`Error::Conflict`].
+pub fn put_for(
+    bucket: &str,
+    key: &str,
+    value: impl AsRef<[u8]>,
+    ttl: Duration,
+) -> Result<(), Error> {
+    door::kv_put_for(bucket, key, value.as_ref(), ttl)
+}
+
+/// Renews an entry: it ends `ttl` from now, or without one stays until it is deleted. Its value and its revision stay.
+///
+/// # Errors
+/// [`Error::Conflict`] with none if there is none; else any but that.
+pub fn touch(bucket: &str, key: &str, ttl: Option<Duration>) -> Result<(), Error> {
+    door::kv_touch(bucket, key, ttl)
+}
+
+/// Adds to the decimal number under a key of a bucket of bytes, and returns the sum as this call sees it. What others add at
+/// the same time is not in it, and nothing that anybody adds is lost. A key that is not there is 0, and ends after `ttl`
+/// once this has made it; one that is there keeps its end.
+///
+/// # Errors
+/// [`Error::InvalidValue`] if the value is no number, or the sum is beyond 64 bits; else any but [`Error::Conflict`].
+pub fn increment(bucket: &str, key: &str, by: i64, ttl: Option<Duration>) -> Result<i64, Error> {
+    door::kv_increment(bucket, key, by, ttl)
+}
+
+/// Whether there is an entry.
+///
+/// # Errors
+/// [`Error::NoSuchBucket`].
+pub fn exists(bucket: &str, key: &str) -> Result<bool, Error> {
+    door::kv_exists(bucket, key)
 }
 
 /// Deletes an entry; fine if it was not there.

@@ -9,7 +9,7 @@ use crate::metrics::{Counters, WorkerCounters};
 use crate::plugin::{CompileIn, DeployError, PluginConfig, Plugins, PluginsOptions, Source};
 use crate::proxy::access_log;
 use crate::proxy::site::Site;
-use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
+use crate::store::{BucketId, Store, Write, WriteBatch};
 use crate::worker::{Shared, Threads, Workers};
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
@@ -300,12 +300,11 @@ async fn sow(store: &Store, seed: Vec<Seed>) -> anyhow::Result<()> {
             .ok_or_else(|| anyhow!("no bucket {name:?} in the config"))
     };
     let write = |seed: Seed| {
-        Ok(Write {
-            bucket: bucket(&seed.bucket)?,
-            key: seed.key.into(),
-            value: Some(seed.value.into_bytes().into()),
-            expect: Expect::Any,
-        })
+        Ok(Write::put(
+            bucket(&seed.bucket)?,
+            seed.key,
+            seed.value.into_bytes(),
+        ))
     };
     let writes = seed.into_iter().map(write).collect::<anyhow::Result<_>>()?;
     store

@@ -19,6 +19,25 @@ impl Admin {
         Self { address, token }
     }
 
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The field with the token as a line, or nothing.
+    pub fn authorization(&self) -> String {
+        let token = self.token.as_ref();
+        token.map_or_else(String::new, |token| {
+            format!("authorization: Bearer {token}\r\n")
+        })
+    }
+
+    /// PATCH with JSON.
+    pub async fn patch(&self, path: &str, body: Value) -> Response {
+        self.send(Request::new("PATCH", path).body(body.to_string()))
+            .await
+    }
+
     /// Sends a request with the token.
     pub async fn send(&self, request: Request) -> Response {
         self.with_token(request).send(self.address).await

@@ -5,6 +5,7 @@ use crate::log::Level;
 use crate::setup::Field;
 use crate::stream_options::OnChange;
 use crate::testing::current;
+use std::time::Duration;
 
 pub(crate) fn entry(bucket: u32, key: &str, port: Option<u16>) -> Option<u32> {
     current(|call| call.entry(bucket, key, port))
@@ -35,11 +36,37 @@ pub(crate) fn kv_get(bucket: &str, key: &str) -> Result<Option<Entry>, Error> {
 }
 
 pub(crate) fn kv_put(bucket: &str, key: &str, value: &[u8]) -> Result<(), Error> {
-    current(|call| call.store.write(bucket, key, Some(value)))
+    current(|call| call.store.put(bucket, key, value, None))
+}
+
+pub(crate) fn kv_put_for(
+    bucket: &str,
+    key: &str,
+    value: &[u8],
+    ttl: Duration,
+) -> Result<(), Error> {
+    current(|call| call.store.put(bucket, key, value, Some(ttl)))
+}
+
+pub(crate) fn kv_touch(bucket: &str, key: &str, ttl: Option<Duration>) -> Result<(), Error> {
+    current(|call| call.store.touch(bucket, key, ttl))
+}
+
+pub(crate) fn kv_increment(
+    bucket: &str,
+    key: &str,
+    by: i64,
+    ttl: Option<Duration>,
+) -> Result<i64, Error> {
+    current(|call| call.store.increment(bucket, key, by, ttl))
+}
+
+pub(crate) fn kv_exists(bucket: &str, key: &str) -> Result<bool, Error> {
+    current(|call| Ok(call.store.get(bucket, key)?.is_some()))
 }
 
 pub(crate) fn kv_delete(bucket: &str, key: &str) -> Result<(), Error> {
-    current(|call| call.store.write(bucket, key, None))
+    current(|call| call.store.delete(bucket, key))
 }
 
 pub(crate) fn kv_compare_and_set(
@@ -51,7 +78,10 @@ pub(crate) fn kv_compare_and_set(
     current(|call| {
         let known = call.store.get(bucket, key)?.map(|entry| entry.revision);
         match known == expected {
-            true => call.store.write(bucket, key, value),
+            true => match value {
+                Some(value) => call.store.put(bucket, key, value, None),
+                None => call.store.delete(bucket, key),
+            },
             false => Err(Error::Conflict(known)),
         }
     })

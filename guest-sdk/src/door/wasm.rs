@@ -7,6 +7,7 @@ use crate::decision::millis;
 use crate::kv::{Entry, Error};
 use crate::log::Level;
 use crate::stream_options::OnChange;
+use std::time::Duration;
 
 pub(crate) use crate::bindings::throwbar::plugin::lookup::{entry, entry_at};
 pub(crate) use crate::bindings::throwbar::plugin::request::{get, header_all, header_names, slot};
@@ -18,6 +19,37 @@ pub(crate) fn kv_get(bucket: &str, key: &str) -> Result<Option<Entry>, Error> {
 
 pub(crate) fn kv_put(bucket: &str, key: &str, value: &[u8]) -> Result<(), Error> {
     Ok(kv::put(bucket, key, value)?)
+}
+
+pub(crate) fn kv_put_for(
+    bucket: &str,
+    key: &str,
+    value: &[u8],
+    ttl: Duration,
+) -> Result<(), Error> {
+    Ok(kv::put_for(bucket, key, value, whole_millis(ttl))?)
+}
+
+pub(crate) fn kv_touch(bucket: &str, key: &str, ttl: Option<Duration>) -> Result<(), Error> {
+    Ok(kv::touch(bucket, key, ttl.map(whole_millis))?)
+}
+
+pub(crate) fn kv_increment(
+    bucket: &str,
+    key: &str,
+    by: i64,
+    ttl: Option<Duration>,
+) -> Result<i64, Error> {
+    Ok(kv::increment(bucket, key, by, ttl.map(whole_millis))?)
+}
+
+pub(crate) fn kv_exists(bucket: &str, key: &str) -> Result<bool, Error> {
+    Ok(kv::exists(bucket, key)?)
+}
+
+/// Not below a millisecond for what is some time: the host refuses a life of none.
+fn whole_millis(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 pub(crate) fn kv_delete(bucket: &str, key: &str) -> Result<(), Error> {

@@ -45,7 +45,8 @@ use call::{Call, run};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use store::Store;
+use std::time::Duration;
+use store::{Kind, Store};
 
 /// A fake host, which plugins share that were started from it.
 #[derive(Debug, Clone, Default)]
@@ -86,10 +87,9 @@ impl Host {
         name: &str,
         entries: impl IntoIterator<Item = (&'e str, &'e str)>,
     ) -> Self {
-        self.state
-            .borrow_mut()
-            .store
-            .add(name, (false, true), entries);
+        let mut state = self.state.borrow_mut();
+        state.store.add(name, Kind::Addresses, false, entries);
+        drop(state);
         self
     }
 
@@ -99,20 +99,27 @@ impl Host {
         name: &str,
         entries: impl IntoIterator<Item = (&'e str, &'e str)>,
     ) -> Self {
-        let state = &self.state;
-        state.borrow_mut().store.add(name, (true, true), entries);
+        let mut state = self.state.borrow_mut();
+        state.store.add(name, Kind::Addresses, true, entries);
+        drop(state);
         self
     }
 
-    /// Grants a bucket of any bytes for reading and writing, with these entries.
+    /// Grants a bucket of bytes for reading and writing, with these entries.
     pub fn bytes_bucket<'e>(
         self,
         name: &str,
         entries: impl IntoIterator<Item = (&'e str, &'e str)>,
     ) -> Self {
-        let state = &self.state;
-        state.borrow_mut().store.add(name, (true, false), entries);
+        let mut state = self.state.borrow_mut();
+        state.store.add(name, Kind::Bytes, true, entries);
+        drop(state);
         self
+    }
+
+    /// Lets time go by: entries whose time has come are gone then.
+    pub fn advance(&self, time: Duration) {
+        self.state.borrow_mut().store.advance(time);
     }
 
     /// Runs a plugin's [migration](macro@crate::router#migration), as before its activation: `from` is the version that the

@@ -1,16 +1,16 @@
 //! `PATCH /id/{id}/mappings` as Caddy has it: the whole map in one request, on a bucket, closing nothing.
 
 use super::State as AdminState;
-use super::input::{Actor, DryRun, Path, Query, audit, parse_json, read_body};
-use super::kv::{commit_problem, find};
+use super::input::{Actor, DryRun, Path, Query, audit, etag, parse_json, read_body};
+use super::kv::{bucket_condition, commit_problem, find};
 use super::problem::Problem;
 use super::transfer::{commit, offload};
-use crate::store::{BucketId, Expect, Store, Write, WriteBatch};
+use crate::store::{BucketId, Expect, Revision, Store, Write, WriteBatch};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -36,9 +36,17 @@ pub(super) async fn patch(
     body: Body,
 ) -> Result<Response, Problem> {
     let bucket = bucket_of(&state, &id)?;
+    let expect = {
+        let snapshot = state.store.snapshot();
+        bucket_condition(&headers, find(&snapshot, &bucket)?.1)?
+    };
     let body = read_body(&headers, body, state.config.body_bytes_max).await?;
-    let path = format!("/id/{id}/mappings");
-    replace(&state.store, &bucket, body.to_vec(), dry_run, &actor, &path).await?;
+    let order = Order {
+        expect,
+        dry_run,
+        path: format!("/id/{id}/mappings"),
+    };
+    replace(&state.store, &bucket, body.to_vec(), order, &actor).await?;
     Ok(StatusCode::OK.into_response())
 }
 
@@ -48,8 +56,8 @@ pub(super) async fn get(
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     let bucket = bucket_of(&state, &id)?;
-    let mappings = mappings(&state.store, &bucket).await?;
-    Ok(Json(mappings).into_response())
+    let (revision, mappings) = mappings(&state.store, &bucket).await?;
+    Ok(([(header::ETAG, etag(revision))], Json(mappings)).into_response())
 }
 
 fn bucket_of(state: &AdminState, id: &str) -> Result<String, Problem> {
@@ -62,25 +70,35 @@ fn bucket_of(state: &AdminState, id: &str) -> Result<String, Problem> {
     })
 }
 
+/// How mappings are to be replaced.
+struct Order {
+    /// What has to be so of the bucket.
+    expect: Expect,
+    dry_run: bool,
+    /// For the audit log.
+    path: String,
+}
+
 /// Makes the mappings the whole content of a bucket.
 async fn replace(
     store: &Store,
     bucket: &str,
     body: Vec<u8>,
-    dry_run: bool,
+    order: Order,
     actor: &Actor,
-    path: &str,
 ) -> Result<(), Problem> {
     let id = find(&store.snapshot(), bucket)?.0;
     let parsed = offload(move || parse(&body, id)).await?;
-    let writes = parsed.inspect_err(|problem| audit(actor, "PATCH", path, problem.code, None))?;
+    let writes =
+        parsed.inspect_err(|problem| audit(actor, "PATCH", &order.path, problem.code, None))?;
     let batch = WriteBatch {
         writes,
         replace: vec![id],
-        dry_run,
+        expect: vec![(id, order.expect)],
+        dry_run: order.dry_run,
         ..WriteBatch::default()
     };
-    commit(store, batch, actor, "PATCH", path)
+    commit(store, batch, actor, "PATCH", &order.path)
         .await
         .map(drop)
         .map_err(commit_problem)
@@ -115,20 +133,17 @@ fn parse(body: &[u8], bucket: BucketId) -> Result<Vec<Write>, Problem> {
                 mapping.input
             )));
         }
-        writes.push(Write {
-            bucket,
-            key: mapping.input.into(),
-            value: Some(output.into_bytes().into()),
-            expect: Expect::Any,
-        });
+        writes.push(Write::put(bucket, mapping.input, output.into_bytes()));
     }
     Ok(writes)
 }
 
-async fn mappings(store: &Store, bucket: &str) -> Result<Vec<Mapping>, Problem> {
+/// The mappings, and the revision of the bucket.
+async fn mappings(store: &Store, bucket: &str) -> Result<(Revision, Vec<Mapping>), Problem> {
     let snapshot = store.snapshot();
-    let id = find(&snapshot, bucket)?.0;
-    offload(move || {
+    let (id, found) = find(&snapshot, bucket)?;
+    let revision = found.revision();
+    let mappings = offload(move || {
         let sorted = snapshot.bucket(id).map(|bucket| bucket.sorted());
         sorted
             .unwrap_or_default()
@@ -142,14 +157,15 @@ async fn mappings(store: &Store, bucket: &str) -> Result<Vec<Mapping>, Problem> 
             })
             .collect()
     })
-    .await
+    .await?;
+    Ok((revision, mappings))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    use crate::store::{BackendKind, BucketConfig, ValueKind};
+    use crate::store::{Action, BackendKind, BucketConfig, ValueKind};
 
     #[tokio::test]
     async fn a_patch_becomes_the_whole_bucket_or_changes_nothing() {
@@ -158,18 +174,15 @@ mod tests {
         let store = Store::open(&[bucket], dir.path()).unwrap();
         let patch = async |body: &str, dry_run| {
             let actor = Actor("test".into());
-            replace(
-                &store,
-                "map",
-                body.into(),
+            let order = Order {
+                expect: Expect::Any,
                 dry_run,
-                &actor,
-                "/id/x/mappings",
-            )
-            .await
+                path: "/id/x/mappings".into(),
+            };
+            replace(&store, "map", body.into(), order, &actor).await
         };
         let shown = async || {
-            let mappings = mappings(&store, "map").await.unwrap();
+            let (_, mappings) = mappings(&store, "map").await.unwrap();
             serde_json::to_string(&mappings).unwrap()
         };
         let first =
@@ -196,7 +209,9 @@ mod tests {
         Ok(writes
             .into_iter()
             .map(|write| {
-                let value = write.value.expect("mappings never delete");
+                let Action::Put { value, ttl: None } = write.action else {
+                    panic!("mappings only put");
+                };
                 (
                     write.key.into(),
                     String::from_utf8(value.into_vec()).unwrap(),

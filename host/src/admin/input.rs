@@ -2,6 +2,8 @@
 
 use super::problem::Problem;
 use super::rights::Caller;
+use crate::config::decode::units;
+use crate::store::check_ttl;
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequestParts;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -68,6 +70,33 @@ where
 pub(super) struct DryRun {
     #[serde(default)]
     pub(super) dry_run: bool,
+}
+
+/// A time to live, written as `30s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ttl(Duration);
+
+impl From<Ttl> for Duration {
+    fn from(Ttl(ttl): Ttl) -> Self {
+        ttl
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Ttl {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        let ttl = units::duration(&text).and_then(|ttl| check_ttl(ttl).map(|()| Self(ttl)));
+        ttl.map_err(|why| serde::de::Error::custom(format!("ttl {text:?}: {why}")))
+    }
+}
+
+/// A field that may be null, which is something else than leaving it out.
+pub(super) fn nullable<'de, D, T>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::Deserialize<'de>,
+{
+    serde::Deserialize::deserialize(deserializer).map(Some)
 }
 
 /// Who asks, as they say: for the audit log, not for any decision.

@@ -1,22 +1,28 @@
-//! `/v1/kv`: buckets, pages of keys, single keys.
+//! `/v1/kv`: buckets, pages of keys, single keys, changes as they happen.
+
+mod watch;
+mod write;
 
 use super::Data;
-use super::input::{Actor, DryRun, Path, Query, Tags, audit, etag, read_body};
+use super::input::{Path, Query, Tags, etag};
 use super::problem::Problem;
 use super::transfer::{self, ExportFormat};
-use crate::store::bucket::VALUE_BYTES_MAX;
 use crate::store::{
-    Bucket, BucketId, CommitError, Entry, Expect, OnChange, Snapshot, Value, Write, WriteBatch,
+    Bucket, BucketId, CommitError, Deadline, Entry, Expect, OnChange, Revision, Snapshot, Value,
 };
 use axum::Json;
-use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
+use jiff::Timestamp;
 use serde_json::json;
 
+pub(super) use write::{delete, patch, put};
+
+/// When the entry ends, if it does.
+const EXPIRES_AT: HeaderName = HeaderName::from_static("throwbar-expires-at");
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 
@@ -66,6 +72,9 @@ pub(super) struct ListQuery {
     limit: Option<usize>,
     cursor: Option<String>,
     format: Option<String>,
+    watch: Option<String>,
+    since: Option<String>,
+    heartbeat: Option<String>,
 }
 
 /// `GET /v1/kv/{bucket}`
@@ -73,9 +82,13 @@ pub(super) async fn list(
     State(data): State<Data>,
     Path(name): Path<String>,
     Query(query): Query<ListQuery>,
+    headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let snapshot = data.store.snapshot();
     let (id, bucket) = find(&snapshot, &name)?;
+    if watch::is_wanted(&query)? {
+        return watch::start(&data, id, &query, &headers);
+    }
     if let Some(name) = query.format.as_deref().filter(|name| *name != "json") {
         let format = ExportFormat::named(name).ok_or_else(|| {
             Problem::bad_request(
@@ -104,12 +117,12 @@ pub(super) async fn list(
         .iter()
         .map(|(key, entry)| entry_json(key, entry))
         .collect();
-    Ok(Json(json!({
+    let page = json!({
         "revision": snapshot.revision(),
         "entries": entries,
         "cursor": page.next,
-    }))
-    .into_response())
+    });
+    Ok(([(header::ETAG, etag(bucket.revision()))], Json(page)).into_response())
 }
 
 /// `GET /v1/kv/{bucket}/{key}`
@@ -133,119 +146,12 @@ pub(super) async fn get(
     } else {
         "application/octet-stream"
     };
-    Ok((tag, [(header::CONTENT_TYPE, media_type)], bytes).into_response())
-}
-
-/// `PUT /v1/kv/{bucket}/{key}`
-pub(super) async fn put(
-    State(data): State<Data>,
-    Path((name, key)): Path<(String, String)>,
-    Query(DryRun { dry_run }): Query<DryRun>,
-    actor: Actor,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let (id, expect) = {
-        let snapshot = data.store.snapshot();
-        let (id, bucket) = find(&snapshot, &name)?;
-        (id, condition(&headers, bucket, &key)?)
-    };
-    let value = read_body(&headers, body, VALUE_BYTES_MAX).await?;
-    let result = data
-        .store
-        .commit(WriteBatch {
-            writes: vec![Write {
-                bucket: id,
-                key: key.as_str().into(),
-                value: Some(value.to_vec().into()),
-                expect,
-            }],
-            dry_run,
-            ..WriteBatch::default()
-        })
-        .await
-        .map_err(commit_problem);
-    let path = format!("/v1/kv/{name}/{key}");
-    let committed =
-        result.inspect_err(|problem| audit(&actor, "PUT", &path, problem.code, None))?;
-    let (status, outcome) = match (committed.created, committed.updated) {
-        (1.., _) => (StatusCode::CREATED, "created"),
-        (_, 1..) => (StatusCode::OK, "changed"),
-        _ => (StatusCode::OK, "unchanged"),
-    };
-    if dry_run {
-        return Ok(Json(
-            json!({ "revision": committed.revision, "outcome": outcome, "dry_run": true }),
-        )
-        .into_response());
+    let mut response = (tag, [(header::CONTENT_TYPE, media_type)], bytes).into_response();
+    let expires = entry.deadline.and_then(expires_text);
+    if let Some(expires) = expires.and_then(|text| text.parse().ok()) {
+        response.headers_mut().insert(EXPIRES_AT, expires);
     }
-    audit(&actor, "PUT", &path, outcome, Some(committed.revision.0));
-    // An equal write keeps the revision of the entry.
-    let revision = if outcome == "unchanged" {
-        let snapshot = data.store.snapshot();
-        let entry = snapshot.bucket(id).and_then(|bucket| bucket.get(&key));
-        entry.map_or(committed.revision, |entry| entry.revision)
-    } else {
-        committed.revision
-    };
-    Ok((
-        status,
-        [(header::ETAG, etag(revision))],
-        Json(json!({ "revision": revision, "outcome": outcome })),
-    )
-        .into_response())
-}
-
-/// `DELETE /v1/kv/{bucket}/{key}`
-pub(super) async fn delete(
-    State(data): State<Data>,
-    Path((name, key)): Path<(String, String)>,
-    Query(DryRun { dry_run }): Query<DryRun>,
-    actor: Actor,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (id, expect) = {
-        let snapshot = data.store.snapshot();
-        let (id, bucket) = find(&snapshot, &name)?;
-        (id, condition(&headers, bucket, &key)?)
-    };
-    let expect = match expect {
-        Expect::Any => Expect::Present,
-        Expect::Absent => {
-            return Err(Problem::bad_request(
-                "entity-tag",
-                "if-none-match: * makes no sense for a delete",
-            ));
-        }
-        other => other,
-    };
-    let result = data
-        .store
-        .commit(WriteBatch {
-            writes: vec![Write {
-                bucket: id,
-                key: key.as_str().into(),
-                value: None,
-                expect,
-            }],
-            dry_run,
-            ..WriteBatch::default()
-        })
-        .await;
-    let path = format!("/v1/kv/{name}/{key}");
-    let committed = result
-        .map_err(|error| match error {
-            CommitError::Conflict { found: None, .. } if expect == Expect::Present => {
-                no_key(&name, &key)
-            }
-            other => commit_problem(other),
-        })
-        .inspect_err(|problem| audit(&actor, "DELETE", &path, problem.code, None))?;
-    if !dry_run {
-        let revision = Some(committed.revision.0);
-        audit(&actor, "DELETE", &path, "deleted", revision);
-    }
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(response)
 }
 
 /// A bucket by its name.
@@ -274,25 +180,28 @@ fn no_key(bucket: &str, key: &str) -> Problem {
     Problem::not_found("no-such-key", format!("bucket {bucket:?}: no key {key:?}"))
 }
 
-/// What `If-Match` and `If-None-Match` require of the entry.
-fn condition(headers: &HeaderMap, bucket: &Bucket, key: &str) -> Result<Expect, Problem> {
+/// What `If-Match` and `If-None-Match` require of an entry or a bucket, `subject`, which is at `current`.
+fn condition(
+    headers: &HeaderMap,
+    subject: &str,
+    current: Option<Revision>,
+) -> Result<Expect, Problem> {
     let if_match = Tags::from(headers, header::IF_MATCH)?;
     let if_none_match = Tags::from(headers, header::IF_NONE_MATCH)?;
     match (if_match, if_none_match) {
         (None, None) => Ok(Expect::Any),
         (None, Some(Tags::Any)) => Ok(Expect::Absent),
-        (Some(Tags::Any), None) if bucket.get(key).is_some() => Ok(Expect::Present),
+        (Some(Tags::Any), None) if current.is_some() => Ok(Expect::Present),
         // One of several may hold: the one that does is what the commit requires, so no other write can come between.
         (Some(tags), None) => {
-            let current = bucket.get(key).map(|entry| entry.revision);
             let text = current.map(|revision| revision.to_string());
             match current {
                 Some(revision) if tags.holds_strongly(text.as_deref()) => Ok(Expect::At(revision)),
                 Some(revision) => Err(Problem::precondition(format!(
-                    "if-match: key {key:?} is at revision {revision}"
+                    "if-match: {subject} is at revision {revision}"
                 ))),
                 None => Err(Problem::precondition(format!(
-                    "if-match: there is no key {key:?}"
+                    "if-match: there is no {subject}"
                 ))),
             }
         }
@@ -307,14 +216,22 @@ fn condition(headers: &HeaderMap, bucket: &Bucket, key: &str) -> Result<Expect, 
     }
 }
 
+/// What these fields require of a bucket as a whole, for writes of many keys: its revision, that it holds a key (`*`), or
+/// that it holds none (`If-None-Match: *`).
+pub(super) fn bucket_condition(headers: &HeaderMap, bucket: &Bucket) -> Result<Expect, Problem> {
+    let subject = format!("bucket {:?}", bucket.config().name);
+    condition(headers, &subject, Some(bucket.revision()))
+}
+
 /// A refused batch as a response.
 pub(super) fn commit_problem(error: CommitError) -> Problem {
     let detail = error.to_string();
     match error {
         CommitError::Invalid { .. } => Problem::invalid("invalid-value", detail),
-        CommitError::Conflict { .. } | CommitError::Changed { .. } | CommitError::Marked { .. } => {
-            Problem::precondition(detail)
-        }
+        CommitError::Conflict { .. }
+        | CommitError::BucketConflict { .. }
+        | CommitError::Changed { .. }
+        | CommitError::Marked { .. } => Problem::precondition(detail),
         CommitError::Quota { .. } => {
             Problem::new(StatusCode::INSUFFICIENT_STORAGE, "quota", detail)
         }
@@ -334,7 +251,27 @@ pub(super) fn value_json(value: &Value) -> serde_json::Value {
 }
 
 fn entry_json(key: &str, entry: &Entry) -> serde_json::Value {
-    json!({ "key": key, "value": value_json(&entry.value), "revision": entry.revision })
+    let mut json =
+        json!({ "key": key, "value": value_json(&entry.value), "revision": entry.revision });
+    if let Some(deadline) = entry.deadline {
+        json["expires_at"] = expires_json(deadline);
+    }
+    json
+}
+
+/// When an entry ends, as text of RFC 3339.
+fn expires_json(deadline: Deadline) -> serde_json::Value {
+    expires_text(deadline).map_or(serde_json::Value::Null, Into::into)
+}
+
+/// None for a time that has no such text, thousands of years away.
+fn expires_text(deadline: Deadline) -> Option<String> {
+    let time = Timestamp::from_millisecond(deadline.millis().try_into().ok()?).ok()?;
+    Some(format!("{time:.3}"))
+}
+
+fn bucket_and_entry<'s>(snapshot: &'s Snapshot, id: BucketId, key: &str) -> Option<&'s Entry> {
+    snapshot.bucket(id)?.get(key)
 }
 
 #[cfg(test)]

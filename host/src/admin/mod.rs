@@ -22,6 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
 use tracing_appender::non_blocking::ErrorCounter;
 
 pub mod auth;
@@ -129,7 +130,7 @@ pub struct State {
 }
 
 /// What only the admin API keeps.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Own {
     /// Deploys by result, for metrics.
     swaps: Swaps,
@@ -137,6 +138,25 @@ pub struct Own {
     deploying: plugins::Deploying,
     /// Held from the check of a config's `If-Match` to the end of its apply.
     configuring: tokio::sync::Mutex<()>,
+    /// One for each client that may watch a bucket at a time.
+    watches: Arc<Semaphore>,
+    /// Set when the API stops, for answers that do not end by themselves.
+    stopping: watch::Sender<bool>,
+}
+
+/// Clients that watch at a time: fewer than there are connections, so that others are served beside them.
+const WATCHES_MAX: usize = 128;
+
+impl Default for Own {
+    fn default() -> Self {
+        Self {
+            swaps: Swaps::default(),
+            deploying: plugins::Deploying::default(),
+            configuring: tokio::sync::Mutex::default(),
+            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            stopping: watch::Sender::new(false),
+        }
+    }
 }
 
 /// What the endpoints of the store work on: they need nothing else of the process.
@@ -144,6 +164,8 @@ pub struct Own {
 struct Data {
     store: Store,
     body_bytes_max: usize,
+    watches: Arc<Semaphore>,
+    stopping: watch::Receiver<bool>,
 }
 
 impl FromRef<State> for Data {
@@ -151,6 +173,8 @@ impl FromRef<State> for Data {
         Self {
             store: state.store.clone(),
             body_bytes_max: state.config.body_bytes_max,
+            watches: state.own.watches.clone(),
+            stopping: state.own.stopping.subscribe(),
         }
     }
 }
@@ -164,6 +188,11 @@ pub async fn serve(
     listener: Bound,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    let own = state.own.clone();
+    let stop = async move {
+        stop.await;
+        own.stopping.send_replace(true);
+    };
     serve::run(router(state), listener, stop).await
 }
 
@@ -211,6 +240,7 @@ where
             "/v1/kv/{bucket}/{*key}",
             get(kv::get)
                 .put(kv::put)
+                .patch(kv::patch)
                 .delete(kv::delete)
                 .post(transfer::post),
         )

@@ -152,7 +152,7 @@ fn decoded(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{BucketId, Expect, Write};
+    use crate::store::{BucketId, Write};
 
     fn token(prefix: &str) -> LimitedToken {
         LimitedToken {
@@ -236,12 +236,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_within_the_prefix_whole_or_not_at_all() {
-        let write = |key: &str| Write {
-            bucket: BucketId(1),
-            key: key.into(),
-            value: None,
-            expect: Expect::Any,
-        };
+        let write = |key: &str| Write::delete(BucketId(1), key);
         let batch = |keys: &[&str], replace: bool| WriteBatch {
             writes: keys.iter().map(|key| write(key)).collect(),
             replace: if replace {

@@ -41,18 +41,20 @@ PUT    /v1/plugins/{name}/shadow    begin: version, sample; or a component with 
 DELETE /v1/plugins/{name}/shadow    end
 GET    /v1/kv                       buckets
 GET    /v1/kv/{bucket}              page of keys: prefix, limit, cursor; format=ndjson exports
+GET    /v1/kv/{bucket}?watch        changes as they happen: prefix, since, heartbeat; Last-Event-ID
 GET    /v1/kv/{bucket}/{key}        value; If-None-Match
-PUT    /v1/kv/{bucket}/{key}        set; If-Match, If-None-Match: *
+PUT    /v1/kv/{bucket}/{key}        set: ttl; If-Match, If-None-Match: *
+PATCH  /v1/kv/{bucket}/{key}        count or renew: increment, ttl; If-Match, If-None-Match: *
 DELETE /v1/kv/{bucket}/{key}        delete; If-Match
-POST   /v1/kv/{bucket}/batch        sets and deletes, all or none
-POST   /v1/kv/{bucket}/import       lines of JSON or text, all or none
+POST   /v1/kv/{bucket}/batch        sets, deletes, increments, all or none; If-Match, If-None-Match: *
+POST   /v1/kv/{bucket}/import       lines of JSON or text, all or none; If-Match, If-None-Match: *
 GET    /v1/streams                  open streams: key, upstream, route, plugin, version, client, older_than, limit
 DELETE /v1/streams/{id}             close one: code, reason
 POST   /v1/streams/drain            close those that match, spread over a time
 GET    /v1/streams/drain[/{id}]     how far drains are
 DELETE /v1/streams/drain/{id}       close no more of them
 GET    /id/{id}/mappings            a bucket as Caddy shows a map
-PATCH  /id/{id}/mappings            replace it as Caddy does, closing nothing
+PATCH  /id/{id}/mappings            replace it as Caddy does, closing nothing; If-Match
 
 Changes take ?dry_run=true. Errors are application/problem+json.
 ";

@@ -21,6 +21,8 @@ fn open_gate() -> auth::Gate {
 struct Api {
     router: Router,
     store: Store,
+    /// Ends watches.
+    stop: watch::Sender<bool>,
     _dir: tempfile::TempDir,
 }
 
@@ -76,13 +78,17 @@ impl Api {
             BucketConfig::new("notes", BackendKind::Memory, ValueKind::Bytes),
         ];
         let store = Store::open(&buckets, dir.path()).unwrap();
+        let stop = watch::Sender::new(false);
         let data = Data {
             store: store.clone(),
             body_bytes_max: 10_000,
+            watches: Arc::new(Semaphore::new(2)),
+            stopping: stop.subscribe(),
         };
         Self {
             router: guarded(data_routes(), open_gate()).with_state(data),
             store,
+            stop,
             _dir: dir,
         }
     }
@@ -326,4 +332,36 @@ async fn buckets_are_listed_with_their_sizes() {
     assert_eq!(listed["buckets"][1]["name"], "upstreams");
     assert_eq!(listed["buckets"][1]["keys"], 1);
     assert_eq!(listed["buckets"][1]["values"], "endpoint");
+}
+
+#[tokio::test]
+async fn watches_are_bounded_and_end_with_the_api() {
+    let api = Api::new();
+    let watch = async || {
+        let request = request("GET /v1/kv/notes?watch", &[], "");
+        let service = TowerToHyperService::new(api.router.clone());
+        service.call(request).await.unwrap()
+    };
+    let first = watch().await;
+    let mut second = watch().await.into_body();
+    let refused = watch().await;
+    assert_eq!(
+        (first.status(), refused.status()),
+        (StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE)
+    );
+    // A client that goes away leaves its place.
+    drop(first);
+    let mut third = loop {
+        let again = watch().await;
+        match again.status() {
+            StatusCode::OK => break again.into_body(),
+            _ => tokio::task::yield_now().await,
+        }
+    };
+    api.stop.send_replace(true);
+    for body in [&mut second, &mut third] {
+        while let Some(frame) = body.frame().await {
+            frame.unwrap();
+        }
+    }
 }

@@ -7,7 +7,7 @@ mod import;
 
 use super::Data;
 use super::input::{Actor, Path, Query, audit, read_body};
-use super::kv::{commit_problem, find};
+use super::kv::{bucket_condition, commit_problem, find};
 use super::problem::Problem;
 use super::rights::Caller;
 use crate::store::{CommitError, Committed, Store, WriteBatch};
@@ -45,10 +45,11 @@ pub(super) async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (bucket, kind) = {
+    let (bucket, kind, expect) = {
         let snapshot = data.store.snapshot();
         let (id, bucket) = find(&snapshot, &name)?;
-        (id, bucket.config().values)
+        let expect = bucket_condition(&headers, bucket)?;
+        (id, bucket.config().values, expect)
     };
     let format = match action.as_str() {
         "batch" => None,
@@ -70,6 +71,7 @@ pub(super) async fn post(
     .await?;
     let mut batch = parsed?;
     batch.dry_run = query.dry_run;
+    batch.expect = vec![(bucket, expect)];
     if query.replace {
         batch.replace = vec![bucket];
     }
@@ -105,12 +107,12 @@ fn post_on_key(bucket: &str, key: &str) -> Problem {
         StatusCode::METHOD_NOT_ALLOWED,
         "method-not-allowed",
         format!(
-            "POST is not allowed on \"/v1/kv/{bucket}/{key}\": expected PUT, or POST on batch or import"
+            "POST is not allowed on \"/v1/kv/{bucket}/{key}\": expected PUT or PATCH, or POST on batch or import"
         ),
     )
     .with_header(
         header::ALLOW,
-        HeaderValue::from_static("GET,HEAD,PUT,DELETE"),
+        HeaderValue::from_static("GET,HEAD,PUT,PATCH,DELETE"),
     )
 }
 
@@ -136,10 +138,13 @@ pub(super) async fn commit(
 }
 
 fn outcome(committed: &Committed) -> &'static str {
-    if committed.created + committed.updated + committed.deleted == 0 {
-        "unchanged"
-    } else {
-        "changed"
+    match (
+        committed.created + committed.updated + committed.deleted,
+        committed.touched,
+    ) {
+        (0, 0) => "unchanged",
+        (0, _) => "touched",
+        _ => "changed",
     }
 }
 
@@ -150,6 +155,7 @@ fn committed_json(committed: Committed, dry_run: bool) -> serde_json::Value {
         "created": committed.created,
         "updated": committed.updated,
         "deleted": committed.deleted,
+        "touched": committed.touched,
         "unchanged": committed.unchanged,
     });
     if dry_run {

@@ -226,8 +226,12 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub(crate) async fn stream(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
-        let open = self.open(Method::GET, path, &[], http_body_util::Empty::new());
+    pub(crate) async fn stream(
+        &self,
+        path: &str,
+        headers: &[(HeaderName, String)],
+    ) -> Result<Response<Incoming>, ClientError> {
+        let open = self.open(Method::GET, path, headers, http_body_util::Empty::new());
         match tokio::time::timeout(ANSWER_TIMEOUT, open).await {
             Ok(result) => result,
             Err(_) => Err(self.broken(format!("no answer within {ANSWER_TIMEOUT:?}"))),

@@ -19,7 +19,7 @@ use super::record::Record;
 use super::report::{DeployError, Deployed};
 use super::slot::{Stage, Turn};
 use super::{Generation, PluginSlot, compile};
-use crate::store::{CommitError, Hold, Snapshot, Store, WriteBatch};
+use crate::store::{Action, CommitError, Hold, Snapshot, Store, WriteBatch};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -308,14 +308,16 @@ fn wish(state: &mut HostState, snapshot: &Snapshot) -> Wish {
     batch.conditions = survey.conditions(snapshot);
     let (mut written, mut deleted) = (0, 0);
     batch.writes.retain(|write| {
-        let known = snapshot
-            .bucket(write.bucket)
-            .and_then(|bucket| bucket.get(&write.key))
-            .map(|entry| entry.value.to_bytes());
-        match (known.as_deref(), write.value.as_deref()) {
-            (known, wanted) if known == wanted => return false,
-            (_, Some(_)) => written += 1,
-            (_, None) => deleted += 1,
+        let bucket = snapshot.bucket(write.bucket);
+        let known = bucket.and_then(|bucket| bucket.get(&write.key));
+        let known = known.map(|entry| entry.value.to_bytes());
+        match (&write.action, known) {
+            (Action::Delete, None) => return false,
+            (Action::Put { value, ttl: None }, Some(known)) if **value == *known => return false,
+            (Action::Delete, Some(_)) => deleted += 1,
+            (Action::Put { .. } | Action::Touch { .. } | Action::Increment { .. }, _) => {
+                written += 1
+            }
         }
         true
     });

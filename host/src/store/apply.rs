@@ -2,49 +2,87 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ahash::RandomState;
 
 use super::backend::Change;
-use super::batch::{CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key};
+use super::batch::{
+    Action, CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key,
+};
+use super::clock::{Deadline, check_ttl, deadline_after};
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::Record;
 use super::{BucketId, Revision, Value};
 
-/// What each key of the batch is to become: its last write wins.
-type Wanted<'a> = HashMap<(BucketId, &'a str), Option<Value>, RandomState>;
+/// What a key is to become: a value and when it ends, or nothing.
+type Content = Option<(Value, Option<Deadline>)>;
 
-/// Applies a batch to `snapshot` and appends what has to be made durable to `changes`; after an error, and after a dry
-/// run, both are as they were.
+/// What each key of the batch is to become, after all of its writes.
+struct Wanted<'a> {
+    keys: HashMap<(BucketId, &'a str), Content, RandomState>,
+    /// What the last increment came to.
+    number: Option<i64>,
+}
+
+/// An entry before and after.
+type Planned = (BucketId, Option<Arc<Record>>, Option<Arc<Record>>);
+
+/// Applies a batch to `snapshot` at the time `now` and appends what has to be made durable to `changes`; after an error,
+/// and after a dry run, both are as they were.
 pub(super) fn apply(
     snapshot: &mut Snapshot,
     batch: &WriteBatch,
+    now: u64,
     changes: &mut Vec<Change>,
 ) -> Result<Committed, CommitError> {
-    let wanted = check(snapshot, batch)?;
+    let wanted = check(snapshot, batch, now)?;
     let revision = Revision(snapshot.revision.0 + 1);
     let mut committed = Committed {
         revision: snapshot.revision,
         created: 0,
         updated: 0,
+        touched: 0,
         deleted: 0,
         unchanged: 0,
+        entry: None,
+        number: wanted.number,
     };
     let mut planned = Vec::new();
-    for (&(id, key), value) in &wanted {
+    for (&(id, key), content) in &wanted.keys {
         let before = bucket(snapshot, id)?.table.get(key);
-        if before.map(|record| &record.entry.value) == value.as_ref() {
-            committed.unchanged += 1;
-            continue;
-        }
-        match (before, value) {
-            (None, _) => committed.created += 1,
-            (Some(_), Some(_)) => committed.updated += 1,
-            (Some(_), None) => committed.deleted += 1,
-        }
-        let after = value
-            .clone()
-            .map(|value| Record::new(key, Entry { value, revision }));
+        let entry = |(value, deadline): &(Value, Option<Deadline>), revision| Entry {
+            value: value.clone(),
+            revision,
+            deadline: *deadline,
+        };
+        let after = match (before, content) {
+            (None, None) => {
+                committed.unchanged += 1;
+                continue;
+            }
+            (Some(before), Some(content)) if before.entry.value == content.0 => {
+                if before.entry.deadline == content.1 {
+                    committed.unchanged += 1;
+                    continue;
+                }
+                committed.touched += 1;
+                Some(entry(content, before.entry.revision))
+            }
+            (Some(_), Some(content)) => {
+                committed.updated += 1;
+                Some(entry(content, revision))
+            }
+            (None, Some(content)) => {
+                committed.created += 1;
+                Some(entry(content, revision))
+            }
+            (Some(_), None) => {
+                committed.deleted += 1;
+                None
+            }
+        };
+        let after = after.map(|entry| Record::new(key, entry));
         planned.push((id, before.cloned(), after));
     }
     let mut replaced = batch.replace.clone();
@@ -52,20 +90,46 @@ pub(super) fn apply(
     replaced.dedup();
     for id in replaced {
         for record in bucket(snapshot, id)?.table.iter() {
-            if !wanted.contains_key(&(id, record.key())) {
+            if !wanted.keys.contains_key(&(id, record.key())) {
                 committed.deleted += 1;
                 planned.push((id, Some(Arc::clone(record)), None));
             }
         }
     }
     check_quotas(snapshot, &planned)?;
-    if planned.is_empty() {
-        return Ok(committed);
+    if committed.created + committed.updated + committed.deleted > 0 {
+        committed.revision = revision;
     }
-    committed.revision = revision;
     if batch.dry_run {
         return Ok(committed);
     }
+    execute(snapshot, committed.revision, planned, false, changes);
+    committed.entry = batch
+        .writes
+        .last()
+        .and_then(|write| Some(snapshot.bucket(write.bucket)?.get(&write.key)?.revision));
+    Ok(committed)
+}
+
+/// Deletes entries that have ended, under one revision.
+pub(super) fn expire(
+    snapshot: &mut Snapshot,
+    ended: Vec<(BucketId, Arc<Record>)>,
+    changes: &mut Vec<Change>,
+) {
+    let revision = Revision(snapshot.revision.0 + 1);
+    let planned = ended.into_iter();
+    let planned = planned.map(|(id, record)| (id, Some(record), None));
+    execute(snapshot, revision, planned.collect(), true, changes);
+}
+
+fn execute(
+    snapshot: &mut Snapshot,
+    revision: Revision,
+    planned: Vec<Planned>,
+    expired: bool,
+    changes: &mut Vec<Change>,
+) {
     snapshot.revision = revision;
     for (id, before, after) in planned {
         let bucket = &mut snapshot.buckets[id.0 as usize];
@@ -74,20 +138,29 @@ pub(super) fn apply(
             (Some(record), None) => bucket.table.remove(record.key()),
             (None, None) => {}
         }
-        changes.push(Change {
+        let mut change = Change {
             bucket: Arc::clone(&bucket.config),
+            id,
             before,
             after,
             bucket_before: bucket.revision,
-            bucket_after: revision,
-        });
-        bucket.revision = revision;
+            bucket_after: bucket.revision,
+            expired,
+        };
+        if !change.is_touch() {
+            change.bucket_after = revision;
+            bucket.revision = revision;
+        }
+        changes.push(change);
     }
-    Ok(committed)
 }
 
 /// Checks every write by itself and its expectation, all against the snapshot as it is.
-fn check<'a>(snapshot: &Snapshot, batch: &'a WriteBatch) -> Result<Wanted<'a>, CommitError> {
+fn check<'a>(
+    snapshot: &Snapshot,
+    batch: &'a WriteBatch,
+    now: u64,
+) -> Result<Wanted<'a>, CommitError> {
     for &id in &batch.replace {
         bucket(snapshot, id)?;
     }
@@ -95,7 +168,13 @@ fn check<'a>(snapshot: &Snapshot, batch: &'a WriteBatch) -> Result<Wanted<'a>, C
         .conditions
         .iter()
         .try_for_each(|condition| check_condition(snapshot, condition))?;
-    let mut wanted = Wanted::with_capacity_and_hasher(batch.writes.len(), RandomState::new());
+    for &(id, expect) in &batch.expect {
+        check_bucket(bucket(snapshot, id)?, expect)?;
+    }
+    let mut wanted = Wanted {
+        keys: HashMap::with_capacity_and_hasher(batch.writes.len(), RandomState::new()),
+        number: None,
+    };
     for write in &batch.writes {
         let bucket = bucket(snapshot, write.bucket)?;
         let invalid = |reason: String| CommitError::Invalid {
@@ -104,14 +183,45 @@ fn check<'a>(snapshot: &Snapshot, batch: &'a WriteBatch) -> Result<Wanted<'a>, C
             reason,
         };
         check_key(&write.key).map_err(invalid)?;
-        let value = match &write.value {
-            Some(bytes) => {
-                Some(Value::parse(bucket.config.values, bytes).map_err(|error| invalid(error.0))?)
-            }
-            None => None,
-        };
         check_expectation(bucket, write)?;
-        wanted.insert((write.bucket, &write.key), value);
+        let ends = |ttl: Option<Duration>| match ttl {
+            Some(ttl) => check_ttl(ttl)
+                .map(|()| deadline_after(now, ttl))
+                .map_err(invalid),
+            None => Ok(None),
+        };
+        let at = (write.bucket, &*write.key);
+        let current = || match wanted.keys.get(&at) {
+            Some(earlier) => earlier.clone(),
+            None if batch.replace.contains(&write.bucket) => None,
+            None => {
+                let entry = bucket.get(&write.key)?;
+                Some((entry.value.clone(), entry.deadline))
+            }
+        };
+        let content = match &write.action {
+            Action::Put { value, ttl } => {
+                let value = Value::parse(bucket.config.values, value);
+                Some((value.map_err(|error| invalid(error.0))?, ends(*ttl)?))
+            }
+            Action::Delete => None,
+            Action::Touch { ttl } => match current() {
+                Some((value, _)) => Some((value, ends(*ttl)?)),
+                None => return Err(conflict(bucket, write, None)),
+            },
+            Action::Increment { by, ttl } => {
+                let (known, deadline) = match current() {
+                    Some((value, deadline)) => (Some(value), deadline),
+                    None => (None, ends(*ttl)?),
+                };
+                let kind = bucket.config.values;
+                let (number, value) = Value::increment(kind, known.as_ref(), *by)
+                    .map_err(|error| invalid(error.0))?;
+                wanted.number = Some(number);
+                Some((value, deadline))
+            }
+        };
+        wanted.keys.insert(at, content);
     }
     Ok(wanted)
 }
@@ -139,6 +249,14 @@ fn check_condition(snapshot: &Snapshot, condition: &Condition) -> Result<(), Com
     Ok(())
 }
 
+fn conflict(bucket: &Bucket, write: &Write, found: Option<Revision>) -> CommitError {
+    CommitError::Conflict {
+        bucket: bucket.config.name.clone(),
+        key: write.key.to_string(),
+        found,
+    }
+}
+
 fn check_expectation(bucket: &Bucket, write: &Write) -> Result<(), CommitError> {
     if write.expect == Expect::Any {
         return Ok(());
@@ -153,10 +271,23 @@ fn check_expectation(bucket: &Bucket, write: &Write) -> Result<(), CommitError> 
     if holds {
         return Ok(());
     }
-    Err(CommitError::Conflict {
+    Err(conflict(bucket, write, found))
+}
+
+fn check_bucket(bucket: &Bucket, expect: Expect) -> Result<(), CommitError> {
+    let holds = match expect {
+        Expect::Any => true,
+        Expect::Absent => bucket.is_empty(),
+        Expect::Present => !bucket.is_empty(),
+        Expect::At(revision) => bucket.revision == revision,
+    };
+    if holds {
+        return Ok(());
+    }
+    Err(CommitError::BucketConflict {
         bucket: bucket.config.name.clone(),
-        key: write.key.to_string(),
-        found,
+        empty: bucket.is_empty() && expect == Expect::Present,
+        found: bucket.revision,
     })
 }
 
@@ -170,8 +301,6 @@ fn bucket(snapshot: &Snapshot, id: BucketId) -> Result<&Bucket, CommitError> {
         .filter(takes_writes)
         .ok_or(CommitError::NoSuchBucket)
 }
-
-type Planned = (BucketId, Option<Arc<Record>>, Option<Arc<Record>>);
 
 /// A bucket may exceed a limit only by having it lowered: then it may shrink, but not grow.
 fn check_quotas(snapshot: &Snapshot, planned: &[Planned]) -> Result<(), CommitError> {

@@ -1,5 +1,7 @@
 //! What can be written, and how a write is refused.
 
+use std::time::Duration;
+
 use super::bucket::KEY_BYTES_MAX;
 use super::value::shown;
 use super::{BucketId, Revision};
@@ -19,6 +21,32 @@ pub enum Expect {
     At(Revision),
 }
 
+/// What a write does to the entry of its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Gives it a value, whether or not it was there.
+    Put {
+        /// The value as text or bytes, checked against the bucket's kind.
+        value: Box<[u8]>,
+        /// How long it lives; without one until it is deleted, even if it had a deadline before.
+        ttl: Option<Duration>,
+    },
+    /// Deletes it; fine if it was not there.
+    Delete,
+    /// Renews it: its deadline changes, its value and its revision stay. It has to be there.
+    Touch {
+        /// How long it lives from now; without one until it is deleted.
+        ttl: Option<Duration>,
+    },
+    /// Adds to the decimal number that it is; one that is not there is 0. Its deadline stays.
+    Increment {
+        /// How much, negative to count down.
+        by: i64,
+        /// How long the entry lives if this makes it.
+        ttl: Option<Duration>,
+    },
+}
+
 /// One write of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
@@ -26,22 +54,53 @@ pub struct Write {
     pub bucket: BucketId,
     /// The key.
     pub key: Box<str>,
-    /// The new value as text or bytes, checked against the bucket's kind; none deletes.
-    pub value: Option<Box<[u8]>>,
+    /// What becomes of the entry.
+    pub action: Action,
     /// Checked before anything of the batch is applied.
     pub expect: Expect,
+}
+
+impl Write {
+    /// A write that requires nothing.
+    pub fn new(bucket: BucketId, key: impl Into<Box<str>>, action: Action) -> Self {
+        Self {
+            bucket,
+            key: key.into(),
+            action,
+            expect: Expect::Any,
+        }
+    }
+
+    /// Puts a value that stays, whatever there was.
+    pub fn put(bucket: BucketId, key: impl Into<Box<str>>, value: impl Into<Box<[u8]>>) -> Self {
+        let value = value.into();
+        Self::new(bucket, key, Action::Put { value, ttl: None })
+    }
+
+    /// Deletes, whatever there was.
+    pub fn delete(bucket: BucketId, key: impl Into<Box<str>>) -> Self {
+        Self::new(bucket, key, Action::Delete)
+    }
+
+    /// The same with a requirement.
+    pub fn expecting(self, expect: Expect) -> Self {
+        Self { expect, ..self }
+    }
 }
 
 /// Writes applied all or none, under one revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WriteBatch {
-    /// Applied in order; a later write of the same key wins.
+    /// Applied in order: a later write of a key finds what an earlier one left.
     pub writes: Vec<Write>,
     /// Buckets emptied first: with the writes, that makes a batch the whole content of a bucket. Keys written again
     /// with an equal value keep their revision.
     pub replace: Vec<BucketId>,
     /// What has to hold beside what the writes expect, checked with them.
     pub conditions: Vec<Condition>,
+    /// Buckets and what has to be so of each as a whole: that it holds no key, that it holds one, or that it was last
+    /// changed at a revision.
+    pub expect: Vec<(BucketId, Expect)>,
     /// Check only: what would be the result, without applying it.
     pub dry_run: bool,
 }
@@ -64,10 +123,16 @@ pub struct Committed {
     pub created: u64,
     /// Entries whose value changed.
     pub updated: u64,
+    /// Entries whose deadline changed and nothing else.
+    pub touched: u64,
     /// Entries deleted.
     pub deleted: u64,
-    /// Writes that were equal to what was there.
+    /// Keys left as they were.
     pub unchanged: u64,
+    /// The revision of the entry that the last write is about, if it is there now.
+    pub entry: Option<Revision>,
+    /// What the last increment came to.
+    pub number: Option<i64>,
 }
 
 /// Why a batch was refused; nothing of it was applied.
@@ -92,6 +157,16 @@ pub enum CommitError {
         key: String,
         /// The entry's revision.
         found: Option<Revision>,
+    },
+    /// What was expected of a bucket as a whole did not hold.
+    #[error("bucket {bucket:?}: {}", if *empty { "it holds no key".into() } else { format!("it is at revision {found}") })]
+    BucketConflict {
+        /// Its name.
+        bucket: String,
+        /// Whether it holds no key.
+        empty: bool,
+        /// The revision of its last change.
+        found: Revision,
     },
     /// A limit of the bucket.
     #[error("bucket {bucket:?}: {reason}")]

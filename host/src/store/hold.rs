@@ -69,7 +69,7 @@ impl Hold {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{BackendKind, BucketConfig, Expect, ValueKind, Write};
+    use crate::store::{BackendKind, BucketConfig, ValueKind, Write};
     use std::path::Path;
 
     fn store() -> (Store, impl Fn(&str) -> WriteBatch) {
@@ -77,12 +77,7 @@ mod tests {
         let store = Store::open(&[config], Path::new("")).expect("a store");
         let bucket = store.snapshot().bucket_id("notes").expect("a bucket");
         let put = move |key: &str| WriteBatch {
-            writes: vec![Write {
-                bucket,
-                key: key.into(),
-                value: Some((*b"x").into()),
-                expect: Expect::Any,
-            }],
+            writes: vec![Write::put(bucket, key, *b"x")],
             ..WriteBatch::default()
         };
         (store, put)

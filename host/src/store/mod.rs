@@ -11,27 +11,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, TryAcquireError, oneshot, watch};
+use tokio::sync::{Semaphore, TryAcquireError, oneshot};
 
 mod apply;
+mod arrive;
 pub mod backend;
 pub mod batch;
 pub mod bucket;
+mod clock;
+mod expiry;
 mod hold;
+pub mod log;
 pub mod snapshot;
 mod table;
 #[cfg(test)]
 mod tests;
 pub mod value;
+pub mod watch;
 mod writer;
 
-pub use batch::{CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key};
+pub use batch::{Action, CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key};
 pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
+pub use clock::{Deadline, check_ttl};
 pub use hold::Hold;
 pub use snapshot::{Bucket, Entry, Page, Snapshot};
 pub use value::{Target, Value, ValueError};
+pub use watch::{Position, Watch, WatchError};
 
 use backend::Backends;
+use clock::Clock;
+use log::Log;
 use writer::{Command, Pending, Writer};
 
 /// Most batches that wait for the writer; whoever commits more waits for a place.
@@ -75,7 +84,10 @@ struct Inner {
     places: Arc<Semaphore>,
     /// The same for those that nobody waits for: these can never crowd out the others.
     submitted: Arc<Semaphore>,
-    published: watch::Receiver<Revision>,
+    published: tokio::sync::watch::Receiver<Revision>,
+    log: Arc<Log>,
+    /// A mark of this process, which its memory buckets do not outlive.
+    life: u32,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -138,7 +150,7 @@ impl Store {
     /// # Errors
     /// If the file cannot be created, is in use by another process, or is corrupt: the message says which.
     pub fn open(buckets: &[BucketConfig], dir: &Path) -> Result<Store, OpenError> {
-        Self::with_backends(buckets, Backends::new(dir))
+        Self::with_backends(buckets, Backends::new(dir), Clock::system())
     }
 
     /// Empty buckets of the same names and kinds of values, in memory only: for trying out what is to use them.
@@ -155,18 +167,24 @@ impl Store {
         Self::open(&buckets, Path::new(""))
     }
 
-    fn with_backends(buckets: &[BucketConfig], mut backends: Backends) -> Result<Store, OpenError> {
-        let empty = Snapshot {
-            revision: Revision::default(),
-            buckets: Vec::new(),
-            names: Arc::default(),
-            marks: None,
-        };
-        let first = writer::configure(&empty, buckets, &mut backends)?;
-        let newest = Arc::new(ArcSwap::from_pointee(first));
+    fn with_backends(
+        buckets: &[BucketConfig],
+        mut backends: Backends,
+        clock: Clock,
+    ) -> Result<Store, OpenError> {
         let (commands, queue) = channel();
-        let (publish, published) = watch::channel(Revision::default());
-        let writer = Writer::new(Arc::clone(&newest), backends, publish);
+        backends.wake(commands.clone());
+        let first = writer::configure(&Snapshot::empty(), buckets, &mut backends)?;
+        let newest = Arc::new(ArcSwap::from_pointee(first));
+        let (publish, published) = tokio::sync::watch::channel(Revision::default());
+        let log = Arc::new(Log::default());
+        let writer = Writer::new(
+            Arc::clone(&newest),
+            backends,
+            clock,
+            Arc::clone(&log),
+            publish,
+        );
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&queue))
@@ -178,6 +196,8 @@ impl Store {
                 places: Arc::new(Semaphore::new(QUEUE_BATCHES_MAX)),
                 submitted: Arc::new(Semaphore::new(SUBMITTED_BATCHES_MAX)),
                 published,
+                log,
+                life: ahash::RandomState::new().hash_one(0) as u32,
                 writer: Mutex::new(Some(thread)),
             }),
         })
@@ -208,8 +228,24 @@ impl Store {
 
     /// Tells of each new state, after it can be read; of the last only, if there were several. Ends when the store is
     /// closed.
-    pub fn changes(&self) -> watch::Receiver<Revision> {
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<Revision> {
         self.inner.published.clone()
+    }
+
+    /// Watches a bucket: every change after `since`, or after now.
+    ///
+    /// # Errors
+    /// [`WatchError`]: above all if changes after `since` are no longer kept.
+    pub fn watch(&self, bucket: BucketId, since: Option<Position>) -> Result<Watch, WatchError> {
+        let inner = &self.inner;
+        Watch::new(
+            Arc::clone(&inner.newest),
+            Arc::clone(&inner.log),
+            inner.published.clone(),
+            inner.life,
+            bucket,
+            since,
+        )
     }
 
     /// A reader for one thread: one atomic load when nothing changed.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use super::table::{Record, Table};
-use super::{BucketConfig, BucketId, Revision, Value};
+use super::{BucketConfig, BucketId, Deadline, Revision, Value};
 
 /// All buckets at one revision.
 #[derive(Clone)]
@@ -25,6 +25,8 @@ pub struct Entry {
     pub value: Value,
     /// When it was last changed.
     pub revision: Revision,
+    /// When it ends, if it does.
+    pub deadline: Option<Deadline>,
 }
 
 /// Some keys of a bucket in byte order.

@@ -9,7 +9,11 @@ use super::batch::check_key;
 use super::*;
 
 mod changes;
+mod deadlines;
+mod fleet;
 mod model;
+mod table;
+mod watching;
 
 fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
@@ -31,11 +35,9 @@ fn id(store: &Store, name: &str) -> BucketId {
 }
 
 fn write(bucket: BucketId, key: &str, value: Option<&str>) -> Write {
-    Write {
-        bucket,
-        key: key.into(),
-        value: value.map(|value| value.as_bytes().into()),
-        expect: Expect::Any,
+    match value {
+        Some(value) => Write::put(bucket, key, value.as_bytes()),
+        None => Write::delete(bucket, key),
     }
 }
 
@@ -438,7 +440,8 @@ fn a_write_that_the_disk_refuses_is_not_published_and_the_next_is_tried() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());
     let backends = Backends::with_embedded(faulty(dir.path(), Arc::clone(&faults)));
-    let store = Store::with_backends(&[embedded("e"), memory("m")], backends).unwrap();
+    let store =
+        Store::with_backends(&[embedded("e"), memory("m")], backends, Clock::system()).unwrap();
     let (e, m) = (id(&store, "e"), id(&store, "m"));
     wait(store.commit(put(e, "a", "1"))).unwrap();
 
@@ -476,31 +479,4 @@ fn a_write_that_the_disk_refuses_is_not_published_and_the_next_is_tried() {
         "a refused write came back"
     );
     assert_eq!(store.snapshot().revision(), revision);
-}
-
-// Table
-
-#[test]
-fn a_table_gives_its_branches_back_when_emptied() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = opened(&[memory("m")], dir.path());
-    let m = id(&store, "m");
-    let writes = |value: Option<&str>| {
-        batch(
-            (0..50_000)
-                .map(|key| write(m, &format!("agent-{key}"), value))
-                .collect(),
-        )
-    };
-    assert_eq!(
-        wait(store.commit(writes(Some("x")))).unwrap().created,
-        50_000
-    );
-    assert_eq!(store.snapshot().bucket(m).unwrap().len(), 50_000);
-    assert_eq!(wait(store.commit(writes(None))).unwrap().deleted, 50_000);
-    let snapshot = store.snapshot();
-    let bucket = snapshot.bucket(m).unwrap();
-    assert_eq!((bucket.len(), bucket.bytes()), (0, 0));
-    assert_eq!(bucket.sorted(), []);
-    assert!(bucket.get("agent-1").is_none());
 }

@@ -57,11 +57,55 @@ impl Value {
         }
     }
 
+    /// The value after adding `by`: the number, and as it is stored. What is not there counts as 0.
+    ///
+    /// # Errors
+    /// If the bucket holds no numbers, the value is none, or the sum is beyond 64 bits.
+    pub fn increment(
+        kind: ValueKind,
+        value: Option<&Self>,
+        by: i64,
+    ) -> Result<(i64, Self), ValueError> {
+        let bytes = match (kind, value) {
+            (ValueKind::Endpoint, _) | (_, Some(Self::Target(_))) => {
+                return Err(ValueError(
+                    "the bucket holds addresses, expected one of bytes to count in".into(),
+                ));
+            }
+            (_, Some(Self::Bytes(bytes))) => &bytes[..],
+            (_, None) => &b"0"[..],
+        };
+        let number = parse_number(bytes).ok_or_else(|| {
+            ValueError(format!(
+                "value {} cannot be counted up, expected a decimal number from {} to {}",
+                shown(&String::from_utf8_lossy(bytes)),
+                i64::MIN,
+                i64::MAX
+            ))
+        })?;
+        let sum = number.checked_add(by).ok_or_else(|| {
+            ValueError(format!(
+                "{number} and {by} is beyond 64 bits, expected a sum from {} to {}",
+                i64::MIN,
+                i64::MAX
+            ))
+        })?;
+        Ok((sum, Self::Bytes(sum.to_string().into_bytes().into())))
+    }
+
     /// The value as it is stored and sent: the bytes, or the address as text.
     pub fn to_bytes(&self) -> Cow<'_, [u8]> {
         match self {
             Self::Bytes(bytes) => Cow::Borrowed(bytes),
             Self::Target(target) => Cow::Owned(target.to_string().into_bytes()),
+        }
+    }
+
+    /// The same, taken.
+    pub fn into_bytes(self) -> Box<[u8]> {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Target(target) => target.to_string().into_bytes().into(),
         }
     }
 
@@ -174,6 +218,13 @@ pub(crate) fn parse_port(text: &str) -> Option<u16> {
         port = port * 10 + u32::from(digit - b'0');
     }
     u16::try_from(port).ok()
+}
+
+/// A number as one is written: no sign but a minus, no space, no leading zero. So adding 0 changes nothing.
+fn parse_number(bytes: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let number: i64 = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
 }
 
 fn check_name(name: &str) -> Result<(), &'static str> {
@@ -344,6 +395,44 @@ mod tests {
             message.starts_with("\"127.0.0.300\" is not an address: it looks like"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn numbers_are_counted_up_and_down_within_64_bits() {
+        let add = |value: &str, by| {
+            let value = Value::Bytes(value.as_bytes().into());
+            Value::increment(ValueKind::Bytes, Some(&value), by).map(|(number, value)| {
+                assert_eq!(value.text().unwrap(), number.to_string());
+                number
+            })
+        };
+        assert_eq!(add("41", 1), Ok(42));
+        assert_eq!(add("0", -5), Ok(-5));
+        assert_eq!(add("-9223372036854775808", 0), Ok(i64::MIN));
+        let absent = Value::increment(ValueKind::Bytes, None, 3).unwrap();
+        assert_eq!(absent, (3, Value::Bytes(b"3"[..].into())));
+        for bad in [
+            "",
+            " 1",
+            "1 ",
+            "+1",
+            "007",
+            "-0",
+            "1.5",
+            "0x1",
+            "9223372036854775808",
+        ] {
+            let reason = add(bad, 1).unwrap_err().0;
+            assert!(reason.contains("expected a decimal number"), "{reason}");
+        }
+        for (value, by) in [("9223372036854775807", 1), ("-2", i64::MIN)] {
+            let reason = add(value, by).unwrap_err().0;
+            assert!(
+                reason.contains(value) && reason.contains("64 bits"),
+                "{reason}"
+            );
+        }
+        assert!(Value::increment(ValueKind::Endpoint, None, 1).is_err());
     }
 
     #[test]

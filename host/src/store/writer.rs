@@ -1,18 +1,22 @@
 //! The one thread that changes the store: checks batches in order, makes a group of them durable at once, publishes
-//! the state after them, and only then answers.
+//! the state after them, and only then answers. It also deletes what has come to its end, by writes of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
-use super::apply::apply;
-use super::backend::{Backends, Failed};
+use super::apply::{apply, expire};
+use super::arrive::arrive;
+use super::backend::{Backends, Change, Failed, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
+use super::clock::Clock;
+use super::expiry::Deadlines;
+use super::log::Log;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
@@ -21,6 +25,10 @@ use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, Val
 const GROUP_BATCHES_MAX: usize = 256;
 /// A group takes no further batch once it has this many writes.
 const GROUP_WRITES_MAX: usize = 65_536;
+/// Most entries that end in one transaction; others wait for the next.
+const ENDED_MAX: usize = 65_536;
+/// How often a group is tried again after another process has written first.
+const BEHIND_MAX: usize = 64;
 /// How often snapshots that readers still held are looked at again.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
 /// Where marks are kept: no name that a config can give.
@@ -32,6 +40,8 @@ pub(super) enum Command {
     /// Nothing is applied until the next batch comes this way, the other end is dropped, or the time is over.
     Hold(oneshot::Sender<()>, Receiver<Pending>, Duration),
     Reconfigure(Vec<BucketConfig>, oneshot::Sender<Result<(), OpenError>>),
+    /// Other processes have written to a backend.
+    Arrived(Wake),
     Close,
 }
 
@@ -49,6 +59,11 @@ pub(super) struct Pending {
 pub(super) struct Writer {
     newest: Arc<ArcSwap<Snapshot>>,
     backends: Backends,
+    clock: Clock,
+    deadlines: Deadlines,
+    /// No entries are ended before.
+    next_sweep: Instant,
+    log: Arc<Log>,
     /// Old snapshots that a reader may still hold. Kept here so that it is this thread that frees them: what only
     /// they hold can be a whole bucket, too long a work for a thread that serves requests.
     retired: Vec<Arc<Snapshot>>,
@@ -56,15 +71,34 @@ pub(super) struct Writer {
     published: watch::Sender<Revision>,
 }
 
+/// What came of waiting for a command.
+enum Next {
+    Command(Command),
+    /// Nothing within the time.
+    Idle,
+    /// Every handle is gone.
+    Closed,
+}
+
 impl Writer {
     pub(super) fn new(
         newest: Arc<ArcSwap<Snapshot>>,
         backends: Backends,
+        clock: Clock,
+        log: Arc<Log>,
         published: watch::Sender<Revision>,
     ) -> Self {
+        let mut deadlines = Deadlines::default();
+        let first = newest.load_full();
+        deadlines.read(&Snapshot::empty(), &first);
+        log.read(&first);
         Self {
             newest,
             backends,
+            clock,
+            deadlines,
+            next_sweep: Instant::now(),
+            log,
             retired: Vec::new(),
             published,
         }
@@ -73,7 +107,16 @@ impl Writer {
     /// Serves commands until the store closes.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         let mut taken = None;
-        while let Some(command) = taken.take().or_else(|| self.next(commands)) {
+        loop {
+            self.sweep();
+            let command = match taken.take() {
+                Some(command) => command,
+                None => match self.next(commands) {
+                    Next::Command(command) => command,
+                    Next::Idle => continue,
+                    Next::Closed => return,
+                },
+            };
             match command {
                 Command::Commit(first) => {
                     let mut writes = first.batch.writes.len();
@@ -104,36 +147,102 @@ impl Writer {
                     // Whoever no longer waits does not need the answer.
                     let _ = done.send(self.reconfigure(&buckets));
                 }
+                Command::Arrived(wake) => self.follow(wake.take()),
                 Command::Close => return,
             }
         }
     }
 
-    /// Waits for a command, freeing old snapshots meanwhile; none when every handle is gone.
-    fn next(&mut self, commands: &Receiver<Command>) -> Option<Command> {
-        loop {
-            self.free_retired();
-            if self.retired.is_empty() {
-                return commands.recv().ok();
-            }
-            match commands.recv_timeout(RETIRE_INTERVAL) {
-                Ok(command) => return Some(command),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return None,
-            }
+    /// Takes what other processes have written.
+    fn follow(&mut self, backend: BackendKind) {
+        let mut next = Snapshot::clone(&self.newest.load());
+        let mut changes = Vec::new();
+        for arrival in self.backends.arrived(backend) {
+            arrive(&mut next, backend, arrival, &mut changes);
+        }
+        if !changes.is_empty() {
+            self.publish(next, &changes);
         }
     }
 
+    /// Waits for a command, or until there is something else to do. Frees old snapshots first.
+    fn next(&mut self, commands: &Receiver<Command>) -> Next {
+        self.free_retired();
+        let retire = (!self.retired.is_empty()).then_some(RETIRE_INTERVAL);
+        let wait = self.until_sweep().into_iter().chain(retire).min();
+        let Some(wait) = wait else {
+            return commands.recv().map_or(Next::Closed, Next::Command);
+        };
+        match commands.recv_timeout(wait) {
+            Ok(command) => Next::Command(command),
+            Err(RecvTimeoutError::Timeout) => Next::Idle,
+            Err(RecvTimeoutError::Disconnected) => Next::Closed,
+        }
+    }
+
+    /// Until the next entry ends; none if none does.
+    fn until_sweep(&self) -> Option<Duration> {
+        let first = self.deadlines.first(&self.newest.load())?;
+        let ends = Duration::from_millis(first.millis().saturating_sub(self.clock.now()));
+        let allowed = self.next_sweep.saturating_duration_since(Instant::now());
+        Some(ends.max(allowed).min(self.clock.pace().wait_max))
+    }
+
+    /// Deletes entries whose deadline has come. What a backend refuses is there until it takes it.
+    fn sweep(&mut self) {
+        let published = self.newest.load_full();
+        if self.deadlines.first(&published).is_none() || Instant::now() < self.next_sweep {
+            return;
+        }
+        let now = self.clock.now();
+        let ended = self.deadlines.ended(&published, now, ENDED_MAX);
+        if ended.is_empty() {
+            return;
+        }
+        let pause = match ended.len() {
+            ENDED_MAX => Duration::ZERO,
+            _ => self.clock.pace().interval,
+        };
+        let mut next = Snapshot::clone(&published);
+        drop(published);
+        let mut changes = Vec::with_capacity(ended.len());
+        expire(&mut next, ended, &mut changes);
+        let pause = match self.backends.write(next.revision, &changes) {
+            Ok(()) => {
+                self.publish(next, &changes);
+                pause
+            }
+            // What arrives may be that they are deleted.
+            Err(Failed {
+                backend,
+                error: WriteError::Behind,
+            }) => {
+                self.follow(backend);
+                Duration::ZERO
+            }
+            Err(failed) => {
+                tracing::error!(
+                    reason = failed.reason(),
+                    entries = changes.len(),
+                    "store cannot delete what has expired"
+                );
+                self.clock.pace().retry
+            }
+        };
+        self.next_sweep = Instant::now() + pause;
+    }
+
     fn commit(&mut self, mut group: Vec<Pending>) {
+        let mut behind = 0;
         while !group.is_empty() {
-            let published = self.newest.load_full();
-            let mut next = Snapshot::clone(&published);
+            let mut next = Snapshot::clone(&self.newest.load());
             let mut changes = Vec::new();
+            let now = self.clock.now();
             let results: Vec<_> = group
                 .iter()
-                .map(|pending| apply(&mut next, &pending.batch, &mut changes))
+                .map(|pending| apply(&mut next, &pending.batch, now, &mut changes))
                 .collect();
-            match self.backends.write(next.revision, changes) {
+            match self.backends.write(next.revision, &changes) {
                 Ok(()) => {
                     for (pending, result) in group.iter().zip(&results) {
                         let Ok(committed) = result else { continue };
@@ -141,14 +250,20 @@ impl Writer {
                             note.store(committed.revision.0, Ordering::Release);
                         }
                     }
-                    if next.revision != published.revision {
-                        drop(published);
-                        self.publish(next);
+                    if !changes.is_empty() {
+                        self.publish(next, &changes);
                     }
                     for (pending, result) in group.into_iter().zip(results) {
                         (pending.done)(result);
                     }
                     return;
+                }
+                Err(Failed {
+                    backend,
+                    error: WriteError::Behind,
+                }) if behind < BEHIND_MAX => {
+                    behind += 1;
+                    self.follow(backend);
                 }
                 Err(failed) => group = fail(&next, group, &failed),
             }
@@ -156,14 +271,23 @@ impl Writer {
     }
 
     fn reconfigure(&mut self, buckets: &[BucketConfig]) -> Result<(), OpenError> {
-        let next = configure(&self.newest.load(), buckets, &mut self.backends)?;
-        self.publish(next);
+        let before = self.newest.load_full();
+        let next = configure(&before, buckets, &mut self.backends)?;
+        self.deadlines.read(&before, &next);
+        self.log.read(&next);
+        self.publish(next, &[]);
         Ok(())
     }
 
-    fn publish(&mut self, next: Snapshot) {
+    /// Makes a state the newest one, and tells of what it changed.
+    fn publish(&mut self, next: Snapshot, changes: &[Change]) {
         let revision = next.revision;
         self.retired.push(self.newest.swap(Arc::new(next)));
+        for change in changes {
+            self.deadlines.change(change);
+        }
+        // Whoever is told of a change can read it.
+        self.log.add(changes);
         self.published.send_replace(revision);
     }
 
@@ -185,14 +309,26 @@ fn fail(snapshot: &Snapshot, group: Vec<Pending>, failed: &Failed) -> Vec<Pendin
                 .any(|id| backend_of(id) == Some(failed.backend))
     });
     tracing::error!(
-        reason = failed.reason,
+        reason = failed.reason(),
         batches = failing.len(),
         "store cannot write"
     );
     for pending in failing {
-        (pending.done)(Err(CommitError::Unavailable(failed.reason.clone())));
+        (pending.done)(Err(CommitError::Unavailable(failed.reason().into())));
     }
     rest
+}
+
+impl Snapshot {
+    /// No bucket at all.
+    pub(super) fn empty() -> Self {
+        Self {
+            revision: Revision::default(),
+            buckets: Vec::new(),
+            names: Arc::default(),
+            marks: None,
+        }
+    }
 }
 
 /// The state with the buckets of a config: what `previous` has of them, else what the backends have.
@@ -279,8 +415,11 @@ fn converted(table: &Table, config: &BucketConfig) -> Result<Table, OpenError> {
                         reason: error.0,
                     }
                 })?;
-            let revision = record.entry.revision;
-            Ok(Record::new(record.key(), Entry { value, revision }))
+            let entry = Entry {
+                value,
+                ..record.entry.clone()
+            };
+            Ok(Record::new(record.key(), entry))
         })
         .collect::<Result<Vec<_>, OpenError>>()?;
     Ok(Table::load(records.into_iter()))

@@ -1,5 +1,6 @@
 //! The `self-register` plugin: agents announce and withdraw their own ID, and everybody else is routed as by-header does.
 
+use std::time::Duration;
 use throwbar::prelude::*;
 
 /// The very file of the by-header plugin: two components cannot be linked into one, a module can.
@@ -18,6 +19,7 @@ use by_header::ByHeader;
 /// | setting | default | |
 /// |---|---|---|
 /// | `secret` | | what agents prove themselves with; 16 bytes at least |
+/// | `ttl-seconds` | | an agent that has not announced itself again for so long is withdrawn; without it, never |
 /// | `header`, `port-header`, `bucket` | | as those of `by-header`; the bucket has to be granted for writing |
 #[derive(Debug)]
 pub struct SelfRegister {
@@ -25,11 +27,14 @@ pub struct SelfRegister {
     path: Subscribed,
     bucket: String,
     secret: String,
+    ttl: Option<Duration>,
 }
 
 const AGENTS: &str = "/_throwbar/agents/";
 const SECRET_BYTES_MIN: usize = 16;
 const ID_BYTES_MAX: usize = 256;
+/// A year.
+const TTL_SECONDS_MAX: u64 = 365 * 24 * 3600;
 
 #[throwbar::router]
 impl Router for SelfRegister {
@@ -41,11 +46,15 @@ impl Router for SelfRegister {
                 "setting \"secret\" has {bytes} bytes, expected {SECRET_BYTES_MIN} or more"
             ));
         }
+        let ttl = config::get("ttl-seconds")
+            .map(|text| seconds(&text))
+            .transpose()?;
         Ok(Self {
             routing: ByHeader::init(setup)?,
             path: setup.field(Field::Path),
             bucket: by_header::bucket(),
             secret,
+            ttl,
         })
     }
 
@@ -86,7 +95,10 @@ impl SelfRegister {
             );
         }
         let written = kv::get(&self.bucket, id).and_then(|known| {
-            kv::put(&self.bucket, id, address)?;
+            match self.ttl {
+                Some(ttl) => kv::put_for(&self.bucket, id, address, ttl)?,
+                None => kv::put(&self.bucket, id, address)?,
+            }
             Ok(known.is_none())
         });
         match written {
@@ -107,6 +119,15 @@ impl SelfRegister {
             }
             _ => false,
         }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1..=TTL_SECONDS_MAX) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!(
+            "setting \"ttl-seconds\" is {text:?}, expected a number from 1 to {TTL_SECONDS_MAX}"
+        )),
     }
 }
 

@@ -1,4 +1,5 @@
 use super::{SelfRegister, same};
+use std::time::Duration;
 use throwbar::log::Level;
 use throwbar::testing::{Ask, Host, Plugin, get, request};
 use throwbar::{Reply, Target};
@@ -44,6 +45,31 @@ fn announcing_again_moves_the_agent() {
     let moved = start(&host).route(agent("PUT", "id1").header("x-address", "127.0.0.9"));
     assert_eq!(moved.replied().status, 200);
     assert_eq!(host.value("upstreams", "id1").unwrap(), "127.0.0.9");
+}
+
+#[test]
+fn an_agent_that_falls_silent_is_withdrawn() {
+    let host = host().config("ttl-seconds", "30");
+    let plugin = start(&host);
+    let announce = || plugin.route(agent("PUT", "id7").header("x-address", "127.0.0.7"));
+    assert_eq!(announce().replied().status, 201);
+    host.advance(Duration::from_secs(29));
+    assert_eq!(announce().replied().status, 200);
+    host.advance(Duration::from_secs(29));
+    assert_eq!(host.value("upstreams", "id7").unwrap(), "127.0.0.7");
+    host.advance(Duration::from_secs(1));
+    assert_eq!(host.value("upstreams", "id7"), None);
+    assert_eq!(
+        host.value("upstreams", "id1").unwrap(),
+        "127.0.0.2",
+        "nobody announced it"
+    );
+
+    for bad in ["", "0", "30s", "-1", "31536001"] {
+        let host = self::host().config("ttl-seconds", bad);
+        let refused = host.start::<SelfRegister>().err().unwrap();
+        assert!(refused.contains("expected a number from 1"), "{refused}");
+    }
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! The body of `batch` into writes.
 
-use crate::admin::input::parse_json;
+use crate::admin::input::{Ttl, nullable, parse_json};
 use crate::admin::problem::Problem;
-use crate::store::{BucketId, Expect, Revision, Write, WriteBatch};
+use crate::store::{Action, BucketId, Expect, Revision, Write, WriteBatch};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// A batch as it is sent.
 #[derive(Deserialize)]
@@ -14,6 +15,8 @@ use std::collections::BTreeMap;
 struct BatchBody {
     #[serde(default)]
     set: BTreeMap<String, Content>,
+    /// How long those of `set` live.
+    ttl: Option<Ttl>,
     #[serde(default)]
     delete: Vec<String>,
     #[serde(default)]
@@ -27,11 +30,37 @@ struct BatchBody {
 #[serde(deny_unknown_fields)]
 struct WriteBody {
     key: String,
-    /// Null deletes; leaving it out is an error, for a mistake must not delete.
-    #[serde(deserialize_with = "Option::deserialize")]
-    value: Option<Content>,
+    /// Null deletes.
+    #[serde(default, deserialize_with = "nullable")]
+    value: Option<Option<Content>>,
+    increment: Option<i64>,
+    /// Alone it renews the entry; null lets it live until it is deleted.
+    #[serde(default, deserialize_with = "nullable")]
+    ttl: Option<Option<Ttl>>,
     /// 0: that there is none.
     if_revision: Option<u64>,
+}
+
+impl WriteBody {
+    /// What becomes of the entry. One of the fields has to be there, for a mistake must not delete.
+    fn action(self) -> Result<Action, &'static str> {
+        let ttl = self.ttl.map(|ttl| ttl.map(Duration::from));
+        match (self.value, self.increment, ttl) {
+            (Some(Some(content)), None, ttl) => Ok(Action::Put {
+                value: content.0,
+                ttl: ttl.flatten(),
+            }),
+            (Some(None), None, None) => Ok(Action::Delete),
+            (Some(None), None, Some(_)) => Err("a ttl makes no sense for a delete"),
+            (None, Some(by), ttl) => Ok(Action::Increment {
+                by,
+                ttl: ttl.flatten(),
+            }),
+            (None, None, Some(ttl)) => Ok(Action::Touch { ttl }),
+            (Some(_), Some(_), _) => Err("it has both value and increment, expected one of them"),
+            (None, None, None) => Err("missing field `value`, expected value, increment or ttl"),
+        }
+    }
 }
 
 /// A value as it is sent: text, or `{"base64": "…"}`.
@@ -76,27 +105,27 @@ pub(super) fn parse_batch(body: &[u8], bucket: BucketId) -> Result<WriteBatch, P
             format!("key {key:?} is both in set and in delete"),
         ));
     }
-    let write = |key: String, value: Option<Content>, expect| Write {
-        bucket,
-        key: key.into(),
-        value: value.map(|content| content.0),
-        expect,
-    };
-    let set = body.set.into_iter();
+    let ttl = body.ttl.map(Duration::from);
+    let set = body.set.into_iter().map(|(key, content)| {
+        let value = content.0;
+        Ok(Write::new(bucket, key, Action::Put { value, ttl }))
+    });
     let delete = body.delete.into_iter();
-    let listed = body.writes.into_iter().map(|sent| {
+    let delete = delete.map(|key| Ok(Write::delete(bucket, key)));
+    let listed = body.writes.into_iter().map(|mut sent| {
         let expect = match sent.if_revision {
             None => Expect::Any,
             Some(0) => Expect::Absent,
             Some(revision) => Expect::At(Revision(revision)),
         };
-        write(sent.key, sent.value, expect)
+        let key = std::mem::take(&mut sent.key);
+        let action = sent.action().map_err(|reason| {
+            Problem::invalid("invalid-body", format!("body: key {key:?}: {reason}"))
+        })?;
+        Ok(Write::new(bucket, key, action).expecting(expect))
     });
-    let writes = set
-        .map(|(key, value)| write(key, Some(value), Expect::Any))
-        .chain(delete.map(|key| write(key, None, Expect::Any)))
-        .chain(listed)
-        .collect();
+    let writes = set.chain(delete).chain(listed);
+    let writes = writes.collect::<Result<_, Problem>>()?;
     let replace = if body.replace {
         vec![bucket]
     } else {
@@ -116,12 +145,11 @@ mod tests {
     const BUCKET: BucketId = BucketId(3);
 
     fn write(key: &str, value: Option<&[u8]>, expect: Expect) -> Write {
-        Write {
-            bucket: BUCKET,
-            key: key.into(),
-            value: value.map(Into::into),
-            expect,
-        }
+        let write = match value {
+            Some(value) => Write::put(BUCKET, key, value),
+            None => Write::delete(BUCKET, key),
+        };
+        write.expecting(expect)
     }
 
     #[test]
@@ -146,12 +174,45 @@ mod tests {
     }
 
     #[test]
+    fn writes_of_a_batch_count_end_and_renew() {
+        let body = br#"{"set": {"a": "1"}, "ttl": "30s",
+            "writes": [{"key": "b", "value": "2", "ttl": "1m"}, {"key": "c", "increment": -3},
+                       {"key": "d", "increment": 1, "ttl": "1h"}, {"key": "e", "ttl": "5s"}, {"key": "f", "ttl": null}]}"#;
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let put = |value: &str, ttl| Action::Put {
+            value: value.as_bytes().into(),
+            ttl,
+        };
+        let expected = [
+            ("a", put("1", seconds(30))),
+            ("b", put("2", seconds(60))),
+            ("c", Action::Increment { by: -3, ttl: None }),
+            (
+                "d",
+                Action::Increment {
+                    by: 1,
+                    ttl: seconds(3600),
+                },
+            ),
+            ("e", Action::Touch { ttl: seconds(5) }),
+            ("f", Action::Touch { ttl: None }),
+        ];
+        let expected = expected.map(|(key, action)| Write::new(BUCKET, key, action));
+        assert_eq!(parse_batch(body, BUCKET).unwrap().writes, expected);
+    }
+
+    #[test]
     fn a_batch_that_is_not_one_says_what_was_expected() {
         let detail = |body: &str| parse_batch(body.as_bytes(), BUCKET).unwrap_err().detail;
         assert!(detail(r#"{"sets": {}}"#).contains("unknown field `sets`, expected one of `set`"));
         assert!(detail(r#"{"set": {"a": 1}}"#).contains("expected a text or an object"));
         assert!(detail(r#"{"set": {"a": {"base64": "?"}}}"#).contains("base64: "));
         assert!(detail(r#"{"writes": [{"key": "a"}]}"#).contains("missing field `value`"));
+        let both = r#"{"writes": [{"key": "a", "value": "", "increment": 1}]}"#;
+        assert!(detail(both).contains("key \"a\": it has both"));
+        assert!(detail(r#"{"set": {}, "ttl": "5"}"#).contains("it has no unit"));
+        let deleted = r#"{"writes": [{"key": "a", "value": null, "ttl": "5s"}]}"#;
+        assert!(detail(deleted).contains("no sense for a delete"));
         assert!(detail(r#"{"set": {"a": ""}, "delete": ["a"]}"#).contains("key \"a\" is both"));
     }
 }

@@ -4,7 +4,7 @@ use super::batch::Content;
 use crate::admin::input::media_type;
 use crate::admin::problem::Problem;
 use crate::store::batch::check_key;
-use crate::store::{BucketId, Expect, Value, ValueKind, Write, WriteBatch};
+use crate::store::{BucketId, Value, ValueKind, Write, WriteBatch};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
@@ -121,12 +121,7 @@ impl Reading {
 
     fn entry(&mut self, line: u64, entry: Result<(String, Box<[u8]>), String>) {
         match entry.and_then(|entry| check_entry(self.kind, entry)) {
-            Ok((key, value)) => self.writes.push(Write {
-                bucket: self.bucket,
-                key: key.into(),
-                value: Some(value),
-                expect: Expect::Any,
-            }),
+            Ok((key, value)) => self.writes.push(Write::put(self.bucket, key, value)),
             Err(message) => self.error(line, &message),
         }
     }
@@ -210,12 +205,7 @@ mod tests {
     const BUCKET: BucketId = BucketId(3);
 
     fn write(key: &str, value: &[u8]) -> Write {
-        Write {
-            bucket: BUCKET,
-            key: key.into(),
-            value: Some(value.into()),
-            expect: Expect::Any,
-        }
+        Write::put(BUCKET, key, value)
     }
 
     fn import(body: &[u8], format: Format) -> Result<Vec<Write>, Problem> {

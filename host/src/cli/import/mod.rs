@@ -6,7 +6,7 @@ mod draft;
 use super::output::{self, Out, Style};
 use super::{Ended, Exit, program, read_text};
 use crate::config::{Config, diagnostic};
-use crate::store::{Expect, Store, Write, WriteBatch};
+use crate::store::{Store, Write, WriteBatch};
 use anyhow::Context;
 use clap::Subcommand;
 use draft::Draft;
@@ -192,12 +192,8 @@ async fn fill(data: &Path, config: &Config, draft: &Draft) -> anyhow::Result<()>
         let id = snapshot
             .bucket_id(&bucket.name)
             .expect("the config has every bucket of the draft");
-        writes.extend(bucket.entries.iter().map(|(key, value)| Write {
-            bucket: id,
-            key: key.as_str().into(),
-            value: Some(value.as_bytes().into()),
-            expect: Expect::Any,
-        }));
+        let entries = bucket.entries.iter();
+        writes.extend(entries.map(|(key, value)| Write::put(id, key.as_str(), value.as_bytes())));
     }
     let batch = WriteBatch {
         writes,

@@ -41,7 +41,7 @@ pub(super) async fn run(
         Format::Json | Format::Ndjson => "ndjson",
     };
     let path = format!("/v1/kv/{}?format={sent}", segment("bucket", bucket)?);
-    let response = client.stream(&path).await?;
+    let response = client.stream(&path, &[]).await?;
     let keys = response.headers().get("throwbar-keys");
     let keys = keys.and_then(|keys| keys.to_str().ok()?.parse::<u64>().ok());
     let mut body = response.into_body();

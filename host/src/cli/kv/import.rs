@@ -1,6 +1,7 @@
 //! `throwbar kv import`: a whole file into a bucket, all or none.
 
-use super::{flag, foreign, refused, report, segment};
+use super::write::{refused, report};
+use super::{flag, foreign, segment};
 use crate::cli::client::{Client, with_query};
 use crate::cli::kv::foreign::Found;
 use crate::cli::kv::format::{body_of, has_entry};

@@ -5,20 +5,20 @@ mod foreign;
 mod format;
 mod import;
 mod list;
+mod watch;
+mod write;
 
-use super::client::{Client, ClientError, Connect, encode, with_query};
-use super::output::{self, Out};
+use super::client::{Client, Connect, encode};
+use super::output::Out;
 use super::{Ended, Exit};
-use anyhow::Context;
+use crate::config::decode::units;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 use export::Format;
-use http::{HeaderName, Method, header};
-use http_body_util::Full;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use write::How;
 
 /// Arguments of `kv`.
 #[derive(Debug, clap::Args)]
@@ -52,7 +52,8 @@ enum Command {
 Examples:
   throwbar kv set upstreams id1=127.0.0.2
   throwbar kv set upstreams id1=127.0.0.2 id2=127.0.0.3:9000
-  throwbar kv set upstreams id1=127.0.0.4 --if-revision 12    only if nobody changed it since")]
+  throwbar kv set upstreams id1=127.0.0.4 --if-revision 12    only if nobody changed it since
+  throwbar kv set upstreams id1=127.0.0.2 --ttl 30s           gone after 30 s, unless renewed")]
     Set {
         /// The bucket
         bucket: String,
@@ -65,6 +66,9 @@ Examples:
         /// Only if the key does not exist (one key only)
         #[arg(long, conflicts_with = "if_revision")]
         if_absent: bool,
+        /// They end after this time, such as 30s, unless they are set or renewed again
+        #[arg(long, value_name = "TIME", value_parser = parse_ttl)]
+        ttl: Option<String>,
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
@@ -73,17 +77,98 @@ Examples:
         json: bool,
     },
     /// Delete keys, all or none, under one revision
-    #[command(after_help = "Example:\n  throwbar kv del upstreams id1 id2")]
+    #[command(after_help = "\
+Examples:
+  throwbar kv del upstreams id1 id2
+  throwbar kv del upstreams id1 --if-revision 12    only if nobody changed it since")]
     Del {
         /// The bucket
         bucket: String,
         /// The keys
         #[arg(required = true, value_name = "KEY")]
         keys: Vec<String>,
+        /// Only if the key was last written at this revision (one key only)
+        #[arg(long, value_name = "REVISION")]
+        if_revision: Option<u64>,
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
         /// Print what was done as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Renew keys, all or none: they end that much later, and their values and revisions stay
+    #[command(after_help = "\
+Examples:
+  throwbar kv touch upstreams id1 --ttl 30s
+  throwbar kv touch upstreams id1 --forever    until it is deleted")]
+    Touch {
+        /// The bucket
+        bucket: String,
+        /// The keys
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<String>,
+        /// They end after this time, such as 30s
+        #[arg(long, value_name = "TIME", value_parser = parse_ttl, required_unless_present = "forever")]
+        ttl: Option<String>,
+        /// They stay until they are deleted
+        #[arg(long, conflicts_with = "ttl")]
+        forever: bool,
+        /// Check only; change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print what was done as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add to the number under a key and print the sum; a key that is not there is 0
+    #[command(after_help = "\
+Examples:
+  throwbar kv incr counters visits
+  throwbar kv incr counters seats -5
+  throwbar kv incr counters tries --ttl 1m    a new one ends after a minute")]
+    Incr {
+        /// The bucket, one of bytes
+        bucket: String,
+        /// The key
+        key: String,
+        /// How much to add
+        #[arg(default_value_t = 1, allow_negative_numbers = true)]
+        by: i64,
+        /// If this makes the entry, it ends after this time
+        #[arg(long, value_name = "TIME", value_parser = parse_ttl)]
+        ttl: Option<String>,
+        /// Print what was done as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether a key is there: exit code 0 if it is, 1 if it is not
+    #[command(after_help = "Example:\n  throwbar kv exists upstreams id1 && echo there")]
+    Exists {
+        /// The bucket
+        bucket: String,
+        /// The key
+        key: String,
+    },
+    /// Print changes of a bucket as they happen, and go on where it was when the proxy restarts
+    #[command(after_help = "\
+Examples:
+  throwbar kv watch upstreams
+  throwbar kv watch upstreams --prefix eu- --json
+  throwbar kv watch upstreams --since 12    what was changed after revision 12, too")]
+    Watch {
+        /// The bucket
+        bucket: String,
+        /// Only keys that begin so
+        #[arg(long)]
+        prefix: Option<String>,
+        /// Begin after this revision, or after the id of an event
+        #[arg(long, value_name = "REVISION")]
+        since: Option<String>,
+        /// End after so many revisions
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        /// Print a line of JSON for each revision
         #[arg(long)]
         json: bool,
     },
@@ -123,15 +208,8 @@ Examples:
     },
 }
 
-/// What a batch did.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Committed {
-    revision: u64,
-    created: u64,
-    updated: u64,
-    deleted: u64,
-    unchanged: u64,
+fn parse_ttl(text: &str) -> Result<String, String> {
+    units::duration(text).map(|_| text.to_owned())
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {
@@ -155,32 +233,47 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             pairs,
             if_revision,
             if_absent,
+            ttl,
             dry_run,
             json,
         } => {
-            let condition = match (if_revision, if_absent) {
-                (Some(revision), _) => Some((header::IF_MATCH, format!("\"{revision}\""))),
-                (None, true) => Some((header::IF_NONE_MATCH, "*".to_owned())),
-                (None, false) => None,
-            };
-            match condition {
-                Some(condition) => {
-                    set_one(&client, &bucket, &pairs, condition, dry_run, json).await
-                }
-                None => {
-                    let set: serde_json::Map<String, Value> =
-                        pairs.into_iter().map(|(k, v)| (k, v.into())).collect();
-                    let body = json!({ "set": set });
-                    batch(&client, &bucket, &body, dry_run, json).await
-                }
-            }
+            let condition = write::condition(if_revision, if_absent);
+            let how = How { dry_run, json };
+            write::set(&client, &bucket, pairs, condition, ttl, how).await
         }
         Command::Del {
             bucket,
             keys,
+            if_revision,
             dry_run,
             json,
-        } => batch(&client, &bucket, &json!({ "delete": keys }), dry_run, json).await,
+        } => {
+            let condition = write::condition(if_revision, false);
+            write::delete(&client, &bucket, keys, condition, How { dry_run, json }).await
+        }
+        Command::Touch {
+            bucket,
+            keys,
+            ttl,
+            forever: _,
+            dry_run,
+            json,
+        } => write::touch(&client, &bucket, keys, ttl, How { dry_run, json }).await,
+        Command::Incr {
+            bucket,
+            key,
+            by,
+            ttl,
+            json,
+        } => write::increment(&client, &bucket, &key, by, ttl, json).await,
+        Command::Exists { bucket, key } => exists(&client, &bucket, &key).await,
+        Command::Watch {
+            bucket,
+            prefix,
+            since,
+            count,
+            json,
+        } => watch::run(&client, &bucket, prefix, since, count, json).await,
         Command::Ls {
             bucket: None, json, ..
         } => list::buckets(&client, json).await,
@@ -222,99 +315,11 @@ async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Re
     out.flush()
 }
 
-async fn set_one(
-    client: &Client,
-    bucket: &str,
-    pairs: &[(String, String)],
-    condition: (HeaderName, String),
-    dry_run: bool,
-    json: bool,
-) -> anyhow::Result<()> {
-    let [(key, value)] = pairs else {
-        return Err(Ended::error(
-            Exit::Usage,
-            "--if-revision and --if-absent need exactly one KEY=VALUE",
-        ));
-    };
-    let path = with_query(path_of(bucket, key)?, &[("dry_run", flag(dry_run))]);
-    let body = Full::new(value.clone().into());
-    let answer = client
-        .send(Method::PUT, &path, &[condition], body, None)
-        .await
-        .map_err(refused)?;
-    let mut out = Out::stdout();
-    let revision = answer.etag.unwrap_or_default();
-    if json {
-        out.json(&json!({ "key": key, "revision": revision.parse::<u64>().ok() }))?;
-    } else if dry_run {
-        out.line(format_args!("{bucket}: would be set; nothing changed"))?;
-    } else {
-        out.line(format_args!(
-            "{bucket}: {} set   revision {revision}",
-            output::printable(key)
-        ))?;
-    }
-    out.flush()
-}
-
-async fn batch(
-    client: &Client,
-    bucket: &str,
-    body: &Value,
-    dry_run: bool,
-    json: bool,
-) -> anyhow::Result<()> {
-    let path = with_query(
-        format!("/v1/kv/{}/batch", segment("bucket", bucket)?),
-        &[("dry_run", flag(dry_run))],
-    );
-    let answer = client.post_json(&path, body).await.map_err(refused)?;
-    report(bucket, &answer.json()?, dry_run, json)
-}
-
-/// An error of a write with its exit code: a value the bucket cannot hold is not a failure to reach anybody.
-fn refused(error: ClientError) -> anyhow::Error {
-    match error {
-        ClientError::Problem(problem) if problem.status == 422 => {
-            Ended::error(Exit::ConfigInvalid, problem.to_string())
-        }
-        other => other.into(),
-    }
-}
-
-/// Says what a batch did.
-fn report(bucket: &str, answer: &Value, dry_run: bool, json: bool) -> anyhow::Result<()> {
-    let mut out = Out::stdout();
-    if json {
-        out.json(answer)?;
-    } else {
-        let done = Committed::deserialize(answer)
-            .context("the admin API's answer is not what was expected")?;
-        out.line(summary(bucket, &done, dry_run))?;
-    }
-    out.flush()
-}
-
-fn summary(bucket: &str, done: &Committed, dry_run: bool) -> String {
-    let parts: Vec<String> = [
-        (done.created, "added"),
-        (done.updated, "changed"),
-        (done.deleted, "deleted"),
-        (done.unchanged, "as before"),
-    ]
-    .iter()
-    .filter(|(number, _)| *number > 0)
-    .map(|(number, what)| format!("{} {what}", output::count(*number)))
-    .collect();
-    let what = if parts.is_empty() {
-        "nothing to do".to_owned()
-    } else {
-        parts.join(", ")
-    };
-    if dry_run {
-        format!("{bucket}: would be {what}; nothing changed")
-    } else {
-        format!("{bucket}: {what}   revision {}", done.revision)
+/// Ends with an error if the key is not there, and says nothing else.
+async fn exists(client: &Client, bucket: &str, key: &str) -> anyhow::Result<()> {
+    match client.get(&path_of(bucket, key)?).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -355,37 +360,6 @@ mod tests {
         assert_eq!(parse_pair("a="), Ok(("a".into(), String::new())));
         assert!(parse_pair("=b").is_err());
         assert!(parse_pair("ab").is_err());
-    }
-
-    #[test]
-    fn a_summary_names_only_what_happened() {
-        let done = Committed {
-            revision: 12,
-            created: 1_000,
-            unchanged: 2,
-            ..Committed::default()
-        };
-        assert_eq!(
-            summary("b", &done, false),
-            "b: 1,000 added, 2 as before   revision 12"
-        );
-        let none = Committed::default();
-        assert!(summary("b", &none, true).contains("nothing changed"));
-    }
-
-    #[test]
-    fn a_refused_value_has_the_exit_code_of_an_invalid_map() {
-        let problem = |status| {
-            ClientError::Problem(crate::cli::problem::Problem {
-                status,
-                title: "no".to_owned(),
-                ..Default::default()
-            })
-        };
-        let exit = |status| crate::cli::exit_of(&refused(problem(status)));
-        assert_eq!(exit(422), Exit::ConfigInvalid);
-        assert_eq!(exit(412), Exit::Failed);
-        assert_eq!(exit(404), Exit::Failed);
     }
 
     #[test]

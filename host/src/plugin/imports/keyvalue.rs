@@ -5,7 +5,7 @@ use super::bindings::wasi::keyvalue0_2_0_draft as draft;
 use super::bindings::wasi::keyvalue0_2_0_draft2 as draft2;
 use super::kv::{KEYS_MAX, Refusal};
 use crate::plugin::generation::Grant;
-use crate::store::{BucketId, Expect};
+use crate::store::{Action, BucketId, Expect};
 use std::collections::VecDeque;
 use wasmtime::component::{HasSelf, Linker, Resource};
 
@@ -55,9 +55,22 @@ type NumberedPage = (Vec<String>, Option<u64>);
 pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     draft::store::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
     draft::batch::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
+    draft::atomics::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
     draft2::store::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
-    draft2::batch::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)
+    draft2::batch::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
+    draft2::atomics::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)
 }
+
+/// A key as it was found, to be written only if it still is so.
+#[allow(unreachable_pub, reason = "generated bindings re-export it")]
+pub struct Cas {
+    grant: Grant,
+    key: Box<str>,
+    found: Found,
+}
+
+/// The revision of an entry, and the number of the call's own write of it.
+type Found = (Option<u64>, Option<u64>);
 
 impl HostState {
     fn open_bucket(
@@ -136,13 +149,13 @@ impl HostState {
 
     fn set_all(&mut self, grant: Grant, pairs: Vec<(String, Vec<u8>)>) -> Result<(), Refusal> {
         pairs
-            .iter()
-            .try_for_each(|(key, value)| self.write(grant, key, Some(value), Expect::Any))
+            .into_iter()
+            .try_for_each(|(key, value)| self.put_value(grant, &key, value, None))
     }
 
     fn delete_all(&mut self, grant: Grant, keys: Vec<String>) -> Result<(), Refusal> {
         keys.iter()
-            .try_for_each(|key| self.write(grant, key, None, Expect::Any))
+            .try_for_each(|key| self.write(grant, key, Action::Delete, Expect::Any))
     }
 }
 
@@ -186,7 +199,7 @@ macro_rules! implement {
                 value: Vec<u8>,
             ) -> wasmtime::Result<Result<(), $draft::store::Error>> {
                 let grant = self.granted(&bucket)?;
-                let set = self.write(grant, &key, Some(&value), Expect::Any);
+                let set = self.put_value(grant, &key, value, None);
                 Ok(set.map_err(Into::into))
             }
 
@@ -196,7 +209,7 @@ macro_rules! implement {
                 key: String,
             ) -> wasmtime::Result<Result<(), $draft::store::Error>> {
                 let grant = self.granted(&bucket)?;
-                let delete = self.write(grant, &key, None, Expect::Any);
+                let delete = self.write(grant, &key, Action::Delete, Expect::Any);
                 Ok(delete.map_err(Into::into))
             }
 
@@ -286,6 +299,90 @@ implement!(
         Ok(Ok(self.read_many(grant.bucket, keys)?))
     }
 );
+
+impl draft::atomics::Host for HostState {
+    fn increment(
+        &mut self,
+        bucket: Resource<OpenBucket>,
+        key: String,
+        delta: u64,
+    ) -> wasmtime::Result<Result<u64, draft::store::Error>> {
+        let grant = self.granted(&bucket)?;
+        let sum = i64::try_from(delta)
+            .map_err(|_| Refusal::InvalidValue(format!("{delta} is beyond 63 bits")))
+            .and_then(|by| self.add(grant, &key, by, None))
+            .and_then(|sum| {
+                u64::try_from(sum).map_err(|_| Refusal::InvalidValue(format!("{sum} is below 0")))
+            });
+        Ok(sum.map_err(Into::into))
+    }
+}
+
+impl HostState {
+    fn found(&self, grant: Grant, key: &str) -> Found {
+        let stamp = self.overlay.stamp(grant.bucket, key);
+        (self.revision(grant.bucket, key), stamp)
+    }
+}
+
+impl draft2::atomics::HostCas for HostState {
+    fn new(
+        &mut self,
+        bucket: Resource<OpenBucket>,
+        key: String,
+    ) -> wasmtime::Result<Result<Resource<Cas>, draft2::store::Error>> {
+        let grant = self.granted(&bucket)?;
+        let cas = Cas {
+            grant,
+            found: self.found(grant, &key),
+            key: key.into(),
+        };
+        Ok(Ok(self.table.push(cas)?))
+    }
+
+    fn current(
+        &mut self,
+        cas: Resource<Cas>,
+    ) -> wasmtime::Result<Result<Option<Vec<u8>>, draft2::store::Error>> {
+        let cas = self.table.get(&cas)?;
+        let found = self.read(cas.grant.bucket, &cas.key);
+        Ok(Ok(found.map(|(value, _)| value)))
+    }
+
+    fn drop(&mut self, cas: Resource<Cas>) -> wasmtime::Result<()> {
+        self.table.delete(cas)?;
+        Ok(())
+    }
+}
+
+impl draft2::atomics::Host for HostState {
+    fn increment(
+        &mut self,
+        bucket: Resource<OpenBucket>,
+        key: String,
+        delta: i64,
+    ) -> wasmtime::Result<Result<i64, draft2::store::Error>> {
+        let grant = self.granted(&bucket)?;
+        Ok(self.add(grant, &key, delta, None).map_err(Into::into))
+    }
+
+    fn swap(
+        &mut self,
+        cas: Resource<Cas>,
+        value: Vec<u8>,
+    ) -> wasmtime::Result<Result<(), draft2::atomics::CasError>> {
+        use draft2::atomics::CasError;
+        let cas = self.table.delete(cas)?;
+        let found = self.found(cas.grant, &cas.key);
+        if found != cas.found {
+            let fresh = self.table.push(Cas { found, ..cas })?;
+            return Ok(Err(CasError::CasFailed(fresh)));
+        }
+        let (revision, _) = found;
+        let swapped = self.write_if(cas.grant, &cas.key, revision, Some(value));
+        Ok(swapped.map_err(|refusal| CasError::StoreError(refusal.into())))
+    }
+}
 
 #[cfg(test)]
 mod tests {

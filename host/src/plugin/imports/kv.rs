@@ -2,100 +2,23 @@
 
 use super::HostState;
 use super::bindings::throwbar::plugin::kv::{Entry, Error, Host};
-use super::unapplied::Planned;
+use super::overlay::Unfit;
 use crate::plugin::Access;
 use crate::plugin::generation::Grant;
 use crate::plugin::migration;
 use crate::store::{
-    BucketId, Expect, Revision, Value, ValueKind, Write, WriteBatch,
+    Action, BucketId, Expect, Revision, Value,
     bucket::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
+    check_ttl,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Most keys of one page.
 pub(super) const KEYS_MAX: usize = 1_000;
 /// Most bytes of keys and values that one call writes.
 pub(super) const WRITES_BYTES_MAX: usize = 8 << 20;
-
-/// Writes of the running call, as its reads see them: one for each key.
-#[derive(Debug, Default)]
-pub(crate) struct Overlay {
-    writes: BTreeMap<BucketId, BTreeMap<Box<str>, OwnWrite>>,
-    count: usize,
-    bytes: usize,
-}
-
-#[derive(Debug)]
-struct OwnWrite {
-    /// None deletes.
-    value: Option<Value>,
-    /// What the entry had to be before the call wrote it first.
-    expect: Expect,
-}
-
-impl Overlay {
-    /// The call's own write of a key, if there is one: its value, or none if it deletes.
-    #[inline]
-    pub(super) fn get(&self, bucket: BucketId, key: &str) -> Option<Option<&Value>> {
-        if self.count == 0 {
-            return None;
-        }
-        Some(self.writes.get(&bucket)?.get(key)?.value.as_ref())
-    }
-
-    /// The writes as one batch, leaving none.
-    pub(in crate::plugin) fn take_batch(&mut self) -> Option<WriteBatch> {
-        if self.count == 0 {
-            return None;
-        }
-        Some(self.take_all())
-    }
-
-    /// Whether there is no write.
-    #[inline]
-    pub(in crate::plugin) fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Every write, in the order of buckets and keys, as planned.
-    pub(in crate::plugin) fn planned(&self) -> Vec<Planned> {
-        let buckets = self.writes.iter();
-        let all = buckets.flat_map(|(bucket, writes)| {
-            let each = writes.iter();
-            each.map(|(key, own)| (*bucket, key.clone(), own.value.clone()))
-        });
-        all.collect()
-    }
-
-    /// Bytes of keys and values.
-    pub(in crate::plugin) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// The writes as one batch, if only an empty one, leaving none.
-    pub(in crate::plugin) fn take_all(&mut self) -> WriteBatch {
-        let mut batch = WriteBatch::default();
-        for (bucket, writes) in std::mem::take(self).writes {
-            batch
-                .writes
-                .extend(writes.into_iter().map(|(key, own)| Write {
-                    bucket,
-                    key,
-                    value: own.value.map(|value| value_bytes(&value).into()),
-                    expect: own.expect,
-                }));
-        }
-        batch
-    }
-
-    /// Forgets all writes.
-    pub(in crate::plugin) fn clear(&mut self) {
-        if self.count > 0 {
-            *self = Self::default();
-        }
-    }
-}
 
 /// Why a write or read of the store is refused: what both interfaces' errors are made from.
 #[derive(Debug, PartialEq, Eq)]
@@ -168,7 +91,7 @@ impl HostState {
     }
 
     /// The revision of the entry under a key, as the call sees it.
-    fn revision(&self, bucket: BucketId, key: &str) -> Option<u64> {
+    pub(super) fn revision(&self, bucket: BucketId, key: &str) -> Option<u64> {
         match self.own(bucket, key) {
             Some(own) => own.map(|_| 0),
             None => Some(self.snapshot.bucket(bucket)?.get(key)?.revision.0),
@@ -180,7 +103,7 @@ impl HostState {
         &mut self,
         grant: Grant,
         key: &str,
-        value: Option<&[u8]>,
+        action: Action,
         expect: Expect,
     ) -> Result<(), Refusal> {
         let bounds = self.writes.ok_or(Refusal::AccessDenied)?;
@@ -191,53 +114,84 @@ impl HostState {
             let reason = format!("key of {} bytes, expected 1 to {KEY_BYTES_MAX}", key.len());
             return Err(Refusal::Quota(reason));
         }
-        let size = key.len() + value.map_or(0, <[u8]>::len);
-        if value.is_some_and(|value| value.len() > VALUE_BYTES_MAX) {
+        let (value_bytes, ttl) = match &action {
+            Action::Put { value, ttl } => (value.len(), *ttl),
+            Action::Touch { ttl } | Action::Increment { ttl, .. } => (0, *ttl),
+            Action::Delete => (0, None),
+        };
+        if value_bytes > VALUE_BYTES_MAX {
             return Err(Refusal::Quota(format!(
                 "value over {VALUE_BYTES_MAX} bytes"
             )));
         }
-        let value = match value {
-            Some(bytes) => Some(parse_value(grant.values, bytes)?),
-            None => None,
-        };
-        let overlay = &mut self.overlay;
-        if overlay.bytes + size > bounds.bytes {
+        if let Some(ttl) = ttl {
+            check_ttl(ttl).map_err(Refusal::InvalidValue)?;
+        }
+        let bytes = self.overlay.bytes() + key.len() + value_bytes;
+        if bytes > bounds.bytes {
             return Err(Refusal::Quota(format!(
                 "writes of one call over {} bytes",
                 bounds.bytes
             )));
         }
-        let own = overlay
-            .writes
-            .get_mut(&grant.bucket)
-            .and_then(|writes| writes.get_mut(key));
-        match own {
-            // What was expected of the entry in the store stands; what this call wrote is replaced.
-            Some(own) => own.value = value,
-            None => {
-                if overlay.count >= bounds.count {
-                    return Err(Refusal::Quota(format!(
-                        "more than {} writes in one call",
-                        bounds.count
-                    )));
-                }
-                let writes = overlay.writes.entry(grant.bucket).or_default();
-                writes.insert(key.into(), OwnWrite { value, expect });
-                overlay.count += 1;
-            }
+        let known = self.overlay.get(grant.bucket, key).is_some();
+        if !known && self.overlay.count >= bounds.count {
+            return Err(Refusal::Quota(format!(
+                "more than {} writes in one call",
+                bounds.count
+            )));
         }
-        overlay.bytes += size;
+        let stored = match self.unapplied.get(grant.bucket, key) {
+            Some(earlier) => earlier,
+            None => {
+                let bucket = self.snapshot.bucket(grant.bucket);
+                let entry = bucket.and_then(|bucket| bucket.get(key));
+                entry.map(|entry| &entry.value)
+            }
+        };
+        let bucket = (grant.bucket, grant.values);
+        let written = self.overlay.write(bucket, key, stored, action, expect);
+        written.map_err(|unfit| match unfit {
+            Unfit::Absent => Refusal::Conflict(None),
+            Unfit::Value(error) => Refusal::InvalidValue(error.to_string()),
+        })?;
+        self.overlay.bytes = bytes;
         Ok(())
     }
 
+    /// Puts a value, for so long if it is to end.
+    pub(in crate::plugin) fn put_value(
+        &mut self,
+        grant: Grant,
+        key: &str,
+        value: Vec<u8>,
+        ttl: Option<Duration>,
+    ) -> Result<(), Refusal> {
+        let value = value.into();
+        self.write(grant, key, Action::Put { value, ttl }, Expect::Any)
+    }
+
+    /// Adds to a number, and returns what the call sees then.
+    pub(super) fn add(
+        &mut self,
+        grant: Grant,
+        key: &str,
+        by: i64,
+        ttl: Option<Duration>,
+    ) -> Result<i64, Refusal> {
+        self.write(grant, key, Action::Increment { by, ttl }, Expect::Any)?;
+        let sum = self.overlay.get(grant.bucket, key).flatten();
+        let sum = sum.and_then(|value| value.text()?.parse().ok());
+        Ok(sum.expect("a sum was written"))
+    }
+
     /// Writes only if the entry is at revision `expected`, none meaning absent.
-    fn write_if(
+    pub(super) fn write_if(
         &mut self,
         grant: Grant,
         key: &str,
         expected: Option<u64>,
-        value: Option<&[u8]>,
+        value: Option<Vec<u8>>,
     ) -> Result<(), Refusal> {
         let found = self.revision(grant.bucket, key);
         // What an earlier call wrote has no revision yet that could be expected.
@@ -246,7 +200,14 @@ impl HostState {
             return Err(Refusal::Conflict(found));
         }
         let expect = expected.map_or(Expect::Absent, |revision| Expect::At(Revision(revision)));
-        self.write(grant, key, value, expect)
+        let action = match value {
+            Some(value) => Action::Put {
+                value: value.into(),
+                ttl: None,
+            },
+            None => Action::Delete,
+        };
+        self.write(grant, key, action, expect)
     }
 
     /// At most `limit` keys with `prefix`, after `after`, in byte order.
@@ -259,17 +220,12 @@ impl HostState {
     ) -> Vec<String> {
         let limit = limit.min(KEYS_MAX);
         if let Some(survey) = &mut self.survey {
-            let own = self.overlay.writes.get(&bucket);
-            let stays = |own: &OwnWrite| own.value.is_some();
-            let place = (prefix, after);
-            return survey.page(&self.snapshot, bucket, own, place, limit, stays);
+            let own = self.overlay.keys(bucket).collect();
+            return survey.page(&self.snapshot, bucket, &own, (prefix, after), limit);
         }
-        let earlier = self.unapplied.keys(bucket);
-        let own = self.overlay.writes.get(&bucket).into_iter().flatten();
         // What this call wrote goes before what earlier ones did.
-        let own: BTreeMap<&str, bool> = earlier
-            .chain(own.map(|(key, own)| (&**key, own.value.is_some())))
-            .collect();
+        let earlier = self.unapplied.keys(bucket);
+        let own: BTreeMap<&str, bool> = earlier.chain(self.overlay.keys(bucket)).collect();
         // Each own write hides at most one stored key, so a page longer by so many holds enough.
         let page_len = limit + own.len();
         let mut keys = match self.snapshot.bucket(bucket) {
@@ -312,13 +268,58 @@ impl Host for HostState {
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), Error>> {
         let grant = self.grant(&bucket);
-        let put = grant.and_then(|grant| self.write(grant, &key, Some(&value), Expect::Any));
+        let put = grant.and_then(|grant| self.put_value(grant, &key, value, None));
         Ok(put.map_err(Error::from))
+    }
+
+    fn put_for(
+        &mut self,
+        bucket: String,
+        key: String,
+        value: Vec<u8>,
+        ttl_ms: u64,
+    ) -> wasmtime::Result<Result<(), Error>> {
+        let ttl = Some(Duration::from_millis(ttl_ms));
+        let grant = self.grant(&bucket);
+        let put = grant.and_then(|grant| self.put_value(grant, &key, value, ttl));
+        Ok(put.map_err(Error::from))
+    }
+
+    fn touch(
+        &mut self,
+        bucket: String,
+        key: String,
+        ttl_ms: Option<u64>,
+    ) -> wasmtime::Result<Result<(), Error>> {
+        let ttl = ttl_ms.map(Duration::from_millis);
+        let grant = self.grant(&bucket);
+        let touch =
+            grant.and_then(|grant| self.write(grant, &key, Action::Touch { ttl }, Expect::Any));
+        Ok(touch.map_err(Error::from))
+    }
+
+    fn increment(
+        &mut self,
+        bucket: String,
+        key: String,
+        by: i64,
+        ttl_ms: Option<u64>,
+    ) -> wasmtime::Result<Result<i64, Error>> {
+        let ttl = ttl_ms.map(Duration::from_millis);
+        let grant = self.grant(&bucket);
+        let sum = grant.and_then(|grant| self.add(grant, &key, by, ttl));
+        Ok(sum.map_err(Error::from))
+    }
+
+    fn exists(&mut self, bucket: String, key: String) -> wasmtime::Result<Result<bool, Error>> {
+        let grant = self.grant(&bucket);
+        let exists = grant.map(|grant| self.revision(grant.bucket, &key).is_some());
+        Ok(exists.map_err(Error::from))
     }
 
     fn delete(&mut self, bucket: String, key: String) -> wasmtime::Result<Result<(), Error>> {
         let grant = self.grant(&bucket);
-        let delete = grant.and_then(|grant| self.write(grant, &key, None, Expect::Any));
+        let delete = grant.and_then(|grant| self.write(grant, &key, Action::Delete, Expect::Any));
         Ok(delete.map_err(Error::from))
     }
 
@@ -330,7 +331,7 @@ impl Host for HostState {
         value: Option<Vec<u8>>,
     ) -> wasmtime::Result<Result<(), Error>> {
         let grant = self.grant(&bucket);
-        let set = grant.and_then(|grant| self.write_if(grant, &key, expected, value.as_deref()));
+        let set = grant.and_then(|grant| self.write_if(grant, &key, expected, value));
         Ok(set.map_err(Error::from))
     }
 
@@ -354,8 +355,4 @@ fn value_bytes(value: &Value) -> Vec<u8> {
         Value::Bytes(bytes) => bytes.to_vec(),
         Value::Target(target) => target.to_string().into_bytes(),
     }
-}
-
-fn parse_value(kind: ValueKind, bytes: &[u8]) -> Result<Value, Refusal> {
-    Value::parse(kind, bytes).map_err(|error| Refusal::InvalidValue(error.to_string()))
 }

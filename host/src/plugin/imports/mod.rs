@@ -18,6 +18,7 @@ pub(crate) mod keyvalue;
 pub(crate) mod kv;
 pub(crate) mod logging;
 pub(crate) mod lookup;
+pub(crate) mod overlay;
 pub(crate) mod request;
 pub(crate) mod session_state;
 pub(crate) mod stream_options;
@@ -38,6 +39,7 @@ pub(crate) mod bindings {
         with: {
             "wasi:keyvalue/store@0.2.0-draft.bucket": super::keyvalue::OpenBucket,
             "wasi:keyvalue/store@0.2.0-draft2.bucket": super::keyvalue::OpenBucket,
+            "wasi:keyvalue/atomics@0.2.0-draft2.cas": super::keyvalue::Cas,
         },
     });
 }
@@ -93,7 +95,7 @@ pub(crate) struct HostState {
     pub(super) head: Option<RequestHead>,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) entries: Vec<Resolved>,
-    pub(super) overlay: kv::Overlay,
+    pub(super) overlay: overlay::Overlay,
     /// What sessions of the instance wrote before.
     pub(super) unapplied: Unapplied,
     /// What the call said of the stream it opens.
@@ -126,7 +128,7 @@ impl HostState {
             head: None,
             snapshot: sandbox.store.snapshot(),
             entries: Vec::new(),
-            overlay: kv::Overlay::default(),
+            overlay: overlay::Overlay::default(),
             unapplied: Unapplied::default(),
             on_change: None,
             in_session: false,
@@ -335,8 +337,10 @@ pub(crate) const OFFERED: &[&str] = &[
     "wasi:logging/logging@0.1.0-draft",
     "wasi:keyvalue/store@0.2.0-draft",
     "wasi:keyvalue/batch@0.2.0-draft",
+    "wasi:keyvalue/atomics@0.2.0-draft",
     "wasi:keyvalue/store@0.2.0-draft2",
     "wasi:keyvalue/batch@0.2.0-draft2",
+    "wasi:keyvalue/atomics@0.2.0-draft2",
     "wasi:cli/environment@0.2",
     "wasi:cli/exit@0.2",
     "wasi:cli/stderr@0.2",

@@ -25,16 +25,15 @@ impl Survey {
             .collect()
     }
 
-    /// At most `limit` keys with `prefix`, after `after`: those of the state, and those that the call wrote; `stays` says
-    /// of a write that it does not delete.
-    pub(super) fn page<W>(
+    /// At most `limit` keys with `prefix`, after `after`: those of the state, and those that the call wrote, each with
+    /// whether it is there then.
+    pub(super) fn page(
         &mut self,
         snapshot: &Snapshot,
         bucket: BucketId,
-        own: Option<&BTreeMap<Box<str>, W>>,
+        own: &BTreeMap<&str, bool>,
         (prefix, after): (&str, Option<&str>),
         limit: usize,
-        stays: impl Fn(&W) -> bool,
     ) -> Vec<String> {
         let sorted = self.sorted.entry(bucket).or_insert_with(|| {
             let keys = snapshot.bucket(bucket).map(|bucket| bucket.sorted());
@@ -52,18 +51,16 @@ impl Survey {
         };
         let first = sorted.partition_point(|key| is_before(key));
         let wanted = |key: &&str| key.starts_with(prefix);
-        let is_own = |key: &str| own.is_some_and(|own| own.contains_key(key));
         let stored = sorted[first..].iter().map(|key| &**key);
         let mut stored = stored
             .take_while(wanted)
-            .filter(|key| !is_own(key))
+            .filter(|key| !own.contains_key(key))
             .peekable();
-        let written = own.map(|own| own.range::<str, _>((from, Bound::Unbounded)));
-        let written = written.into_iter().flatten();
+        let written = own.range::<str, _>((from, Bound::Unbounded));
         let mut written = written
-            .map(|(key, write)| (&**key, write))
+            .map(|(key, is_there)| (*key, *is_there))
             .take_while(|(key, _)| key.starts_with(prefix))
-            .filter(|(_, write)| stays(write))
+            .filter(|(_, is_there)| *is_there)
             .map(|(key, _)| key)
             .peekable();
         let merged = std::iter::from_fn(|| match (stored.peek(), written.peek()) {
@@ -78,7 +75,7 @@ impl Survey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{BackendKind, BucketConfig, Expect, Store, ValueKind, Write, WriteBatch};
+    use crate::store::{BackendKind, BucketConfig, Store, ValueKind, Write, WriteBatch};
     use std::path::Path;
 
     #[tokio::test]
@@ -87,33 +84,17 @@ mod tests {
         let store = Store::open(&[config], Path::new("")).expect("a store");
         let bucket = store.snapshot().bucket_id("notes").expect("a bucket");
         let keys = ["a", "b1", "b2", "b3", "c"];
-        let writes = keys.map(|key| Write {
-            bucket,
-            key: key.into(),
-            value: Some((*b"x").into()),
-            expect: Expect::Any,
-        });
+        let writes = keys.map(|key| Write::put(bucket, key, *b"x"));
         let batch = WriteBatch {
             writes: writes.into(),
             ..WriteBatch::default()
         };
         store.commit(batch).await.expect("written");
         let snapshot = store.snapshot();
-        let own: BTreeMap<Box<str>, bool> =
-            [("b", true), ("b2", false), ("b21", true), ("d", true)]
-                .map(|(key, stays)| (key.into(), stays))
-                .into();
+        let own = [("b", true), ("b2", false), ("b21", true), ("d", true)].into();
         let mut survey = Survey::default();
-        let mut page = |prefix, after, limit| {
-            survey.page(
-                &snapshot,
-                bucket,
-                Some(&own),
-                (prefix, after),
-                limit,
-                |stays| *stays,
-            )
-        };
+        let mut page =
+            |prefix, after, limit| survey.page(&snapshot, bucket, &own, (prefix, after), limit);
         assert_eq!(page("", None, 9), ["a", "b", "b1", "b21", "b3", "c", "d"]);
         assert_eq!(page("b", None, 9), ["b", "b1", "b21", "b3"]);
         assert_eq!(page("b", Some("a"), 2), ["b", "b1"]);

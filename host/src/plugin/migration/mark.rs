@@ -4,7 +4,7 @@ use crate::plugin::GenerationId;
 use crate::plugin::generation::Sandbox;
 use crate::plugin::record::{Activation, Record};
 use crate::plugin::report::DeployError;
-use crate::store::{Expect, Revision, Snapshot, Write};
+use crate::store::{Revision, Snapshot, Write};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -48,12 +48,7 @@ impl Mark {
             return Ok(Vec::new());
         };
         let text = serde_json::to_vec(self).map_err(|error| DeployError::Io(error.to_string()))?;
-        let write = |key: &str, value: &[u8]| Write {
-            bucket,
-            key: key.into(),
-            value: Some(value.into()),
-            expect: Expect::Any,
-        };
+        let write = |key: &str, value: &[u8]| Write::put(bucket, key, value);
         let mut writes = vec![write(&sandbox.label.plugin, &text)];
         if changed {
             writes.push(write(&sandbox.data_mark, self.id.as_bytes()));

@@ -2,6 +2,7 @@
 
 use super::guest::{Guest, PASS, REPLY};
 use super::*;
+use crate::store::{Action, Expect};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -197,12 +198,8 @@ async fn a_call_reads_its_own_writes_and_they_are_one_batch() {
     assert_eq!(body[64], 0, "its own write is at revision 0");
     assert_eq!([body[96], body[104]], [0, 0], "deleted");
     let batch = routed.writes.expect("a batch");
-    let expected = Write {
-        bucket: bench.store.snapshot().bucket_id("map").expect("a bucket"),
-        key: "key".into(),
-        value: None,
-        expect: Expect::At(revision),
-    };
+    let bucket = bench.store.snapshot().bucket_id("map").expect("a bucket");
+    let expected = Write::delete(bucket, "key").expecting(Expect::At(revision));
     assert_eq!(batch.writes, [expected]);
     bench.store.commit(batch).await.expect("a commit");
     let snapshot = bench.store.snapshot();
@@ -343,10 +340,10 @@ async fn keys_are_those_of_the_store_under_the_writes_of_the_call() {
     state.begin(&mut Some(head()), &bench.store.snapshot());
     let grant = generation.sandbox.grants["map"];
     state
-        .write(grant, "id1", None, Expect::Any)
+        .write(grant, "id1", Action::Delete, Expect::Any)
         .expect("granted");
     state
-        .write(grant, "id0", Some(b"10.0.0.1:1"), Expect::Any)
+        .put_value(grant, "id0", b"10.0.0.1:1".to_vec(), None)
         .expect("granted");
     assert_eq!(state.list(grant.bucket, "id", None, 10), ["id0", "id2"]);
     assert_eq!(state.list(grant.bucket, "id", None, 1), ["id0"]);

@@ -1,7 +1,7 @@
 //! Plugins from upload to decision, with real guests.
 
 use super::*;
-use crate::store::{BackendKind, BucketConfig, Expect, Store, ValueKind, Write, WriteBatch};
+use crate::store::{BackendKind, BucketConfig, Store, ValueKind, Write, WriteBatch};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use std::path::Path;
@@ -47,12 +47,8 @@ impl Bench {
     }
 
     async fn put(&self, bucket: &str, key: &str, value: &str) {
-        let write = Write {
-            bucket: self.store.snapshot().bucket_id(bucket).expect("a bucket"),
-            key: key.into(),
-            value: Some(value.as_bytes().into()),
-            expect: Expect::Any,
-        };
+        let bucket = self.store.snapshot().bucket_id(bucket).expect("a bucket");
+        let write = Write::put(bucket, key, value.as_bytes());
         let batch = WriteBatch {
             writes: vec![write],
             ..Default::default()

@@ -1,8 +1,9 @@
 //! The backend in one file, `store.redb` of the data directory: what it has acknowledged survives a crash.
 //!
-//! Three tables: `entries` maps (bucket, key) to (revision, value); `buckets` maps a bucket to its revision, its number
-//! of entries and the sum of their hashes, so that a damaged file is noticed when it is loaded and not when a request
-//! goes astray; `meta` has the format and the store's revision. Each group of batches is one transaction.
+//! Four tables: `entries` maps (bucket, key) to (revision, value); `deadlines` has when those end that do; `buckets` maps a
+//! bucket to its revision, its number of entries and the sum of their hashes, so that a damaged file is noticed when it is
+//! loaded and not when a request goes astray; `meta` has the format, the store's revision and the number of transactions.
+//! Each group of batches is one transaction.
 //!
 //! After a failed write the file is opened anew before the next one, because the engine refuses everything after an
 //! I/O error. Whether the failed transaction reached the disk is only known then: if it did, it is undone first, so
@@ -16,9 +17,13 @@ use std::path::{Path, PathBuf};
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::{Backend, Change, Loaded};
+use super::{Backend, Change, Loaded, WriteError};
 use crate::store::table::Record;
-use crate::store::{BucketConfig, Entry, OpenError, Revision, Value};
+use crate::store::{BucketConfig, Deadline, Entry, OpenError, Revision, Value};
+
+mod sum;
+
+use sum::Sum;
 
 pub(super) const FILE: &str = "store.redb";
 /// Where a new file is made, so that `store.redb` is whole from the moment it exists.
@@ -35,12 +40,23 @@ type Key = (&'static [u8], &'static [u8]);
 const ENTRIES: TableDefinition<Key, (u64, &[u8])> = TableDefinition::new("entries");
 /// Bucket to (revision, entries, sum of their hashes).
 const BUCKETS: TableDefinition<&[u8], (u64, u64, u64)> = TableDefinition::new("buckets");
+/// [`Key`] to when its entry ends, in milliseconds of Unix time. Made with the first such entry.
+const DEADLINES: TableDefinition<Key, u64> = TableDefinition::new("deadlines");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 const META_REVISION: &str = "revision";
+/// Counts transactions, for not each moves the revision. Files of before it was counted have none.
+const META_WRITES: &str = "writes";
 
 /// Opens the file, at the start and after each failed write.
 pub(super) type Opener = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
+
+/// Which transaction a file is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    revision: Revision,
+    writes: u64,
+}
 
 /// The open file.
 pub(super) struct Embedded {
@@ -49,7 +65,7 @@ pub(super) struct Embedded {
     /// None after a failed write, until the next.
     db: Option<Database>,
     /// Of the last write that succeeded.
-    revision: Revision,
+    mark: Mark,
     /// The write that failed since, if any.
     failed: Vec<Change>,
 }
@@ -67,12 +83,12 @@ impl Embedded {
 
     pub(super) fn with_opener(path: PathBuf, opener: Opener) -> Result<Self, OpenError> {
         let db = opener()?;
-        let revision = guarded(|| read_meta(&db)).map_err(|reason| corrupt(&path, reason))?;
+        let mark = guarded(|| read_meta(&db)).map_err(|reason| corrupt(&path, reason))?;
         Ok(Self {
             path,
             opener,
             db: Some(db),
-            revision,
+            mark,
             failed: Vec::new(),
         })
     }
@@ -81,7 +97,7 @@ impl Embedded {
     fn reopen(&mut self) -> Result<Database, String> {
         let db = (self.opener)().map_err(|error| error.to_string())?;
         let found = guarded(|| read_meta(&db))?;
-        if found != self.revision {
+        if found != self.mark {
             if self.failed.is_empty() {
                 return Err(format!(
                     "data file {} was changed by someone else",
@@ -89,8 +105,8 @@ impl Embedded {
                 ));
             }
             let undo: Vec<Change> = self.failed.iter().rev().map(reversed).collect();
-            let revision = self.revision;
-            guarded(|| transact(&db, revision, &undo))?;
+            let mark = self.mark;
+            guarded(|| transact(&db, mark, &undo))?;
         }
         self.failed.clear();
         Ok(db)
@@ -99,7 +115,7 @@ impl Embedded {
 
 impl Backend for Embedded {
     fn revision(&self) -> Revision {
-        self.revision
+        self.mark.revision
     }
 
     fn load(&mut self, bucket: &BucketConfig) -> Result<Loaded, OpenError> {
@@ -123,16 +139,20 @@ impl Backend for Embedded {
         }
     }
 
-    fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), String> {
+    fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), WriteError> {
         let db = match self.db.take() {
             Some(db) => db,
-            None => self.reopen()?,
+            None => self.reopen().map_err(WriteError::Unavailable)?,
         };
-        let written = guarded(|| transact(&db, revision, changes));
+        let mark = Mark {
+            revision,
+            writes: self.mark.writes.wrapping_add(1),
+        };
+        let written = guarded(|| transact(&db, mark, changes));
         match written {
             Ok(()) => {
                 self.db = Some(db);
-                self.revision = revision;
+                self.mark = mark;
                 Ok(())
             }
             Err(reason) => {
@@ -142,7 +162,8 @@ impl Backend for Embedded {
                     drop(db);
                     Ok(())
                 });
-                Err(format!("writing {}: {reason}", self.path.display()))
+                let reason = format!("writing {}: {reason}", self.path.display());
+                Err(WriteError::Unavailable(reason))
             }
         }
     }
@@ -150,11 +171,11 @@ impl Backend for Embedded {
 
 fn reversed(change: &Change) -> Change {
     Change {
-        bucket: change.bucket.clone(),
         before: change.after.clone(),
         after: change.before.clone(),
         bucket_before: change.bucket_after,
         bucket_after: change.bucket_before,
+        ..change.clone()
     }
 }
 
@@ -280,7 +301,7 @@ pub(super) fn open_error(error: DatabaseError, path: &Path) -> OpenError {
     }
 }
 
-fn read_meta(db: &Database) -> Result<Revision, redb::Error> {
+fn read_meta(db: &Database) -> Result<Mark, redb::Error> {
     let transaction = db.begin_read()?;
     let meta = transaction.open_table(META)?;
     let number = |name| {
@@ -288,7 +309,10 @@ fn read_meta(db: &Database) -> Result<Revision, redb::Error> {
             .map(|found| found.map(|number| number.value()))
     };
     match (number(META_FORMAT)?, number(META_REVISION)?) {
-        (Some(FORMAT), Some(revision)) => Ok(Revision(revision)),
+        (Some(FORMAT), Some(revision)) => Ok(Mark {
+            revision: Revision(revision),
+            writes: number(META_WRITES)?.unwrap_or(0),
+        }),
         (format, _) => Err(redb::Error::Corrupted(format!(
             "format {}, expected {FORMAT}",
             format.map_or("unknown".into(), |format| format.to_string())
@@ -317,27 +341,37 @@ fn read_bucket(
     let mut records =
         Vec::with_capacity(usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0));
     let mut refused = None;
+    let mut deadlines = read_deadlines(&transaction, name)?.into_iter().peekable();
     let entries = transaction.open_table(ENTRIES)?;
-    // The next string after the bucket's name: what lies between belongs to the bucket.
-    let end = [name, &[0]].concat();
+    let end = end_of(name);
     for entry in entries.range((name, &[][..])..(end.as_slice(), &[][..]))? {
         let (key, value) = entry?;
         let (_, key) = key.value();
         let (revision, value) = value.value();
-        found.add(key, revision, value);
+        let deadline = deadlines.next_if(|(ending, _)| ending == key);
+        let deadline = deadline.and_then(|(_, millis)| Deadline::from_millis(millis));
+        found.add(key, revision, value, deadline);
         let key = std::str::from_utf8(key)
             .map_err(|_| redb::Error::Corrupted("a key is not UTF-8".into()))?;
         match Value::parse(bucket.values, value) {
             Ok(value) => {
                 let revision = Revision(revision);
-                records.push(Record::new(key, Entry { value, revision }));
+                records.push(Record::new(
+                    key,
+                    Entry {
+                        value,
+                        revision,
+                        deadline,
+                    },
+                ));
             }
             Err(error) => {
                 refused.get_or_insert((key.to_owned(), error.0));
             }
         }
     }
-    if found != expected {
+    // A deadline without its entry stops the walk before its end.
+    if found != expected || deadlines.next().is_some() {
         return Err(redb::Error::Corrupted(format!(
             "bucket {:?}: {} entries were found that do not add up to the {} that were written",
             bucket.name, found.entries, expected.entries
@@ -347,14 +381,64 @@ fn read_bucket(
     Ok((Loaded { records, revision }, refused))
 }
 
-fn transact(db: &Database, revision: Revision, changes: &[Change]) -> Result<(), redb::Error> {
+/// The next string after a bucket's name: what lies between belongs to the bucket.
+fn end_of(name: &[u8]) -> Vec<u8> {
+    [name, &[0]].concat()
+}
+
+/// Keys of a bucket that end, and when, in order.
+fn read_deadlines(
+    transaction: &redb::ReadTransaction,
+    name: &[u8],
+) -> Result<Vec<(Vec<u8>, u64)>, redb::Error> {
+    let table = match transaction.open_table(DEADLINES) {
+        Ok(table) => table,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let end = end_of(name);
+    let range = table.range((name, &[][..])..(end.as_slice(), &[][..]))?;
+    range
+        .map(|deadline| {
+            let (key, millis) = deadline?;
+            Ok((key.value().1.to_vec(), millis.value()))
+        })
+        .collect()
+}
+
+fn write_deadlines(
+    transaction: &redb::WriteTransaction,
+    changes: &[&Change],
+) -> Result<(), redb::Error> {
+    let deadline = |record: &Option<std::sync::Arc<Record>>| record.as_ref()?.entry.deadline;
+    let mut ending = changes
+        .iter()
+        .filter(|change| deadline(&change.before) != deadline(&change.after))
+        .peekable();
+    // Most groups have none, and need not look at the table.
+    if ending.peek().is_none() {
+        return Ok(());
+    }
+    let mut table = transaction.open_table(DEADLINES)?;
+    for change in ending {
+        let key = (change.bucket.name.as_bytes(), change.key());
+        match deadline(&change.after) {
+            Some(deadline) => table.insert(key, deadline.millis())?,
+            None => table.remove(key)?,
+        };
+    }
+    Ok(())
+}
+
+fn transact(db: &Database, mark: Mark, changes: &[Change]) -> Result<(), redb::Error> {
     // In order of place in the file; the changes of one key keep their order.
     let mut ordered: Vec<&Change> = changes.iter().collect();
     ordered.sort_by_key(|change| (change.bucket.name.as_bytes(), change.key()));
     let transaction = db.begin_write()?;
+    write_deadlines(&transaction, &ordered)?;
     {
         let mut entries = transaction.open_table(ENTRIES)?;
-        for change in ordered {
+        for change in ordered.into_iter().filter(|change| !change.is_touch()) {
             let key = (change.bucket.name.as_bytes(), change.key());
             match &change.after {
                 Some(record) => {
@@ -382,76 +466,10 @@ fn transact(db: &Database, revision: Revision, changes: &[Change]) -> Result<(),
         for (name, sum) in sums {
             buckets.insert(name, (sum.revision, sum.entries, sum.hashes))?;
         }
-        transaction
-            .open_table(META)?
-            .insert(META_REVISION, revision.0)?;
+        let mut meta = transaction.open_table(META)?;
+        meta.insert(META_REVISION, mark.revision.0)?;
+        meta.insert(META_WRITES, mark.writes)?;
     }
     transaction.commit()?;
     Ok(())
-}
-
-impl Change {
-    fn key(&self) -> &[u8] {
-        let record = self.after.as_ref().or(self.before.as_ref());
-        record.map_or(&[], |record| record.key_bytes())
-    }
-}
-
-/// What a bucket's entries must add up to.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Sum {
-    revision: u64,
-    entries: u64,
-    hashes: u64,
-}
-
-impl From<(u64, u64, u64)> for Sum {
-    fn from((revision, entries, hashes): (u64, u64, u64)) -> Self {
-        Self {
-            revision,
-            entries,
-            hashes,
-        }
-    }
-}
-
-impl Sum {
-    fn add(&mut self, key: &[u8], revision: u64, value: &[u8]) {
-        self.entries = self.entries.wrapping_add(1);
-        self.hashes = self.hashes.wrapping_add(hash(key, revision, value));
-    }
-
-    fn change(&mut self, change: &Change) {
-        if let Some(record) = &change.before {
-            let entry = &record.entry;
-            let hash = hash(
-                record.key_bytes(),
-                entry.revision.0,
-                &entry.value.to_bytes(),
-            );
-            self.entries = self.entries.wrapping_sub(1);
-            self.hashes = self.hashes.wrapping_sub(hash);
-        }
-        if let Some(record) = &change.after {
-            let entry = &record.entry;
-            self.add(
-                record.key_bytes(),
-                entry.revision.0,
-                &entry.value.to_bytes(),
-            );
-        }
-        self.revision = change.bucket_after.0;
-    }
-}
-
-/// FNV-1a: the same in every version and on every machine, as hashers of the standard library are not.
-fn hash(key: &[u8], revision: u64, value: &[u8]) -> u64 {
-    let length = (key.len() as u64).to_le_bytes();
-    let revision = revision.to_le_bytes();
-    [&length[..], key, &revision[..], value]
-        .into_iter()
-        .flatten()
-        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
 }

@@ -1,6 +1,6 @@
 //! The backend that keeps nothing: the snapshot is all there is.
 
-use super::{Backend, Change, Loaded};
+use super::{Backend, Change, Loaded, WriteError};
 use crate::store::{BucketConfig, OpenError, Revision};
 
 /// Buckets that are empty at every start.
@@ -18,7 +18,7 @@ impl Backend for Memory {
         })
     }
 
-    fn write(&mut self, _revision: Revision, _changes: &[Change]) -> Result<(), String> {
+    fn write(&mut self, _revision: Revision, _changes: &[Change]) -> Result<(), WriteError> {
         Ok(())
     }
 }

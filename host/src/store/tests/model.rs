@@ -2,18 +2,50 @@
 
 use std::collections::BTreeMap;
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
+use super::deadlines::{Hand, until};
 use super::*;
 
 #[derive(Debug, Clone)]
 enum Step {
     Commit {
-        writes: Vec<(usize, u8, Option<u8>, ModelExpect)>,
+        writes: Vec<(usize, u8, ModelAction, ModelExpect)>,
         replace: Vec<usize>,
         dry_run: bool,
     },
+    /// So many milliseconds go by.
+    Advance(u64),
     Reopen,
+}
+
+/// With times to live in tenths of a second.
+#[derive(Debug, Clone, Copy)]
+enum ModelAction {
+    Put(u8, Option<u8>),
+    Delete,
+    Touch(Option<u8>),
+    Increment(i8, Option<u8>),
+}
+
+impl ModelAction {
+    fn action(self) -> Action {
+        let ttl = |tenths: Option<u8>| tenths.map(|it| Duration::from_millis(u64::from(it) * 100));
+        match self {
+            Self::Put(value, tenths) => Action::Put {
+                value: value.to_string().into_bytes().into(),
+                ttl: ttl(tenths),
+            },
+            Self::Delete => Action::Delete,
+            Self::Touch(tenths) => Action::Touch { ttl: ttl(tenths) },
+            Self::Increment(by, tenths) => Action::Increment {
+                by: by.into(),
+                ttl: ttl(tenths),
+            },
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -34,12 +66,14 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(ModelExpect::Current),
         1 => Just(ModelExpect::Other),
     ];
-    let write = (
-        0..2_usize,
-        0..12_u8,
-        proptest::option::weighted(0.7, 0..3_u8),
-        expect,
-    );
+    let ttl = || proptest::option::weighted(0.3, 1..4_u8);
+    let action = prop_oneof![
+        6 => (0..3_u8, ttl()).prop_map(|(value, ttl)| ModelAction::Put(value, ttl)),
+        3 => Just(ModelAction::Delete),
+        1 => ttl().prop_map(ModelAction::Touch),
+        2 => (-2..3_i8, ttl()).prop_map(|(by, ttl)| ModelAction::Increment(by, ttl)),
+    ];
+    let write = (0..2_usize, 0..12_u8, action, expect);
     let commit = (
         prop::collection::vec(write, 0..6),
         prop_oneof![4 => Just(vec![]), 1 => Just(vec![0]), 1 => Just(vec![1]), 1 => Just(vec![1, 0, 1])],
@@ -50,29 +84,38 @@ fn step() -> impl Strategy<Value = Step> {
             replace,
             dry_run,
         });
-    prop_oneof![12 => commit, 1 => Just(Step::Reopen)]
+    prop_oneof![12 => commit, 1 => Just(Step::Reopen), 2 => (1..150_u64).prop_map(Step::Advance)]
 }
 
 /// What the store must be, written as plainly as can be.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Model {
     revision: u64,
-    buckets: [BTreeMap<String, (String, u64)>; 2],
+    buckets: [BTreeMap<String, ModelEntry>; 2],
     bucket_revisions: [u64; 2],
+    now: u64,
 }
 
+#[derive(Debug, Clone, PartialEq)]
+struct ModelEntry {
+    value: String,
+    revision: u64,
+    deadline: Option<u64>,
+}
+
+/// Of a batch: the revision, then entries created, updated, touched, deleted and unchanged.
+type Done = (u64, u64, u64, u64, u64, u64);
+
 impl Model {
-    /// The revision, then entries created, updated, deleted and unchanged; none for a conflict.
+    /// What came of it; none for a conflict.
     fn commit(
         &mut self,
-        writes: &[(usize, String, Option<String>, Expect)],
+        writes: &[(usize, String, ModelAction, Expect)],
         replace: &[usize],
         dry_run: bool,
-    ) -> Option<(u64, u64, u64, u64, u64)> {
+    ) -> Option<Done> {
         for (bucket, key, _, expect) in writes {
-            let found = self.buckets[*bucket]
-                .get(key)
-                .map(|(_, revision)| *revision);
+            let found = self.buckets[*bucket].get(key).map(|entry| entry.revision);
             let holds = match expect {
                 Expect::Any => true,
                 Expect::Absent => found.is_none(),
@@ -88,19 +131,44 @@ impl Model {
         for bucket in replace {
             self.buckets[*bucket].clear();
         }
-        for (bucket, key, value, _) in writes {
-            match value {
-                Some(value) => self.buckets[*bucket].insert(key.clone(), (value.clone(), revision)),
-                None => self.buckets[*bucket].remove(key),
+        let ends = |tenths: Option<u8>| tenths.map(|it| before.now + u64::from(it) * 100);
+        for (bucket, key, action, _) in writes {
+            let known = self.buckets[*bucket].get(key).cloned();
+            let (value, deadline) = match (*action, known) {
+                (ModelAction::Put(value, ttl), _) => (value.to_string(), ends(ttl)),
+                (ModelAction::Delete, _) => {
+                    self.buckets[*bucket].remove(key);
+                    continue;
+                }
+                (ModelAction::Touch(ttl), Some(known)) => (known.value, ends(ttl)),
+                (ModelAction::Touch(_), None) => {
+                    *self = before;
+                    return None;
+                }
+                (ModelAction::Increment(by, _), Some(known)) => {
+                    let sum = known.value.parse::<i64>().unwrap() + i64::from(by);
+                    (sum.to_string(), known.deadline)
+                }
+                (ModelAction::Increment(by, ttl), None) => (by.to_string(), ends(ttl)),
             };
+            let entry = ModelEntry {
+                value,
+                revision,
+                deadline,
+            };
+            self.buckets[*bucket].insert(key.clone(), entry);
         }
-        let (mut created, mut updated, mut deleted, mut unchanged) = (0, 0, 0, 0);
+        let (mut created, mut updated, mut touched) = (0, 0, 0);
+        let (mut deleted, mut unchanged) = (0, 0);
         for bucket in 0..2 {
             let mut changed = false;
             let old = &before.buckets[bucket];
             for (key, entry) in &mut self.buckets[bucket] {
                 match old.get(key) {
-                    Some(was) if was.0 == entry.0 => entry.1 = was.1,
+                    Some(was) if was.value == entry.value => {
+                        entry.revision = was.revision;
+                        touched += u64::from(was.deadline != entry.deadline);
+                    }
                     Some(_) => (updated, changed) = (updated + 1, true),
                     None => (created, changed) = (created + 1, true),
                 }
@@ -122,16 +190,29 @@ impl Model {
             unchanged += named
                 .into_iter()
                 .filter(|key| {
-                    old.get(*key).map(|entry| &entry.0)
-                        == self.buckets[bucket].get(*key).map(|entry| &entry.0)
+                    let content = |entry: &ModelEntry| (entry.value.clone(), entry.deadline);
+                    old.get(*key).map(content) == self.buckets[bucket].get(*key).map(content)
                 })
                 .count() as u64;
         }
-        let result = (self.revision, created, updated, deleted, unchanged);
+        let result = (self.revision, created, updated, touched, deleted, unchanged);
         if dry_run {
             *self = before;
         }
         Some(result)
+    }
+
+    /// Time goes by: what has ended goes, under one revision.
+    fn advance(&mut self, millis: u64) {
+        self.now += millis;
+        let (now, revision) = (self.now, self.revision + 1);
+        for (bucket, bucket_revision) in self.buckets.iter_mut().zip(&mut self.bucket_revisions) {
+            let there = bucket.len();
+            bucket.retain(|_, entry| entry.deadline.is_none_or(|deadline| deadline > now));
+            if bucket.len() < there {
+                (self.revision, *bucket_revision) = (revision, revision);
+            }
+        }
     }
 }
 
@@ -142,7 +223,7 @@ fn agree(store: &Store, model: &Model) -> Result<(), TestCaseError> {
         let bucket = snapshot.bucket(snapshot.bucket_id(name).unwrap()).unwrap();
         let expected: Vec<(String, String, u64)> = model.buckets[index]
             .iter()
-            .map(|(key, (value, revision))| (key.clone(), value.clone(), *revision))
+            .map(|(key, entry)| (key.clone(), entry.value.clone(), entry.revision))
             .collect();
         prop_assert_eq!(
             contents(store, snapshot.bucket_id(name).unwrap()),
@@ -150,6 +231,10 @@ fn agree(store: &Store, model: &Model) -> Result<(), TestCaseError> {
         );
         prop_assert_eq!(bucket.revision().0, model.bucket_revisions[index]);
         prop_assert_eq!(bucket.len(), expected.len() as u64);
+        let ending = model.buckets[index]
+            .values()
+            .filter(|entry| entry.deadline.is_some());
+        prop_assert_eq!(bucket.table.ending(), ending.count() as u64);
         let bytes: usize = expected
             .iter()
             .map(|(key, value, _)| key.len() + value.len())
@@ -157,8 +242,15 @@ fn agree(store: &Store, model: &Model) -> Result<(), TestCaseError> {
         prop_assert_eq!(bucket.bytes(), bytes as u64);
         for key in 0..12 {
             let key = model_key(key);
-            let found = bucket.get(&key).map(|entry| entry.revision.0);
-            prop_assert_eq!(found, model.buckets[index].get(&key).map(|entry| entry.1));
+            let found = bucket.get(&key).map(|entry| {
+                let deadline = entry.deadline.map(Deadline::millis);
+                (entry.revision.0, deadline)
+            });
+            let expected = model.buckets[index].get(&key);
+            prop_assert_eq!(
+                found,
+                expected.map(|entry| (entry.revision, entry.deadline))
+            );
         }
         let mut paged = Vec::new();
         let mut after: Option<Box<str>> = None;
@@ -185,16 +277,30 @@ fn model_key(key: u8) -> String {
 fn follows_the_model(steps: &[Step], kind: BackendKind) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
     let buckets = ["a", "b"].map(|name| BucketConfig::new(name, kind, ValueKind::Bytes));
-    let mut store = opened(&buckets, dir.path());
-    let mut model = Model::default();
+    let hand = Hand::new();
+    let open = || {
+        let backends = Backends::new(dir.path());
+        Store::with_backends(&buckets, backends, hand.clock()).unwrap()
+    };
+    let empty = || Model {
+        now: hand.now(),
+        ..Model::default()
+    };
+    let mut store = open();
+    let mut model = empty();
     for step in steps {
         match step {
             Step::Reopen => {
                 store.close();
                 if kind == BackendKind::Memory {
-                    model = Model::default();
+                    model = empty();
                 }
-                store = opened(&buckets, dir.path());
+                store = open();
+            }
+            Step::Advance(millis) => {
+                hand.advance(*millis);
+                model.advance(*millis);
+                until(&store, |snapshot| snapshot.revision().0 >= model.revision);
             }
             Step::Commit {
                 writes,
@@ -203,9 +309,11 @@ fn follows_the_model(steps: &[Step], kind: BackendKind) -> Result<(), TestCaseEr
             } => {
                 let writes: Vec<_> = writes
                     .iter()
-                    .map(|&(bucket, key, value, expect)| {
+                    .map(|&(bucket, key, action, expect)| {
                         let key = model_key(key);
-                        let current = model.buckets[bucket].get(&key).map_or(77, |entry| entry.1);
+                        let current = model.buckets[bucket]
+                            .get(&key)
+                            .map_or(77, |entry| entry.revision);
                         let expect = match expect {
                             ModelExpect::Any => Expect::Any,
                             ModelExpect::Absent => Expect::Absent,
@@ -213,16 +321,16 @@ fn follows_the_model(steps: &[Step], kind: BackendKind) -> Result<(), TestCaseEr
                             ModelExpect::Current => Expect::At(Revision(current)),
                             ModelExpect::Other => Expect::At(Revision(current + 1)),
                         };
-                        (bucket, key, value.map(|value| value.to_string()), expect)
+                        (bucket, key, action, expect)
                     })
                     .collect();
                 let ids = ["a", "b"].map(|name| id(&store, name));
                 let batch = WriteBatch {
                     writes: writes
                         .iter()
-                        .map(|(bucket, key, value, expect)| Write {
-                            expect: *expect,
-                            ..write(ids[*bucket], key, value.as_deref())
+                        .map(|(bucket, key, action, expect)| {
+                            let write = Write::new(ids[*bucket], key.as_str(), action.action());
+                            write.expecting(*expect)
                         })
                         .collect(),
                     replace: replace.iter().map(|bucket| ids[*bucket]).collect(),
@@ -236,10 +344,12 @@ fn follows_the_model(steps: &[Step], kind: BackendKind) -> Result<(), TestCaseEr
                             revision,
                             created,
                             updated,
+                            touched,
                             deleted,
                             unchanged,
+                            ..
                         } = done;
-                        let done = (revision.0, created, updated, deleted, unchanged);
+                        let done = (revision.0, created, updated, touched, deleted, unchanged);
                         prop_assert_eq!(Some(done), expected);
                     }
                     Err(CommitError::Conflict { .. }) => prop_assert_eq!(None, expected),

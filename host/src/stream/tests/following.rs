@@ -4,8 +4,8 @@ use super::super::frame::close_frame;
 use super::*;
 use crate::plugin::decision::Follow;
 use crate::store::{
-    BackendKind, BucketConfig, BucketId, Expect, OnChange, Snapshot, Store, Target, ValueKind,
-    Write, WriteBatch,
+    BackendKind, BucketConfig, BucketId, OnChange, Snapshot, Store, Target, ValueKind, Write,
+    WriteBatch,
 };
 
 const OVER: Duration = Duration::from_secs(10);
@@ -22,11 +22,9 @@ async fn store(value: &str) -> (Store, BucketId) {
 }
 
 async fn set(store: &Store, bucket: BucketId, key: &str, value: Option<&str>) -> Arc<Snapshot> {
-    let write = Write {
-        bucket,
-        key: key.into(),
-        value: value.map(|value| value.as_bytes().into()),
-        expect: Expect::Any,
+    let write = match value {
+        Some(value) => Write::put(bucket, key, value.as_bytes()),
+        None => Write::delete(bucket, key),
     };
     let batch = WriteBatch {
         writes: vec![write],

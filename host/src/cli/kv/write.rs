@@ -1,0 +1,257 @@
+//! `throwbar kv set`, `del`, `touch` and `incr`.
+
+use super::{flag, path_of, segment};
+use crate::cli::client::{Client, ClientError, with_query};
+use crate::cli::output::{self, Out};
+use crate::cli::{Ended, Exit};
+use anyhow::Context;
+use http::{HeaderName, Method, header};
+use http_body_util::Full;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// What a batch did.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Committed {
+    revision: u64,
+    created: u64,
+    updated: u64,
+    touched: u64,
+    deleted: u64,
+    unchanged: u64,
+}
+
+/// What may go wrong for somebody else having been faster.
+pub(super) fn condition(if_revision: Option<u64>, if_absent: bool) -> Option<(HeaderName, String)> {
+    match (if_revision, if_absent) {
+        (Some(revision), _) => Some((header::IF_MATCH, format!("\"{revision}\""))),
+        (None, true) => Some((header::IF_NONE_MATCH, "*".to_owned())),
+        (None, false) => None,
+    }
+}
+
+/// How a command writes, and tells of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    pub(super) dry_run: bool,
+    pub(super) json: bool,
+}
+
+/// Sets keys: with a condition one, by itself.
+pub(super) async fn set(
+    client: &Client,
+    bucket: &str,
+    pairs: Vec<(String, String)>,
+    condition: Option<(HeaderName, String)>,
+    ttl: Option<String>,
+    how: How,
+) -> anyhow::Result<()> {
+    let Some(condition) = condition else {
+        let set: serde_json::Map<String, Value> =
+            pairs.into_iter().map(|(k, v)| (k, v.into())).collect();
+        let body = json!({ "set": set, "ttl": ttl });
+        return batch(client, bucket, &body, how).await;
+    };
+    let Ok([(key, value)]) = <[(String, String); 1]>::try_from(pairs) else {
+        return Err(Ended::error(
+            Exit::Usage,
+            "--if-revision and --if-absent need exactly one KEY=VALUE",
+        ));
+    };
+    let query = [("dry_run", flag(how.dry_run)), ("ttl", ttl)];
+    let path = with_query(path_of(bucket, &key)?, &query);
+    let body = Full::new(value.into());
+    let answer = client
+        .send(Method::PUT, &path, &[condition], body, None)
+        .await
+        .map_err(refused)?;
+    told_of_one(bucket, &key, "set", answer.etag, how)
+}
+
+/// Deletes keys: with a condition one, by itself.
+pub(super) async fn delete(
+    client: &Client,
+    bucket: &str,
+    keys: Vec<String>,
+    condition: Option<(HeaderName, String)>,
+    how: How,
+) -> anyhow::Result<()> {
+    let Some((name, revision)) = condition else {
+        return batch(client, bucket, &json!({ "delete": keys }), how).await;
+    };
+    let Ok([key]) = <[String; 1]>::try_from(keys) else {
+        return Err(Ended::error(
+            Exit::Usage,
+            "--if-revision needs exactly one KEY",
+        ));
+    };
+    let path = with_query(path_of(bucket, &key)?, &[("dry_run", flag(how.dry_run))]);
+    let condition = [(name, revision)];
+    let body = Full::default();
+    client
+        .send(Method::DELETE, &path, &condition, body, None)
+        .await
+        .map_err(refused)?;
+    told_of_one(bucket, &key, "deleted", None, how)
+}
+
+/// Renews keys, all or none.
+pub(super) async fn touch(
+    client: &Client,
+    bucket: &str,
+    keys: Vec<String>,
+    ttl: Option<String>,
+    how: How,
+) -> anyhow::Result<()> {
+    let touched = |key: String| json!({ "key": key, "ttl": ttl });
+    let writes: Vec<Value> = keys.into_iter().map(touched).collect();
+    batch(client, bucket, &json!({ "writes": writes }), how).await
+}
+
+/// Adds to the number under a key and prints the sum.
+pub(super) async fn increment(
+    client: &Client,
+    bucket: &str,
+    key: &str,
+    by: i64,
+    ttl: Option<String>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let mut body = json!({ "increment": by });
+    if let Some(ttl) = ttl {
+        body["ttl"] = ttl.into();
+    }
+    let headers = [(header::CONTENT_TYPE, "application/json".to_owned())];
+    let body = Full::new(body.to_string().into());
+    let path = path_of(bucket, key)?;
+    let answer = client
+        .send(Method::PATCH, &path, &headers, body, None)
+        .await
+        .map_err(refused)?;
+    let answer: Value = answer.json()?;
+    let mut out = Out::stdout();
+    match json {
+        true => out.json(&answer)?,
+        false => out.line(&answer["value"])?,
+    }
+    out.flush()
+}
+
+fn told_of_one(
+    bucket: &str,
+    key: &str,
+    what: &str,
+    revision: Option<String>,
+    how: How,
+) -> anyhow::Result<()> {
+    let mut out = Out::stdout();
+    let number = revision.as_deref().and_then(|it| it.parse::<u64>().ok());
+    if how.json {
+        out.json(&json!({ "key": key, "revision": number }))?;
+    } else if how.dry_run {
+        out.line(format_args!("{bucket}: would be {what}; nothing changed"))?;
+    } else {
+        let revision = revision.map(|revision| format!("   revision {revision}"));
+        let (key, revision) = (output::printable(key), revision.unwrap_or_default());
+        out.line(format_args!("{bucket}: {key} {what}{revision}"))?;
+    }
+    out.flush()
+}
+
+async fn batch(client: &Client, bucket: &str, body: &Value, how: How) -> anyhow::Result<()> {
+    let path = with_query(
+        format!("/v1/kv/{}/batch", segment("bucket", bucket)?),
+        &[("dry_run", flag(how.dry_run))],
+    );
+    let answer = client.post_json(&path, body).await.map_err(refused)?;
+    report(bucket, &answer.json()?, how.dry_run, how.json)
+}
+
+/// An error of a write with its exit code: a value the bucket cannot hold is not a failure to reach anybody.
+pub(super) fn refused(error: ClientError) -> anyhow::Error {
+    match error {
+        ClientError::Problem(problem) if problem.status == 422 => {
+            Ended::error(Exit::ConfigInvalid, problem.to_string())
+        }
+        other => other.into(),
+    }
+}
+
+/// Says what a batch did.
+pub(super) fn report(
+    bucket: &str,
+    answer: &Value,
+    dry_run: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    let mut out = Out::stdout();
+    if json {
+        out.json(answer)?;
+    } else {
+        let done = Committed::deserialize(answer)
+            .context("the admin API's answer is not what was expected")?;
+        out.line(summary(bucket, &done, dry_run))?;
+    }
+    out.flush()
+}
+
+fn summary(bucket: &str, done: &Committed, dry_run: bool) -> String {
+    let parts: Vec<String> = [
+        (done.created, "added"),
+        (done.updated, "changed"),
+        (done.touched, "renewed"),
+        (done.deleted, "deleted"),
+        (done.unchanged, "as before"),
+    ]
+    .iter()
+    .filter(|(number, _)| *number > 0)
+    .map(|(number, what)| format!("{} {what}", output::count(*number)))
+    .collect();
+    let what = if parts.is_empty() {
+        "nothing to do".to_owned()
+    } else {
+        parts.join(", ")
+    };
+    if dry_run {
+        format!("{bucket}: would be {what}; nothing changed")
+    } else {
+        format!("{bucket}: {what}   revision {}", done.revision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_names_only_what_happened() {
+        let done = Committed {
+            revision: 12,
+            created: 1_000,
+            unchanged: 2,
+            ..Committed::default()
+        };
+        assert_eq!(
+            summary("b", &done, false),
+            "b: 1,000 added, 2 as before   revision 12"
+        );
+        let none = Committed::default();
+        assert!(summary("b", &none, true).contains("nothing changed"));
+    }
+
+    #[test]
+    fn a_refused_value_has_the_exit_code_of_an_invalid_map() {
+        let problem = |status| {
+            ClientError::Problem(crate::cli::problem::Problem {
+                status,
+                title: "no".to_owned(),
+                ..Default::default()
+            })
+        };
+        let exit = |status| crate::cli::exit_of(&refused(problem(status)));
+        assert_eq!(exit(422), Exit::ConfigInvalid);
+        assert_eq!(exit(412), Exit::Failed);
+        assert_eq!(exit(404), Exit::Failed);
+    }
+}
