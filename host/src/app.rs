@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_appender::non_blocking::ErrorCounter;
 
@@ -316,6 +316,13 @@ async fn sow(store: &Store, seed: Vec<Seed>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The signals that end a process or have it read its config again.
+pub struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
 impl App {
     /// What the admin API may ask.
     pub fn control(&self) -> &Control {
@@ -337,18 +344,29 @@ impl App {
         self.token_path.as_deref()
     }
 
-    /// Serves until SIGTERM or SIGINT, then drains; a second one forces. SIGHUP reads the config again.
+    /// Listens for signals: from now on none of them ends the process by itself. To be called before anybody is told that it
+    /// serves, for who is told may send one at once.
     ///
     /// # Errors
-    /// If signals cannot be watched.
-    pub fn run_until_signal(self) -> anyhow::Result<()> {
+    /// If the system refuses.
+    pub fn signals(&self) -> anyhow::Result<Signals> {
+        let _entered = self.handle.enter();
+        Ok(Signals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains; a second one forces. SIGHUP reads the config again.
+    pub fn run_until_signal(self, signals: Signals) {
         let control = self.control.clone();
+        let Signals {
+            mut term,
+            mut int,
+            mut hup,
+        } = signals;
         let grace = self.handle.clone().block_on(async {
-            let (mut term, mut int, mut hup) = (
-                signal(SignalKind::terminate())?,
-                signal(SignalKind::interrupt())?,
-                signal(SignalKind::hangup())?,
-            );
             loop {
                 tokio::select! {
                     _ = term.recv() => break,
@@ -366,10 +384,9 @@ impl App {
                 tracing::warn!("stopped at once");
                 std::process::exit(1);
             });
-            anyhow::Ok(grace)
-        })?;
+            grace
+        });
         self.stop(grace);
-        Ok(())
     }
 
     /// Drains for at most `grace`, then stops everything in reverse.

@@ -52,8 +52,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     start.log_dropped = Some(log.dropped.clone());
     let about = About::of(&start);
     let app = app::start(start)?;
+    let signals = app.signals()?;
     about.print(&app);
-    app.run_until_signal()
+    app.run_until_signal(signals);
+    Ok(())
 }
 
 /// Reads and checks a config.
