@@ -13,9 +13,7 @@ use super::generation::{self, Sandbox};
 use super::instance::{self, TrialError};
 use super::record::Record;
 use super::slot::{Activated, Turn};
-use super::{
-    CompileIn, Crew, Fraction, Generation, GenerationId, PluginConfig, PluginSlot, Share, migration,
-};
+use super::{CompileIn, Crew, Generation, GenerationId, PluginConfig, PluginSlot, migration};
 use crate::store::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -24,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+pub use super::order::{Order, Role, Wanted};
 pub use super::report::*;
 
 /// Every plugin of the config, and the walk that changes what is active.
@@ -45,39 +44,6 @@ pub(super) struct Shared {
     pub(super) slots: arc_swap::ArcSwap<BTreeMap<String, Arc<PluginSlot>>>,
     next_generation: AtomicU64,
     started: Instant,
-}
-
-/// What is to be brought into a role.
-#[derive(Debug, Clone)]
-pub enum Wanted {
-    /// These bytes.
-    Component(Bytes),
-    /// The version whose digest begins so.
-    Version(String),
-    /// What was active before.
-    Previous,
-}
-
-/// What a version is to be.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Role {
-    /// It decides.
-    Active,
-    /// It decides a share of the requests.
-    Canary(Share),
-    /// It is asked about this part of the requests, and compared.
-    Shadow(Fraction),
-}
-
-/// How something is to be done.
-#[derive(Debug, Clone, Copy)]
-pub struct Order<'a> {
-    /// Who asks.
-    pub by: &'a str,
-    /// Try everything, change nothing.
-    pub dry_run: bool,
-    /// Though the guard took the version back, or something else speaks against it that is not in the way.
-    pub force: bool,
 }
 
 /// How to build [`Plugins`].

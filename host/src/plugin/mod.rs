@@ -25,6 +25,7 @@ mod imports;
 pub mod inspect;
 pub mod instance;
 mod migration;
+mod order;
 mod record;
 mod registry;
 mod report;

@@ -1,0 +1,177 @@
+//! What is on disk: acknowledged writes survive a crash, damage is told and never read as something else.
+
+use crate::harness::proxy::{BY_HEADER, run};
+use crate::harness::{Request, Setup, TestProxy};
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_acknowledged_write_is_lost_by_kill_9() {
+    const ROUNDS: usize = 20;
+    let mut proxy = TestProxy::start(BY_HEADER).await;
+    let mut acknowledged = std::collections::BTreeMap::new();
+    for round in 0..ROUNDS {
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                let admin = proxy.admin_address;
+                let token =
+                    std::fs::read_to_string(proxy.file("data/admin.token")).expect("a token");
+                tokio::spawn(async move {
+                    let mut done = Vec::new();
+                    for n in 0.. {
+                        // Single keys, and batches of two that must never be seen in part.
+                        let value = format!("10.{round}.{}.{}", n / 250, n % 250);
+                        let keys = [
+                            format!("{round}-{writer}-{n}"),
+                            format!("twin-{round}-{writer}-{n}"),
+                        ];
+                        let body = json!({ "set": { &keys[0]: &value, &keys[1]: &value } });
+                        let request = Request::post("/v1/kv/upstreams/batch", body.to_string())
+                            .field("authorization", &format!("Bearer {}", token.trim()));
+                        match request.try_send(admin).await {
+                            Ok(response) => {
+                                assert_eq!(response.status, 200, "{}", response.text());
+                                done.extend(keys.map(|key| (key, value.clone())));
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    done
+                })
+            })
+            .collect();
+        // Once enough has been acknowledged, in the midst of what follows.
+        let admin = proxy.admin();
+        let enough = (round % 5) as f64 * 10.0 + acknowledged.len() as f64 + 4.0;
+        admin
+            .metric_is("throwbar_bucket_keys{", |keys| keys >= enough)
+            .await;
+        proxy.kill().await;
+        for writer in writers {
+            acknowledged.extend(
+                crate::harness::soon("a writer ends", writer)
+                    .await
+                    .expect("it ended"),
+            );
+        }
+        proxy.start_again().await;
+        let export = proxy
+            .admin()
+            .get("/v1/kv/upstreams?format=ndjson")
+            .await
+            .text();
+        let found: std::collections::BTreeMap<String, String> = export
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+            .map(|e| {
+                (
+                    e["key"].as_str().expect("a key").into(),
+                    e["value"].as_str().expect("a value").into(),
+                )
+            })
+            .collect();
+        for (key, value) in &acknowledged {
+            assert_eq!(found.get(key), Some(value), "round {round}: {key}");
+        }
+        for key in found.keys().filter(|key| !key.starts_with("twin-")) {
+            assert!(
+                found.contains_key(&format!("twin-{key}")),
+                "round {round}: {key} without its twin"
+            );
+        }
+    }
+    assert!(acknowledged.len() > ROUNDS);
+}
+
+#[tokio::test]
+async fn a_memory_bucket_is_empty_after_a_restart_and_an_embedded_one_is_not() {
+    let config =
+        format!("{BY_HEADER}\n[buckets.brief]\nbackend = \"memory\"\nvalues = \"bytes\"\n");
+    let mut proxy = TestProxy::start(&config).await;
+    proxy.admin().set("upstreams", "k", "127.0.0.2").await;
+    proxy.admin().set("brief", "k", "anything at all").await;
+    proxy.kill().await;
+    proxy.start_again().await;
+    assert_eq!(
+        proxy.admin().get("/v1/kv/upstreams/k").await.text(),
+        "127.0.0.2"
+    );
+    assert_eq!(proxy.admin().get("/v1/kv/brief/k").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_data_file_that_is_none_is_named_and_left_as_it_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("t.toml"), Setup::new(BY_HEADER).text()).expect("written");
+    std::fs::create_dir(dir.path().join("data")).expect("made");
+    let file = dir.path().join("data/store.redb");
+    for garbage in [
+        b"this is not a data file".to_vec(),
+        vec![0; 100_000],
+        Vec::new(),
+    ] {
+        std::fs::write(&file, &garbage).expect("written");
+        let ended = run(dir.path(), &["serve", "t.toml"]).await;
+        assert_eq!(ended.code, 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains("store.redb"), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+        assert_eq!(std::fs::read(&file).expect("still there"), garbage);
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_data_file_is_refused_or_read_but_never_wrong() {
+    let mut proxy = TestProxy::start(BY_HEADER).await;
+    for n in 0..50 {
+        proxy
+            .admin()
+            .set("upstreams", &format!("key-{n}"), &format!("10.0.0.{n}"))
+            .await;
+    }
+    proxy.kill().await;
+    let file = proxy.file("data/store.redb");
+    let good = std::fs::read(&file).expect("the data file");
+    let mut bad = good.clone();
+    let mut damaged = 0;
+    // Old pages may hold the key, too: damage it wherever it is.
+    for at in 0..good.len() - 5 {
+        if &good[at..at + 5] == b"key-7" {
+            bad[at + 4] = b'X';
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0, "the key is in the file");
+    std::fs::write(&file, &bad).expect("written");
+    let config = proxy.dir().to_owned();
+    let mut command = crate::harness::proxy::command();
+    command
+        .current_dir(&config)
+        .args(["serve", "throwbar.toml"])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null());
+    let mut child = command.spawn().expect("it runs");
+    let mut stderr = child.stderr.take().expect("piped");
+    let mut said = String::new();
+    use tokio::io::AsyncReadExt;
+    let mut chunk = [0; 4096];
+    loop {
+        match crate::harness::soon("the verdict", stderr.read(&mut chunk)).await {
+            Ok(0) | Err(_) => break,
+            Ok(n) => said.push_str(&String::from_utf8_lossy(&chunk[..n])),
+        }
+        if said.contains("Ctrl-C finishes") {
+            break;
+        }
+    }
+    assert!(
+        said.contains("corrupt") && said.contains("store.redb"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_data_directory_has_one_user() {
+    let proxy = TestProxy::start(BY_HEADER).await;
+    let ended = run(proxy.dir(), &["serve", "throwbar.toml"]).await;
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("in use"), "{}", ended.stderr);
+}
