@@ -87,7 +87,7 @@ fn main() -> Result<()> {
 
 /// Sends requests for so long.
 fn measure(running: &Running, seconds: u64) -> Result<Round> {
-    let counted = || Ok::<_, anyhow::Error>((running.cpu_ns("worker")?, running.cpu_ns("")?));
+    let counted = || Ok::<_, anyhow::Error>((running.cpu_ns("worker")?, running.process_cpu_ns()?));
     let before = counted()?;
     let (after, latencies) = beside_load(running, || {
         thread::sleep(Duration::from_secs(seconds));
