@@ -5,6 +5,8 @@ use crate::harness::proxy::{command, run_with};
 use crate::harness::websocket;
 use crate::harness::{Admin, Request, TestProxy, fixture, fixture_path, sha256};
 use serde_json::Value;
+mod batch;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -26,6 +26,7 @@ use tokio::sync::{Semaphore, watch};
 use tracing_appender::non_blocking::ErrorCounter;
 
 pub mod auth;
+mod batch;
 mod caddy;
 mod config;
 mod drains;
@@ -209,6 +210,7 @@ fn endpoints() -> Router<State> {
         .route("/readyz", get(status::readyz))
         .route("/metrics", get(status::metrics))
         .route("/v1/status", get(status::status))
+        .route("/v1/batch", post(batch::post))
         .route("/v1/config", get(config::get).put(config::put))
         .route("/v1/config/check", post(config::check))
         .route("/v1/plugins", get(plugins::list))

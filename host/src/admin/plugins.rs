@@ -2,6 +2,7 @@
 
 use super::State as AdminState;
 use super::input::{Actor, Path, Query, Tags, audit, etag, media_type, read_body};
+use super::kv::commit_problem;
 use super::problem::Problem;
 use super::rollout::{Forced, share};
 use crate::plugin::{DeployError, Deployed, Order, Outcome, PluginInfo, Role, Wanted};
@@ -293,6 +294,7 @@ pub(super) fn deploy_problem(error: &DeployError) -> Problem {
         DeployError::Migrate(_) => (StatusCode::UNPROCESSABLE_ENTITY, "migrate"),
         DeployError::MigrateRace(_) => (StatusCode::CONFLICT, "migrate-race"),
         DeployError::Warm(_) => (StatusCode::SERVICE_UNAVAILABLE, "warm"),
+        DeployError::Writes(error) => return commit_problem(error.clone()),
     };
     Problem::new(status, code, error.to_string())
 }

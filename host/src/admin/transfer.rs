@@ -16,6 +16,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use batch::parse_batch;
+pub(super) use batch::{BatchBody, Content};
 use diff::diff;
 pub(super) use export::{ExportFormat, export};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -148,7 +149,7 @@ fn outcome(committed: &Committed) -> &'static str {
     }
 }
 
-fn committed_json(committed: Committed, dry_run: bool) -> serde_json::Value {
+pub(super) fn committed_json(committed: Committed, dry_run: bool) -> serde_json::Value {
     let mut body = json!({
         "revision": committed.revision,
         "outcome": outcome(&committed),

@@ -4,10 +4,12 @@ use super::client::{Client, ClientError, Connect, encode, with_query};
 use super::output::Out;
 use super::{Ended, Exit};
 use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 use http::Method;
 use http_body_util::Empty;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,12 +41,17 @@ enum Command {
     #[command(after_help = "\
 Examples:
   throwbar plugin push by-header router.wasm
-  throwbar plugin push by-header router.wasm --dry-run    compile and try it, change nothing")]
+  throwbar plugin push by-header router.wasm --dry-run    compile and try it, change nothing
+  throwbar plugin push by-header router.wasm --with writes.json
+                                                          {\"BUCKET\": {\"set\": {\"KEY\": \"VALUE\"}}}, in the same moment")]
     Push {
         /// The plugin's name in the config
         name: String,
         /// The component (.wasm)
         file: PathBuf,
+        /// Writes that belong to it (JSON): no request sees one without the other
+        #[arg(long, value_name = "FILE")]
+        with: Option<PathBuf>,
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
@@ -153,6 +160,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Command::Push {
             name,
             file,
+            with: Some(writes),
+            dry_run,
+            force,
+            json,
+        } => {
+            let client = args.connect.client()?;
+            let answer = push_with(&client, &name, &file, &writes, dry_run, force).await?;
+            report(&answer, dry_run, json)
+        }
+        Command::Push {
+            name,
+            file,
+            with: None,
             dry_run,
             force,
             json,
@@ -237,6 +257,42 @@ async fn push_to(client: &Client, path: &str, file: &Path) -> anyhow::Result<Val
         path,
         "application/wasm",
         component,
+        "compiling",
+    );
+    let answer = upload.await.map_err(|error| refused(error, file))?;
+    answer.json()
+}
+
+/// Uploads a component's file together with writes.
+async fn push_with(
+    client: &Client,
+    name: &str,
+    file: &Path,
+    writes: &Path,
+    dry_run: bool,
+    force: bool,
+) -> anyhow::Result<Value> {
+    let shown = writes.display();
+    let text = super::read_text(writes).with_context(|| shown.to_string())?;
+    let writes: Value = serde_json::from_str(&text)
+        .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("{shown}: no JSON: {error}")))?;
+    let component = std::fs::read(file).with_context(|| format!("{}", file.display()))?;
+    let body = json!({
+        "writes": writes,
+        "activate": {
+            "plugin": name,
+            "component": { "base64": STANDARD.encode(component) },
+            "force": force,
+        },
+    });
+    let dry_run = dry_run.then(|| "true".to_owned());
+    let path = with_query("/v1/batch".to_owned(), &[("dry_run", dry_run)]);
+    let media_type = "application/json";
+    let upload = client.upload(
+        Method::POST,
+        &path,
+        media_type,
+        body.to_string(),
         "compiling",
     );
     let answer = upload.await.map_err(|error| refused(error, file))?;

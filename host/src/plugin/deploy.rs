@@ -11,10 +11,11 @@ use super::engine::MEMORY_RESERVATION;
 use super::epoch::EpochClock;
 use super::generation::{self, Sandbox};
 use super::instance::{self, TrialError};
+use super::migration::{self, OnData};
 use super::record::Record;
 use super::slot::{Activated, Turn};
-use super::{CompileIn, Crew, Generation, GenerationId, PluginConfig, PluginSlot, migration};
-use crate::store::Store;
+use super::{CompileIn, Crew, Generation, GenerationId, PluginConfig, PluginSlot};
+use crate::store::{Store, WriteBatch};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -149,6 +150,45 @@ impl Plugins {
         role: Role,
         order: Order<'_>,
     ) -> Result<Deployed, DeployError> {
+        self.walk(name, wanted, role, order, None).await
+    }
+
+    /// Activates a version and writes to the store, both or neither: no request is decided by the version on the state
+    /// before, nor by the one before on the state after. If the version is active already, the writes are made by themselves.
+    ///
+    /// # Errors
+    /// As for a deploy, and [`DeployError::Writes`] if the store does not take the writes; nothing is changed then.
+    pub async fn activate_with(
+        &self,
+        name: &str,
+        wanted: Wanted,
+        order: Order<'_>,
+        writes: WriteBatch,
+    ) -> Result<Deployed, DeployError> {
+        let store = &self.shared.store;
+        // Told at once and by its own name, not after the compiler's work and as a race.
+        let check = WriteBatch {
+            dry_run: true,
+            ..writes.clone()
+        };
+        store.commit(check).await.map_err(DeployError::Writes)?;
+        let with = Some(writes.clone());
+        let mut deployed = self.walk(name, wanted, Role::Active, order, with).await?;
+        if deployed.outcome == Outcome::Unchanged && !order.dry_run {
+            let committed = store.commit(writes).await.map_err(DeployError::Writes)?;
+            deployed.revision = Some(committed.revision);
+        }
+        Ok(deployed)
+    }
+
+    async fn walk(
+        &self,
+        name: &str,
+        wanted: Wanted,
+        role: Role,
+        order: Order<'_>,
+        beside: Option<WriteBatch>,
+    ) -> Result<Deployed, DeployError> {
         let _unchanged_config = self.changes.read().await;
         let turn = self.turn(name)?;
         let (shared, slot) = (&self.shared, turn.slot());
@@ -191,7 +231,14 @@ impl Plugins {
             .await?;
         let mut deployed = slot.deployed(&loaded, compiled, began.elapsed());
         shared
-            .rehearse(&turn, &generation, &role, order, &mut deployed)
+            .rehearse(
+                &turn,
+                &generation,
+                &role,
+                order,
+                beside.as_ref(),
+                &mut deployed,
+            )
             .await?;
         if order.dry_run {
             return Ok(deployed);
@@ -209,8 +256,12 @@ impl Plugins {
                     slot.check_draining(&generation.label().digest)?;
                 }
                 let record = slot.next_record(&generation, order.by, true);
+                let on_data = OnData {
+                    at_any_rate: order.force,
+                    beside,
+                };
                 shared
-                    .swap(turn, generation, record, order.force, &mut deployed)
+                    .swap(turn, generation, record, on_data, &mut deployed)
                     .await?;
             }
             Role::Canary(share) => {
@@ -343,14 +394,13 @@ impl Shared {
         .await
     }
 
-    /// Warm, migrate, record, publish, retire. With `at_any_rate`, a migration that fails leaves the data as they are and
-    /// stops nothing.
+    /// Warm, migrate, record, publish, retire.
     pub(super) async fn swap(
         self: &Arc<Self>,
         turn: Turn,
         generation: Arc<Generation>,
         mut record: Record,
-        at_any_rate: bool,
+        on_data: OnData,
         deployed: &mut Deployed,
     ) -> Result<(), DeployError> {
         let began = Instant::now();
@@ -361,7 +411,7 @@ impl Shared {
         // In one piece on a thread of its own: dropping the future cannot come between data, pointer and publish.
         let activated = blocking(move || {
             let slot = turn.slot();
-            let moved = shared.migrate(slot, &generation, &mut record, at_any_rate)?;
+            let moved = shared.migrate(slot, &generation, &mut record, on_data)?;
             let recorded = shared.write(slot, &record);
             // Once the data are migrated there is no way back; at a restart they say what is active.
             let unrecorded = match recorded {
@@ -373,7 +423,8 @@ impl Shared {
             let failed = before.filter(|digest| record.failing(digest).is_some());
             let activated = slot.publish(generation, None, true, failed.as_deref());
             let publish = began.elapsed();
-            let migrated = moved.made.map(|made| made.migrated);
+            let revision = moved.made.as_ref().map(|made| made.revision);
+            let migrated = moved.made.and_then(|made| made.migrated);
             warmed.keep();
             shared.retire(&activated.old);
             let compared = record.shadow.is_some();
@@ -388,10 +439,12 @@ impl Shared {
                     "the version is active on data that it has migrated, and will be after a restart, but is not recorded: {error}"
                 )));
             }
-            Ok((activated, publish, migrated, moved.failed))
+            Ok((activated, publish, (revision, migrated, moved.failed)))
         })
         .await?;
-        let (Activated { streams_kept, .. }, publish, migrated, failed) = activated;
+        let (Activated { streams_kept, .. }, publish, data) = activated;
+        let (revision, migrated, failed) = data;
+        deployed.revision = revision;
         deployed.migrated = migrated;
         deployed.not_migrated = failed;
         deployed.streams_kept = streams_kept;

@@ -19,7 +19,7 @@ use super::record::Record;
 use super::report::{DeployError, Deployed};
 use super::slot::{Stage, Turn};
 use super::{Generation, PluginSlot, compile};
-use crate::store::{Action, CommitError, Hold, Snapshot, Store, WriteBatch};
+use crate::store::{Action, CommitError, Hold, Revision, Snapshot, Store, WriteBatch};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -85,8 +85,20 @@ impl Migrated {
 /// A migration to be made.
 pub(super) struct Migration {
     generation: Arc<Generation>,
-    from: Option<String>,
+    /// The version that the data are of, if the guest is to run.
+    runs_from: Option<Option<String>>,
     limits: MigrationLimits,
+    /// What is written beside, whatever the guest does.
+    beside: WriteBatch,
+}
+
+/// How an activation treats the data.
+#[derive(Debug, Default)]
+pub(super) struct OnData {
+    /// A migration that fails leaves the data as they are and stops nothing.
+    pub(super) at_any_rate: bool,
+    /// What is written in the moment in which the version takes over.
+    pub(super) beside: Option<WriteBatch>,
 }
 
 /// What a guest wants written.
@@ -105,29 +117,35 @@ pub(super) struct Taking<'a> {
 
 /// A migration that was made. Until it is dropped, requests that see it are decided by its version, published or not.
 pub(super) struct Made {
-    pub(super) migrated: Migrated,
+    pub(super) migrated: Option<Migrated>,
+    /// The first revision that the version decides on.
+    pub(super) revision: Revision,
     _stage: Stage,
 }
 
 impl Migration {
-    /// The migration of a version that is to take over from what is recorded; none if it has none to make.
+    /// The migration of a version that is to take over from what is recorded; none if it has none to make, and nothing is to
+    /// be written beside.
     pub(super) fn needed(
         generation: &Arc<Generation>,
         before: Option<&Record>,
         limits: MigrationLimits,
         snapshot: &Snapshot,
+        beside: Option<WriteBatch>,
     ) -> Option<Self> {
-        generation.sandbox.code.migrate_export.as_ref()?;
         let label = generation.label();
         let mark = Mark::of(snapshot, &label.plugin);
         let from = match mark.filter(|mark| mark.is_unfinished(before)) {
             Some(mark) => Some(mark.to.digest),
             None => before.map(|record| record.active.digest.clone()),
         };
-        (from.as_deref() != Some(&*label.digest)).then(|| Self {
+        let runs = generation.sandbox.code.migrate_export.is_some()
+            && from.as_deref() != Some(&*label.digest);
+        (runs || beside.is_some()).then(|| Self {
             generation: Arc::clone(generation),
-            from,
+            runs_from: runs.then_some(from),
             limits,
+            beside: beside.unwrap_or_default(),
         })
     }
 
@@ -135,9 +153,9 @@ impl Migration {
     ///
     /// # Errors
     /// As it would fail.
-    pub(super) fn preview(&self, store: &Store) -> Result<Migrated, DeployError> {
+    pub(super) fn preview(&self, store: &Store) -> Result<Option<Migrated>, DeployError> {
         let began = Instant::now();
-        let mut wish = self.run(&store.snapshot(), self.limits.deadline)?;
+        let mut wish = self.wish(&store.snapshot(), self.limits.deadline)?;
         wish.batch.dry_run = true;
         // What others change meanwhile would let it run again.
         wish.batch.conditions.clear();
@@ -146,18 +164,48 @@ impl Migration {
         Ok(self.told(wish.written, wish.deleted, 1, began.elapsed()))
     }
 
-    fn told(&self, written: u64, deleted: u64, attempts: u32, took: Duration) -> Migrated {
-        Migrated {
-            from: self.from.clone(),
+    /// What the guest did, if it ran.
+    fn told(&self, written: u64, deleted: u64, attempts: u32, took: Duration) -> Option<Migrated> {
+        Some(Migrated {
+            from: self.runs_from.clone()?,
             written,
             deleted,
             attempts,
             ms: millis(took),
-        }
+        })
+    }
+
+    /// All that is to be written on a state of the store.
+    fn wish(&self, snapshot: &Arc<Snapshot>, deadline: Duration) -> Result<Wish, DeployError> {
+        let mut wish = match &self.runs_from {
+            Some(from) => self.run(from.as_deref(), snapshot, deadline)?,
+            None => Wish {
+                batch: WriteBatch::default(),
+                written: 0,
+                deleted: 0,
+            },
+        };
+        let WriteBatch {
+            writes,
+            replace,
+            conditions,
+            expect,
+            dry_run: _,
+        } = self.beside.clone();
+        wish.batch.writes.extend(writes);
+        wish.batch.replace.extend(replace);
+        wish.batch.conditions.extend(conditions);
+        wish.batch.expect.extend(expect);
+        Ok(wish)
     }
 
     /// Runs the guest on a state of the store.
-    fn run(&self, snapshot: &Arc<Snapshot>, deadline: Duration) -> Result<Wish, DeployError> {
+    fn run(
+        &self,
+        from: Option<&str>,
+        snapshot: &Arc<Snapshot>,
+        deadline: Duration,
+    ) -> Result<Wish, DeployError> {
         let sandbox = &self.generation.sandbox;
         let mut started = instance::start(sandbox, 0)
             .map_err(|error| DeployError::Migrate(RouteError::from(error).to_string()))?;
@@ -171,7 +219,6 @@ impl Migration {
             },
         );
         sandbox.clock.arm(store, EpochClock::ticks(deadline));
-        let from = self.from.as_deref();
         let called = catch_unwind(AssertUnwindSafe(|| {
             let migrate: TypedFunc<(Option<&str>,), _> = migrate;
             migrate.call(&mut *store, (from,))
@@ -205,9 +252,10 @@ impl Shared {
         slot: &Arc<PluginSlot>,
         generation: &Arc<Generation>,
         record: &mut Record,
-        at_any_rate: bool,
+        on_data: OnData,
     ) -> Result<Moved, DeployError> {
-        let Some(migration) = self.needed(slot, generation) else {
+        let at_any_rate = on_data.at_any_rate && on_data.beside.is_none();
+        let Some(migration) = self.needed(slot, generation, on_data.beside) else {
             return Ok(Moved::default());
         };
         let taking = Taking {
@@ -232,10 +280,15 @@ impl Shared {
         }
     }
 
-    fn needed(&self, slot: &PluginSlot, generation: &Arc<Generation>) -> Option<Migration> {
+    fn needed(
+        &self,
+        slot: &PluginSlot,
+        generation: &Arc<Generation>,
+        beside: Option<WriteBatch>,
+    ) -> Option<Migration> {
         let limits = slot.config().versions.migration.clone();
-        let record = slot.record();
-        Migration::needed(generation, record.as_ref(), limits, &self.store.snapshot())
+        let (record, snapshot) = (slot.record(), self.store.snapshot());
+        Migration::needed(generation, record.as_ref(), limits, &snapshot, beside)
     }
 
     /// Tries the migration of a version without changing anything: for a dry run, and for one that is to be tried beside
@@ -246,23 +299,27 @@ impl Shared {
         generation: &Arc<Generation>,
         role: &Role,
         order: Order<'_>,
+        beside: Option<&WriteBatch>,
         deployed: &mut Deployed,
     ) -> Result<(), DeployError> {
         let is_tried = *role != Role::Active;
         if (is_tried && order.force) || !(is_tried || order.dry_run) {
             return Ok(());
         }
-        let Some(migration) = self.needed(turn.slot(), generation) else {
+        let Some(migration) = self.needed(turn.slot(), generation, beside.cloned()) else {
             return Ok(());
         };
         let shared = Arc::clone(self);
         let preview = blocking(move || migration.preview(&shared.store)).await;
         let migrated = match preview {
-            Err(error) if order.force => {
+            Err(error) if order.force && beside.is_none() => {
                 deployed.not_migrated = Some(error.to_string());
                 return Ok(());
             }
             preview => preview?,
+        };
+        let Some(migrated) = migrated else {
+            return Ok(());
         };
         if is_tried && migrated.changes() {
             let Migrated {
@@ -377,7 +434,7 @@ fn try_once(
         let failed = |error| (index, error);
         let held = hold.as_ref().map_or(Duration::MAX, |(_, at_most)| *at_most);
         let deadline = taking.migration.limits.deadline.min(held);
-        let mut wish = taking.migration.run(&snapshot, deadline).map_err(failed)?;
+        let mut wish = taking.migration.wish(&snapshot, deadline).map_err(failed)?;
         for write in &wish.batch.writes {
             let first = *writers.entry(write.bucket).or_insert(index);
             if first != index {
@@ -389,10 +446,11 @@ fn try_once(
         }
         batch.conditions.append(&mut wish.batch.conditions);
         batch.writes.append(&mut wish.batch.writes);
-        let Migration {
-            generation, from, ..
-        } = taking.migration;
-        let mark = Mark::new(generation.id(), from.clone(), taking.record);
+        batch.replace.append(&mut wish.batch.replace);
+        batch.expect.append(&mut wish.batch.expect);
+        let generation = &taking.migration.generation;
+        let from = taking.migration.runs_from.clone().flatten();
+        let mark = Mark::new(generation.id(), from, taking.record);
         let changed = wish.written + wish.deleted > 0;
         let writes = mark.writes(&snapshot, &generation.sandbox, changed);
         batch.writes.append(&mut writes.map_err(failed)?);
@@ -408,7 +466,7 @@ fn try_once(
         Some((hold, _)) => runtime.block_on(hold.commit_noting(batch, notes)),
         None => runtime.block_on(store.commit_noting(batch, notes)),
     };
-    committed.map_err(|error| (0, refused(error)))?;
+    let revision = committed.map_err(|error| (0, refused(error)))?.revision;
     let took = began.elapsed();
     let each = takings.iter_mut().zip(stages).zip(wishes);
     let made = each.map(|((taking, stage), (wish, id))| {
@@ -416,9 +474,12 @@ fn try_once(
         let migrated = taking
             .migration
             .told(wish.written, wish.deleted, attempt, took);
-        tell(&taking.migration.generation, &migrated);
+        if let Some(migrated) = &migrated {
+            tell(&taking.migration.generation, migrated);
+        }
         Made {
             migrated,
+            revision,
             _stage: stage,
         }
     });

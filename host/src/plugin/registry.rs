@@ -431,7 +431,8 @@ impl Shared {
                 let before = change.takes_over.as_ref()?;
                 let limits = change.config.versions.migration.clone();
                 let active = change.active.as_ref()?;
-                let migration = Migration::needed(active, before.as_ref(), limits, &snapshot)?;
+                let migration =
+                    Migration::needed(active, before.as_ref(), limits, &snapshot, None)?;
                 Some((index, migration))
             });
         let migrations: BTreeMap<usize, Migration> = migrations.collect();

@@ -3,6 +3,7 @@
 use super::migration::Migrated;
 use super::record::Failing;
 use crate::metrics::CallTotals;
+use crate::store::{CommitError, Revision};
 use std::time::SystemTime;
 
 /// What a deploy or rollback did.
@@ -30,6 +31,9 @@ pub struct Deployed {
     pub init_ms: f64,
     /// Microseconds of the publish: warm workers to the atomic store.
     pub publish_us: f64,
+    /// The store's revision from which on it decides, if it took over together with a change of the data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Revision>,
     /// What its migration did (of a dry run: would do), if it made one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migrated: Option<Migrated>,
@@ -118,6 +122,9 @@ pub enum DeployError {
     /// Others changed what it migrates, again and again.
     #[error("migrate: {0}")]
     MigrateRace(String),
+    /// The store does not take what was to be written beside.
+    #[error("{0}")]
+    Writes(CommitError),
     /// The workers could not be warmed.
     #[error("warm workers: {0}")]
     Warm(String),

@@ -5,6 +5,7 @@
 use super::canary::Canary;
 use super::deploy::{Plugins, Shared, blocking, io_error};
 use super::guard::Verdict;
+use super::migration::OnData;
 use super::record::{Activation, Record, ShadowRecord};
 use super::report::{DeployError, Deployed, Outcome};
 use super::shadow::{Shadow, ShadowReport};
@@ -68,14 +69,18 @@ impl Plugins {
         let mut told = slot.told(&generation);
         let shared = &self.shared;
         shared
-            .rehearse(&turn, &generation, &Role::Active, order, &mut told)
+            .rehearse(&turn, &generation, &Role::Active, order, None, &mut told)
             .await?;
         if order.dry_run {
             return Ok(told);
         }
         let record = slot.next_record(&generation, order.by, true);
+        let on_data = OnData {
+            at_any_rate: order.force,
+            beside: None,
+        };
         shared
-            .swap(turn, generation, record, order.force, &mut told)
+            .swap(turn, generation, record, on_data, &mut told)
             .await?;
         Ok(told)
     }
@@ -248,8 +253,12 @@ impl Plugins {
         let mut told = slot.told(&generation);
         let rolled_back = Arc::clone(slot);
         // A version that fails is worse than data that the one before may not know.
+        let on_data = OnData {
+            at_any_rate: true,
+            beside: None,
+        };
         shared
-            .swap(turn, generation, record, true, &mut told)
+            .swap(turn, generation, record, on_data, &mut told)
             .await?;
         let span = *took.get_or_init(|| verdict.decided.elapsed());
         rolled_back.note_trip(verdict.limit);

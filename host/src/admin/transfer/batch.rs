@@ -12,7 +12,7 @@ use std::time::Duration;
 /// A batch as it is sent.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct BatchBody {
+pub(in crate::admin) struct BatchBody {
     #[serde(default)]
     set: BTreeMap<String, Content>,
     /// How long those of `set` live.
@@ -65,7 +65,7 @@ impl WriteBody {
 
 /// A value as it is sent: text, or `{"base64": "…"}`.
 #[derive(Debug, PartialEq)]
-pub(super) struct Content(pub(super) Box<[u8]>);
+pub(in crate::admin) struct Content(pub(in crate::admin) Box<[u8]>);
 
 impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -98,44 +98,53 @@ impl<'de> Deserialize<'de> for Content {
 /// # Errors
 /// What is wrong with it, and what was expected.
 pub(super) fn parse_batch(body: &[u8], bucket: BucketId) -> Result<WriteBatch, Problem> {
-    let body: BatchBody = parse_json(body)?;
-    if let Some(key) = body.delete.iter().find(|key| body.set.contains_key(*key)) {
-        return Err(Problem::invalid(
-            "invalid-body",
-            format!("key {key:?} is both in set and in delete"),
-        ));
-    }
-    let ttl = body.ttl.map(Duration::from);
-    let set = body.set.into_iter().map(|(key, content)| {
-        let value = content.0;
-        Ok(Write::new(bucket, key, Action::Put { value, ttl }))
-    });
-    let delete = body.delete.into_iter();
-    let delete = delete.map(|key| Ok(Write::delete(bucket, key)));
-    let listed = body.writes.into_iter().map(|mut sent| {
-        let expect = match sent.if_revision {
-            None => Expect::Any,
-            Some(0) => Expect::Absent,
-            Some(revision) => Expect::At(Revision(revision)),
+    parse_json::<BatchBody>(body)?.into_batch(bucket)
+}
+
+impl BatchBody {
+    /// The writes to a bucket.
+    ///
+    /// # Errors
+    /// What makes no sense.
+    pub(in crate::admin) fn into_batch(self, bucket: BucketId) -> Result<WriteBatch, Problem> {
+        if let Some(key) = self.delete.iter().find(|key| self.set.contains_key(*key)) {
+            return Err(Problem::invalid(
+                "invalid-body",
+                format!("key {key:?} is both in set and in delete"),
+            ));
+        }
+        let ttl = self.ttl.map(Duration::from);
+        let set = self.set.into_iter().map(|(key, content)| {
+            let value = content.0;
+            Ok(Write::new(bucket, key, Action::Put { value, ttl }))
+        });
+        let delete = self.delete.into_iter();
+        let delete = delete.map(|key| Ok(Write::delete(bucket, key)));
+        let listed = self.writes.into_iter().map(|mut sent| {
+            let expect = match sent.if_revision {
+                None => Expect::Any,
+                Some(0) => Expect::Absent,
+                Some(revision) => Expect::At(Revision(revision)),
+            };
+            let key = std::mem::take(&mut sent.key);
+            let action = sent.action().map_err(|reason| {
+                Problem::invalid("invalid-body", format!("body: key {key:?}: {reason}"))
+            })?;
+            Ok(Write::new(bucket, key, action).expecting(expect))
+        });
+        let writes = set.chain(delete).chain(listed);
+        let writes = writes.collect::<Result<_, Problem>>()?;
+        let replace = if self.replace {
+            vec![bucket]
+        } else {
+            Vec::new()
         };
-        let key = std::mem::take(&mut sent.key);
-        let action = sent.action().map_err(|reason| {
-            Problem::invalid("invalid-body", format!("body: key {key:?}: {reason}"))
-        })?;
-        Ok(Write::new(bucket, key, action).expecting(expect))
-    });
-    let writes = set.chain(delete).chain(listed);
-    let writes = writes.collect::<Result<_, Problem>>()?;
-    let replace = if body.replace {
-        vec![bucket]
-    } else {
-        Vec::new()
-    };
-    Ok(WriteBatch {
-        writes,
-        replace,
-        ..WriteBatch::default()
-    })
+        Ok(WriteBatch {
+            writes,
+            replace,
+            ..WriteBatch::default()
+        })
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub(crate) struct Deployed {
     pub(crate) init_ms: f64,
     pub(crate) publish_us: f64,
     pub(crate) streams_kept: u64,
+    revision: Option<u64>,
     migrated: Option<Migrated>,
     not_migrated: Option<String>,
 }
@@ -115,7 +116,11 @@ fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
     );
     let mut lines = match (done.outcome.as_str(), &done.previous) {
         ("unchanged", _) => {
-            return vec![format!("{name}@{digest}   unchanged: it is active already")];
+            let unchanged = format!("{name}@{digest}   unchanged: it is active already");
+            let written = done
+                .revision
+                .map(|revision| format!("  written at revision {revision}"));
+            return std::iter::once(unchanged).chain(written).collect();
         }
         ("checked", _) => vec![format!("{name}@{digest}   {size}   it would be accepted")],
         // The version that came with the config: pushed, it stays when the config names another.
@@ -144,6 +149,10 @@ fn lines_of(done: &Deployed, dry_run: bool) -> Vec<String> {
             ),
         });
     }
+    lines
+        .extend(done.revision.map(|revision| {
+            format!("  data and version changed together, at revision {revision}")
+        }));
     let migrated = done.migrated.as_ref();
     lines.extend(migrated.map(|migrated| migrated.line(dry_run)));
     if let Some(why) = &done.not_migrated {

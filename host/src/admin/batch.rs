@@ -1,0 +1,109 @@
+//! `POST /v1/batch`: writes to several buckets, and the activation of a version, in one step.
+
+use super::State as AdminState;
+use super::input::{Actor, DryRun, Query, audit, parse_json, read_body};
+use super::kv::{commit_problem, find};
+use super::plugins::{Change, deploy_problem};
+use super::problem::Problem;
+use super::transfer::{BatchBody, Content, commit, committed_json, offload};
+use crate::plugin::{DeployError, Order, Wanted};
+use crate::store::{Snapshot, WriteBatch};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+const PATH: &str = "/v1/batch";
+
+/// What is to be done, all or none.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sent {
+    /// By the name of the bucket.
+    #[serde(default)]
+    writes: BTreeMap<String, BatchBody>,
+    activate: Option<Activate>,
+}
+
+/// Which version takes over.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Activate {
+    plugin: String,
+    /// The beginning of the digest of one that is kept.
+    version: Option<String>,
+    /// A new one, as `{"base64": "…"}`.
+    component: Option<Content>,
+    #[serde(default)]
+    force: bool,
+}
+
+/// `POST /v1/batch`
+pub(super) async fn post(
+    State(state): State<AdminState>,
+    Query(DryRun { dry_run }): Query<DryRun>,
+    actor: Actor,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let body = read_body(&headers, body, state.config.body_bytes_max).await?;
+    let snapshot = state.store.snapshot();
+    let parsed = offload(move || parse(&body, &snapshot)).await?;
+    let (mut batch, activate) =
+        parsed.inspect_err(|problem| audit(&actor, "POST", PATH, problem.code, None))?;
+    let Some(activate) = activate else {
+        batch.dry_run = dry_run;
+        let committed = commit(&state.store, batch, &actor, "POST", PATH)
+            .await
+            .map_err(commit_problem)?;
+        return Ok(Json(committed_json(committed, dry_run)).into_response());
+    };
+    let wanted = match (activate.version, activate.component) {
+        (Some(version), None) => Wanted::Version(version),
+        (None, Some(component)) if component.0.len() <= state.config.component_bytes_max => {
+            Wanted::Component(component.0.into_vec().into())
+        }
+        (None, Some(_)) => {
+            let error = DeployError::TooLarge(state.config.component_bytes_max);
+            return Err(deploy_problem(&error));
+        }
+        _ => {
+            let detail = "activate: expected either version or component";
+            return Err(Problem::invalid("invalid-body", detail));
+        }
+    };
+    let change = Change::new(&state, &activate.plugin, &headers, dry_run);
+    let _turn = change.begin()?;
+    let order = Order {
+        by: &actor.0,
+        dry_run,
+        force: activate.force,
+    };
+    let deployed = state
+        .plugins
+        .activate_with(&activate.plugin, wanted, order, batch)
+        .await;
+    change.end(deployed, &actor, "POST", PATH)
+}
+
+fn parse(body: &[u8], snapshot: &Snapshot) -> Result<(WriteBatch, Option<Activate>), Problem> {
+    let sent: Sent = parse_json(body)?;
+    let mut all = WriteBatch::default();
+    for (name, writes) in sent.writes {
+        let (bucket, _) = find(snapshot, &name)?;
+        let batch = writes.into_batch(bucket).map_err(|mut problem| {
+            problem.detail = format!("bucket {name:?}: {}", problem.detail);
+            problem
+        })?;
+        all.writes.extend(batch.writes);
+        all.replace.extend(batch.replace);
+    }
+    if all.writes.is_empty() && all.replace.is_empty() && sent.activate.is_none() {
+        let detail = "nothing to do: expected writes, activate or both";
+        return Err(Problem::invalid("invalid-body", detail));
+    }
+    Ok((all, sent.activate))
+}
