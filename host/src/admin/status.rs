@@ -39,15 +39,16 @@ POST   /v1/plugins/{name}/canary/promote  make it active
 GET    /v1/plugins/{name}/shadow    a version that is compared on live requests: what differs
 PUT    /v1/plugins/{name}/shadow    begin: version, sample; or a component with ?sample=
 DELETE /v1/plugins/{name}/shadow    end
+POST   /v1/batch                    writes to any buckets, and the activation of a version, in one step
 GET    /v1/kv                       buckets
-GET    /v1/kv/{bucket}              page of keys: prefix, limit, cursor; format=ndjson exports
+GET    /v1/kv/{bucket}              page of keys: prefix, limit, cursor; format=ndjson, csv or lines exports
 GET    /v1/kv/{bucket}?watch        changes as they happen: prefix, since, heartbeat; Last-Event-ID
 GET    /v1/kv/{bucket}/{key}        value; If-None-Match
 PUT    /v1/kv/{bucket}/{key}        set: ttl; If-Match, If-None-Match: *
 PATCH  /v1/kv/{bucket}/{key}        count or renew: increment, ttl; If-Match, If-None-Match: *
 DELETE /v1/kv/{bucket}/{key}        delete; If-Match
 POST   /v1/kv/{bucket}/batch        sets, deletes, increments, all or none; If-Match, If-None-Match: *
-POST   /v1/kv/{bucket}/import       lines of JSON or text, all or none; If-Match, If-None-Match: *
+POST   /v1/kv/{bucket}/import       lines of JSON or text, or CSV, all or none; dry_run, diff; If-Match, If-None-Match: *
 GET    /v1/streams                  open streams: key, upstream, route, plugin, version, client, older_than, limit
 DELETE /v1/streams/{id}             close one: code, reason
 POST   /v1/streams/drain            close those that match, spread over a time
