@@ -101,6 +101,8 @@ fn arguments(row: Row, directory: &Path, port: u16, upstream: u16) -> Result<Vec
                 &admin,
                 "--map-file",
                 &map,
+                // Valgrind cannot start itself again as this program.
+                "--compile-on-thread",
             ];
             let log = [
                 "--access-log",

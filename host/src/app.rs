@@ -36,6 +36,8 @@ pub struct Start {
     pub seed: Vec<Seed>,
     /// Counts the lines of the process's own log that were dropped, if it has one.
     pub log_dropped: Option<ErrorCounter>,
+    /// Plugins are compiled on a thread of this process, without bounds: for profilers, which cannot follow into another one.
+    pub compile_on_thread: bool,
 }
 
 /// An entry written at start.
@@ -75,6 +77,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         file,
         seed,
         log_dropped,
+        compile_on_thread,
     } = start;
     raise_descriptor_limit();
     // Ports come before anything is written: a start that fails for one that is taken leaves nothing behind.
@@ -104,7 +107,10 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         store: store.clone(),
         workers: config.workers,
         component_bytes_max: config.admin.component_bytes_max,
-        compile_in: CompileIn::this_program(config.admin.compile),
+        compile_in: match compile_on_thread {
+            true => CompileIn::Thread,
+            false => CompileIn::this_program(config.admin.compile),
+        },
     })?;
     let (handle, control_thread, stop_control) = control_thread()?;
     let _entered = handle.enter();

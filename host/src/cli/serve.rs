@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// What is logged on standard error, such as `debug` or `throwbar_host=debug` [default: $THROWBAR_LOG, else the config's, else info]
     #[arg(long, value_name = "FILTER")]
     log_level: Option<String>,
+    /// Compile plugins on a thread of this process, without bounds: for valgrind, which cannot start it again
+    #[arg(long, hide = true)]
+    compile_on_thread: bool,
 }
 
 /// Runs the proxy until a signal ends it.
@@ -50,6 +53,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     };
     let log = logging::start(args.log_level, &start.config.log)?;
     start.log_dropped = Some(log.dropped.clone());
+    start.compile_on_thread = args.compile_on_thread;
     let about = About::of(&start);
     let app = app::start(start)?;
     let signals = app.signals()?;
@@ -86,6 +90,7 @@ fn from_file(file: PathBuf) -> anyhow::Result<Start> {
         file: Some(file),
         seed: Vec::new(),
         log_dropped: None,
+        compile_on_thread: false,
     })
 }
 

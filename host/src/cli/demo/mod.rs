@@ -137,6 +137,7 @@ fn start_of(
         file: None,
         seed,
         log_dropped: None,
+        compile_on_thread: false,
     })
 }
 

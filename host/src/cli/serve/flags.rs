@@ -179,6 +179,7 @@ pub(super) fn from_flags(flags: Inline) -> anyhow::Result<Start> {
         file: None,
         seed,
         log_dropped: None,
+        compile_on_thread: false,
     })
 }
 

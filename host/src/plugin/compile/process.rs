@@ -30,7 +30,7 @@ const NO_MEMORY: &str = "memory allocation of ";
 /// Where components are compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CompileIn {
-    /// On a thread of this process, without bounds: for tests and benches, whose guests are known.
+    /// On a thread of this process, without bounds: for tests, benches and profilers, whose guests are known.
     Thread,
     /// In a process of its own for each.
     Process {
