@@ -14,6 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -24,6 +25,12 @@ use crate::store::{BucketConfig, Deadline, Entry, OpenError, Revision, Value};
 mod sum;
 
 use sum::Sum;
+
+/// How long the file of a process that was killed is waited for: one that it was just starting has a copy of the lock until
+/// it runs a program of its own.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two looks at it.
+const RELEASE_LOOK: Duration = Duration::from_millis(20);
 
 pub(super) const FILE: &str = "store.redb";
 /// Where a new file is made, so that `store.redb` is whole from the moment it exists.
@@ -71,8 +78,20 @@ pub(super) struct Embedded {
 }
 
 impl Embedded {
-    /// Opens `dir/store.redb`, or makes it.
+    /// Opens `dir/store.redb`, or makes it. Waits for a moment if another process has it: see [`RELEASE_TIMEOUT`].
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+        let deadline = Instant::now() + RELEASE_TIMEOUT;
+        loop {
+            match Self::try_open(dir) {
+                Err(OpenError::InUse { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(RELEASE_LOOK);
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    fn try_open(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(FILE);
         if !path.try_exists().map_err(|error| io_error(&path, error))? {
             create(dir)?;
