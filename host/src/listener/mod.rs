@@ -215,7 +215,7 @@ async fn connection(
         proxy.counters.clone(),
         proxy.worker,
     );
-    let Some((http2, read_ahead)) = protocol(&config, &tcp).await else {
+    let Some((http2, read_ahead)) = protocol(&config, &tcp, &state).await else {
         if state.expired() {
             proxy.counters().connections_timed_out.fetch_add(1, Relaxed);
         }
@@ -244,11 +244,16 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Whether the client speaks HTTP/2, with what was read to know it. None if it went away or may not speak so. The
 /// deadline on the first byte stands meanwhile.
-async fn protocol(config: &Config, tcp: &TcpStream) -> Option<(bool, Bytes)> {
+async fn protocol(
+    config: &Config,
+    tcp: &TcpStream,
+    state: &ConnectionState,
+) -> Option<(bool, Bytes)> {
     if !config.h2c {
         return Some((false, Bytes::new()));
     }
     let mut read_ahead = Vec::new();
+    let mut begun = false;
     loop {
         tcp.readable().await.ok()?;
         let read = scratch::with(|scratch| {
@@ -267,6 +272,9 @@ async fn protocol(config: &Config, tcp: &TcpStream) -> Option<(bool, Bytes)> {
         }
         if common == PREFACE.len() {
             return Some((true, read_ahead.into()));
+        }
+        if !std::mem::replace(&mut begun, true) {
+            state.begins_head();
         }
     }
 }

@@ -72,6 +72,11 @@ impl ConnectionState {
         })
     }
 
+    /// The first bytes are there, and do not yet say which protocol they are of.
+    pub fn begins_head(&self) {
+        self.watched.read_within(self.timeouts.head);
+    }
+
     /// A request begins; it ends when the guard is dropped.
     pub fn begin(self: &Arc<Self>) -> InFlight {
         let before = self.in_flight.load(Relaxed);
