@@ -5,12 +5,15 @@ use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 /// Attempts to remove a directory in which others may still make files.
 const ATTEMPTS: usize = 20;
+/// From a removal until it is looked whether it held.
+const SETTLE: Duration = Duration::from_millis(20);
 
 /// A temporary directory, and a thread that takes signals from before it exists: at one that nobody waits for, as in
 /// the middle of the start or at the second Ctrl-C, it removes the directory and ends the process.
@@ -122,7 +125,11 @@ async fn watch_over(
         signals.next().await;
         if first.send_replace(true) || !awaited.load(Relaxed) {
             for _ in 0..ATTEMPTS {
-                if std::fs::remove_dir_all(directory).is_ok() {
+                // What cannot be removed yet is tried again.
+                let _ = std::fs::remove_dir_all(directory);
+                // A thread in the middle of the start may make it once more.
+                std::thread::sleep(SETTLE);
+                if !directory.exists() {
                     break;
                 }
             }
