@@ -30,6 +30,7 @@ mod batch;
 mod caddy;
 mod config;
 mod drains;
+mod handed;
 mod input;
 mod kv;
 mod plugins;

@@ -6,6 +6,7 @@
 
 use super::{ListQuery, expires_json, value_json};
 use crate::admin::Data;
+use crate::admin::handed::Handed;
 use crate::admin::problem::Problem;
 use crate::config::decode::units;
 use crate::store::log::{Ending, Group};
@@ -13,11 +14,7 @@ use crate::store::{BucketId, Position, Watch, WatchError};
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use http_body::Frame;
 use serde_json::json;
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -112,7 +109,7 @@ pub(super) fn start(
         ),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
-    Ok((fields, Body::new(Events(events))).into_response())
+    Ok((fields, Body::new(Handed(events))).into_response())
 }
 
 /// Where to begin: what a client that comes back says counts more than what it asked for first.
@@ -233,20 +230,4 @@ fn changed(group: &Group, prefix: &str, position: Position) -> Option<String> {
     let data = json!({ "revision": group.revision, "changes": changes });
     // JSON is written without a line break.
     Some(format!("event: change\nid: {position}\ndata: {data}\n\n"))
-}
-
-/// The body: one event at a time.
-struct Events(mpsc::Receiver<Bytes>);
-
-impl http_body::Body for Events {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let event = self.0.poll_recv(cx);
-        event.map(|event| event.map(|event| Ok(Frame::data(event))))
-    }
 }

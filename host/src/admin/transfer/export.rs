@@ -1,18 +1,15 @@
 //! A whole bucket as of one revision, in one of three formats, made as the client takes it.
 
 use super::offload;
+use crate::admin::handed::Handed;
 use crate::admin::kv::value_json;
 use crate::admin::problem::Problem;
 use crate::store::{Bucket, BucketId, Entry, Snapshot};
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, header};
-use http_body::Frame;
 use serde_json::json;
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 
 /// Bytes of an export that are made at a time.
@@ -175,7 +172,7 @@ pub(crate) async fn export(
         ),
         (HeaderName::from_static("throwbar-keys"), keys.into()),
     ];
-    Ok((headers, Body::new(Chunks(chunks))).into_response())
+    Ok((headers, Body::new(Handed(chunks))).into_response())
 }
 
 /// How many keys there are, if the format holds them all.
@@ -218,21 +215,4 @@ fn write_all(
         sender.blocking_send(rest)?;
     }
     Ok(())
-}
-
-/// A body made on another thread.
-struct Chunks(mpsc::Receiver<Bytes>);
-
-impl http_body::Body for Chunks {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
-    }
 }
