@@ -41,7 +41,7 @@ pub(super) struct Shared {
     pub(super) store: Store,
     workers: usize,
     pub(super) component_bytes_max: usize,
-    crew: Mutex<Option<Arc<dyn Crew>>>,
+    pub(super) crew: Mutex<Option<Arc<dyn Crew>>>,
     pub(super) slots: arc_swap::ArcSwap<BTreeMap<String, Arc<PluginSlot>>>,
     next_generation: AtomicU64,
     started: Instant,
@@ -473,57 +473,6 @@ impl Shared {
     pub(super) fn prune(&self, slot: &PluginSlot) {
         if let Err(error) = slot.prune(&self.artifacts) {
             tracing::warn!(plugin = %slot.name(), %error, "old versions are not removed");
-        }
-    }
-
-    /// Makes every worker hold an instance. They let go of it when what is returned is dropped without
-    /// [`Warmed::keep`].
-    pub(super) async fn warm(&self, generation: &Arc<Generation>) -> Result<Warmed, DeployError> {
-        let crew = self.crew();
-        let warmed = Warmed {
-            crew: crew.clone(),
-            generation: generation.id(),
-        };
-        if let Some(crew) = crew {
-            crew.warm(Arc::clone(generation))
-                .await
-                .map_err(DeployError::Warm)?;
-        }
-        Ok(warmed)
-    }
-
-    /// Lets the workers drop their instances of generations.
-    pub(super) fn retire<'a>(&self, old: impl IntoIterator<Item = &'a GenerationId>) {
-        if let Some(crew) = self.crew() {
-            old.into_iter().for_each(|old| crew.retire(*old));
-        }
-    }
-
-    pub(super) fn crew(&self) -> Option<Arc<dyn Crew>> {
-        self.crew
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-/// Warm instances that are of no use until their generation is published.
-pub(super) struct Warmed {
-    crew: Option<Arc<dyn Crew>>,
-    generation: GenerationId,
-}
-
-impl Warmed {
-    /// The generation is active: they stay.
-    pub(super) fn keep(mut self) {
-        self.crew = None;
-    }
-}
-
-impl Drop for Warmed {
-    fn drop(&mut self) {
-        if let Some(crew) = &self.crew {
-            crew.retire(self.generation);
         }
     }
 }

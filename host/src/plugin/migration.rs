@@ -28,8 +28,10 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use wasmtime::component::TypedFunc;
 
+mod limits;
 mod mark;
 
+pub use limits::MigrationLimits;
 pub(super) use mark::{Mark, changed_at, data_mark};
 
 /// How often a migration is run while others may change its buckets; once more while they have to wait.
@@ -38,27 +40,6 @@ const ATTEMPTS: u32 = 4;
 const BYTES_MAX: usize = 64 << 20;
 /// Longest reason of a guest that is passed on.
 const REASON_BYTES_MAX: usize = 1024;
-
-/// Bounds of a migration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MigrationLimits {
-    /// For the one call.
-    pub deadline: Duration,
-    /// Keys that it writes.
-    pub writes_max: usize,
-    /// How long other writes to the store are held back for it, when they came between again and again; zero: never.
-    pub hold: Duration,
-}
-
-impl Default for MigrationLimits {
-    fn default() -> Self {
-        Self {
-            deadline: Duration::from_secs(10),
-            writes_max: 100_000,
-            hold: Duration::from_secs(1),
-        }
-    }
-}
 
 /// What a migration did, or would do.
 #[derive(Debug, Clone, Serialize)]

@@ -40,6 +40,7 @@ mod tests;
 mod validate;
 pub mod verdict;
 mod versions;
+mod warm;
 
 pub(crate) use artifact::{NAME_EXPECTED, is_name};
 pub use canary::{Fraction, Share, StickyField};

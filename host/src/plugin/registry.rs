@@ -3,12 +3,13 @@
 use super::artifact;
 use super::canary::Canary;
 use super::compile::Loaded;
-use super::deploy::{Plugins, Shared, Warmed, blocking, io_error};
+use super::deploy::{Plugins, Shared, blocking, io_error};
 use super::migration::{Mark, Migration, Taking};
 use super::record::Record;
 use super::report::{DeployError, PluginInfo};
 use super::shadow::Shadow;
 use super::slot::{BY_CONFIG, record_after};
+use super::warm::Warmed;
 use super::{Fraction, Generation, PluginConfig, PluginSlot, Source, builtin, migration};
 use crate::store::{Snapshot, Store};
 use bytes::Bytes;
