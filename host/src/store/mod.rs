@@ -16,6 +16,7 @@ mod apply;
 pub mod backend;
 pub mod batch;
 pub mod bucket;
+pub mod shared;
 pub mod snapshot;
 mod table;
 #[cfg(test)]

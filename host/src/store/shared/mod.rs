@@ -4,10 +4,43 @@
 //! every proxy of the engine. Who loads the buckets at a revision and follows the log from there sees every later
 //! transaction once, whole, and in order, or is told that there is a gap and loads again. A proxy reads from memory
 //! only: a write goes to the engine, comes back through the log, and is answered when this proxy has it, too.
+//!
+//! | | etcd | Redis |
+//! |---|---|---|
+//! | an acknowledged write | is on the disks of most members | is in the memory of one server, and on its disk as its `appendfsync` says |
+//! | what a failover can lose | nothing | what the promoted replica had not yet received; `replicas` waits for some of them |
+//! | writes of other programs | seen, of any key below the prefix | must use this program's script |
+//! | a transaction | 128 writes, 1.5 MiB, unless the server is told otherwise | 16,384 writes, 4 MiB |
+//! | a time to live | whole seconds, 2 at least; a change of leader begins it anew | milliseconds by the server's clock |
+//! | the log | up to the compaction | the newest `log_entries` transactions |
+
+// Until the store opens buckets on them.
+#![allow(dead_code, reason = "the store does not open these engines yet")]
 
 use super::Revision;
 use std::time::Duration;
 use tokio::sync::mpsc;
+
+#[cfg(feature = "etcd")]
+mod etcd;
+mod pause;
+#[cfg(feature = "redis")]
+mod redis;
+pub mod settings;
+#[cfg(test)]
+mod tests;
+#[cfg(any(feature = "etcd", feature = "redis"))]
+mod tls;
+
+#[cfg(feature = "etcd")]
+#[allow(unused_imports, reason = "the store does not open it yet")]
+pub(super) use etcd::Etcd;
+#[cfg(feature = "redis")]
+#[allow(unused_imports, reason = "the store does not open it yet")]
+pub(super) use redis::Redis;
+
+/// Longest time to live of an entry.
+const TTL_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// Entries of some buckets as of one revision.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +58,9 @@ pub(super) struct SharedEntry {
     pub(super) value: Box<[u8]>,
     /// That which wrote it last.
     pub(super) revision: Revision,
-    /// When it is absent, as wall-clock milliseconds since 1970; none: it stays.
+    /// When it is absent, as wall-clock milliseconds since 1970; none: it stays. By the clock of the server (Redis) or
+    /// of the proxy that wrote it (etcd), so it is for showing, and for a proxy that has lost the engine: what counts is
+    /// the change that the log tells. None too if a program of somebody else's gave the entry its lease in etcd.
     pub(super) expires_at_ms: Option<u64>,
 }
 
@@ -47,7 +82,8 @@ pub(super) enum Condition {
         key: Box<str>,
         revision: Option<Revision>,
     },
-    /// Nothing of the bucket was written after this revision: for what depends on the whole bucket.
+    /// Nothing of the bucket was written after this revision: for what depends on the whole bucket. In etcd a key that
+    /// expired, or was deleted by another program, goes unnoticed.
     Unchanged { bucket: Box<str>, since: Revision },
 }
 
@@ -64,14 +100,15 @@ pub(super) struct SharedWrite {
 #[derive(Debug, Clone)]
 pub(super) struct SharedValue {
     pub(super) bytes: Box<[u8]>,
-    /// It is absent after this time unless it is written again.
+    /// It is absent after this time unless it is written again; rounded up to what the engine counts in.
     pub(super) ttl: Option<Duration>,
 }
 
 /// What became of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It is durable as far as the engine promises, and in the log at this revision.
+    /// It is durable as far as the engine promises, and in the log at this revision. If it changed nothing, this is the
+    /// engine's newest revision then, and [`Event::Current`] tells when the log has come so far.
     Applied(Revision),
     /// A condition did not hold at this revision: nothing was changed.
     Conflict(Revision),
@@ -97,7 +134,8 @@ pub(super) enum EngineError {
 /// What the log tells.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Event {
-    /// One transaction, or what expired at the same moment: everything of one revision.
+    /// One transaction, or what expired at the same moment: everything of one revision that is in the followed buckets,
+    /// and never nothing.
     Changes {
         revision: Revision,
         changes: Vec<SharedChange>,
@@ -105,9 +143,10 @@ pub(super) enum Event {
     /// The engine is there, and this proxy has everything up to this revision: sent when it catches up after a loss, and
     /// from time to time.
     Current(Revision),
-    /// What follows the last event is no longer in the log: load again.
+    /// What follows the last event is no longer in the log, or the log is not the one it was: load again, then follow
+    /// from there. The last event.
     Gap,
-    /// The engine is lost; it is tried again by itself.
+    /// The engine is lost, or still is; it is tried again by itself.
     Lost(String),
 }
 
@@ -122,20 +161,22 @@ pub(super) struct SharedChange {
 
 /// A place that several proxies share. Clones are handles of one connection.
 pub(super) trait Engine: Clone + Send + Sync + 'static {
-    /// Everything of these buckets at one revision.
+    /// Everything of these buckets at one revision. Never blocks the engine, however much it is.
     fn load(
         &self,
         buckets: &[Box<str>],
     ) -> impl Future<Output = Result<Loaded, EngineError>> + Send;
 
     /// Applies a transaction, all or none. A transaction whose writes change nothing may or may not be a revision.
+    /// If the future is dropped it may still be applied.
     fn commit(
         &self,
         transaction: &Transaction,
     ) -> impl Future<Output = Result<Outcome, EngineError>> + Send;
 
-    /// Tells every transaction after `from` that touches these buckets, until the receiver is gone. Reconnects by
-    /// itself, with growing pauses.
+    /// Tells every transaction after `from` that touches these buckets, until the receiver is gone or there is a gap.
+    /// `from` comes from this engine: a load, or an event. Reconnects by itself, with growing pauses. Engines do their
+    /// chores here, too: what has expired is removed, and leases are given back.
     fn follow(
         &self,
         buckets: Vec<Box<str>>,
