@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 #[cfg(feature = "etcd")]
 mod etcd;
+mod kept;
 mod pause;
 #[cfg(feature = "redis")]
 mod redis;

@@ -9,6 +9,7 @@ use etcd_client::{
     TlsOptions, WatchClient,
 };
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -36,13 +37,18 @@ pub(super) struct Connector {
 #[derive(Clone)]
 pub(super) struct Connection {
     client: Client,
-    pub(super) endpoint: String,
+    pub(super) endpoint: Arc<str>,
     /// The newest revision when it was made.
     pub(super) revision: u64,
     pub(super) cluster: u64,
 }
 
 impl Connection {
+    /// Whether both are handles of the same connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.endpoint, &other.endpoint)
+    }
+
     pub(super) fn kv(&self) -> KvClient {
         self.client
             .kv_client()
@@ -125,7 +131,10 @@ impl Connector {
     pub(super) fn avoid(&self, connection: &Connection) {
         let endpoints = &self.settings.endpoints;
         let member = self.member.load(Relaxed);
-        if endpoints.get(member) == Some(&connection.endpoint) {
+        if endpoints
+            .get(member)
+            .is_some_and(|endpoint| **endpoint == *connection.endpoint)
+        {
             self.member.store((member + 1) % endpoints.len(), Relaxed);
         }
     }
@@ -146,7 +155,7 @@ impl Connector {
         let header = answer.header();
         Ok(Connection {
             client,
-            endpoint: endpoint.to_owned(),
+            endpoint: endpoint.into(),
             revision: header.map_or(0, |header| revision(header.revision())),
             cluster: header.map_or(0, etcd_client::ResponseHeader::cluster_id),
         })
@@ -183,9 +192,10 @@ pub(super) struct Failure {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Surely not done; may do on another connection.
+    /// Surely not done.
     Undone,
-    /// Surely not done, and the login is no longer valid or the member has no leader: another connection may help.
+    /// Surely not done, and another connection may help: there was nobody, the login is no longer valid, or the member
+    /// has no leader.
     Stale,
     Compacted,
     TooLarge,
@@ -210,7 +220,7 @@ impl Failure {
                 (kind, text)
             }
             Error::InvalidArgs(text) => (Kind::Refused, text.clone()),
-            Error::TransportError(error) => (Kind::Undone, innermost(error).to_string()),
+            Error::TransportError(error) => (Kind::Stale, innermost(error).to_string()),
             error => (Kind::Silent, error.to_string()),
         };
         let text = text.strip_prefix("etcdserver: ").unwrap_or(&text);
@@ -274,7 +284,10 @@ fn status_kind(code: i32, text: &str, cause: &(dyn std::error::Error + 'static))
         Kind::AnswerTooLarge
     } else if says("lease already exists") {
         Kind::LeaseExists
-    } else if code == UNAUTHENTICATED || says("revision of auth store is old") || says("no leader")
+    } else if code == UNAUTHENTICATED
+        || says("revision of auth store is old")
+        || says("no leader")
+        || refused_connection(cause)
     {
         Kind::Stale
     } else if code == PERMISSION_DENIED
@@ -283,7 +296,7 @@ fn status_kind(code: i32, text: &str, cause: &(dyn std::error::Error + 'static))
         || cause.to_string().to_lowercase().contains("certificate")
     {
         Kind::Refused
-    } else if DEFINITE.contains(&code) || refused_connection(cause) {
+    } else if DEFINITE.contains(&code) {
         Kind::Undone
     } else {
         Kind::Silent

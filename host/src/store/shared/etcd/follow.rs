@@ -184,6 +184,8 @@ impl Watcher<'_> {
         let mut ask_at = Instant::now();
         loop {
             tokio::select! {
+                // What has come counts before what is late.
+                biased;
                 message = stream.message() => {
                     late = None;
                     let response = match message {
@@ -280,15 +282,15 @@ impl Watcher<'_> {
             self.flush().await?;
         }
         let (_, changes) = self.group.get_or_insert_with(|| (of, Vec::new()));
-        let put = event.r#type == PUT;
-        let lease = if put { pair.lease } else { 0 };
-        self.inner.leases.learn(&pair.key, lease);
         let Some((bucket, key)) = self.inner.keys.parse(&pair.key) else {
             return Ok(());
         };
         if !self.buckets.iter().any(|followed| **followed == *bucket) {
             return Ok(());
         }
+        let put = event.r#type == PUT;
+        let lease = if put { pair.lease } else { 0 };
+        self.inner.leases.learn(&pair.key, lease);
         let (bucket, key): (Box<str>, Box<str>) = (bucket.into(), key.into());
         let after = put.then(|| SharedEntry {
             bucket: bucket.clone(),

@@ -9,6 +9,7 @@ mod follow;
 mod keys;
 mod leases;
 
+use super::kept::Kept;
 use super::settings::EtcdSettings;
 use super::{
     Condition, Engine, EngineError, Event, Loaded, Outcome, Revision, SharedEntry, SharedWrite,
@@ -23,7 +24,7 @@ use leases::{Granted, Leases};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// Entries asked for at once; fewer if they are too large together.
@@ -43,8 +44,8 @@ struct Inner {
     settings: EtcdSettings,
     keys: Keys,
     connector: Connector,
-    /// For loads and commits; none: to be made by the next of them.
-    connection: Mutex<Option<Connection>>,
+    /// For loads and commits.
+    connection: Kept<Connection>,
     leases: Arc<Leases>,
     /// The cluster that the last load came from; 0: none.
     cluster: AtomicU64,
@@ -66,7 +67,7 @@ impl Etcd {
                 connector: Connector::new(settings.clone(), keys.clone())?,
                 settings,
                 keys,
-                connection: Mutex::default(),
+                connection: Kept::new(),
                 leases: Arc::new(Leases::new()),
                 cluster: AtomicU64::new(0),
                 #[cfg(test)]
@@ -136,21 +137,16 @@ enum Uncommitted {
 
 impl Inner {
     async fn connection(&self) -> Result<Connection, EngineError> {
-        let mut connection = self.connection.lock().await;
-        match &*connection {
-            Some(connection) => Ok(connection.clone()),
-            None => {
-                let made = self.connector.connect().await?;
-                Ok(connection.insert(made).clone())
-            }
-        }
+        self.connection
+            .get(|_| true, self.connector.connect())
+            .await
     }
 
     /// Lets go of a connection that is of no use, and turns to the next member.
     async fn failed(&self, connection: &Connection, failure: &Failure) {
         if failure.ends_connection() {
             self.connector.avoid(connection);
-            *self.connection.lock().await = None;
+            self.connection.forget(|kept| kept.is(connection)).await;
         }
     }
 

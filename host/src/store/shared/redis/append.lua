@@ -1,4 +1,5 @@
--- What both scripts begin with: the server's time, the head of the log, and how a transaction is added to it.
+-- What both scripts begin with: the server's time, the head of the log, and how a transaction is added to it. Their first
+-- line, #!lua, makes the server refuse them before they do anything if it takes no writes: a replica, or out of memory.
 local head, log, changed = KEYS[1], KEYS[2], KEYS[3]
 local token, length = ARGV[1], ARGV[2]
 local time = redis.call('TIME')
@@ -23,7 +24,7 @@ local function current(record)
     return at, ends
 end
 
--- The log comes first: if there is no memory for it, nothing is done.
+-- The log comes first: if something else is at its key, nothing is done.
 local function append(parts)
     revision = revision + 1
     redis.call('XADD', log, 'MAXLEN', '~', length, whole(revision) .. '-0',

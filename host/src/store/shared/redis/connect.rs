@@ -33,6 +33,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// Whether both are handles of the same connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.closed, &other.closed)
+    }
+
     /// Whether it is known to have been closed, so that nothing can be sent on it.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Relaxed)
@@ -340,6 +345,11 @@ pub(super) fn elsewhere(error: &RedisError) -> bool {
                 | ServerErrorKind::ClusterDown
         )
     )
+}
+
+/// Whether the server only does not take writes for now.
+pub(super) fn takes_no_writes(error: &RedisError) -> bool {
+    matches!(error.code(), Some("NOREPLICAS" | "MISCONF" | "OOM"))
 }
 
 pub(super) fn shown(address: &str, error: &RedisError) -> String {

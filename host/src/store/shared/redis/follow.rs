@@ -2,12 +2,12 @@
 //! at which what has expired is removed, too.
 
 use super::Inner;
-use super::connect::{Connection, shown};
+use super::connect::{Connection, shown, takes_no_writes};
 use super::load::{foreign, head};
 use super::record::{self, Logged, Token};
 use crate::store::shared::pause::Pause;
 use crate::store::shared::{Event, Revision};
-use ::redis::{RedisError, RedisResult, Value};
+use ::redis::{ErrorKind, RedisError, RedisResult, Value};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
@@ -122,8 +122,13 @@ impl Reader<'_> {
 
     /// Removes what has expired, and looks whether the end of the log is ours.
     async fn look(&mut self) -> Result<Revision, Ended> {
-        let expired = self.expire().await;
-        expired.map_err(|error| self.lost(&error))?;
+        match self.expire().await {
+            // It can still be followed, and what has expired is removed later.
+            Err(error) if takes_no_writes(&error) => {}
+            expired => {
+                expired.map_err(|error| self.lost(&error))?;
+            }
+        }
         let end = head(self.inner, self.connection).await;
         let end = end.map_err(|error| self.lost(&error))?;
         let (at, token) = &*self.at;
@@ -138,9 +143,12 @@ impl Reader<'_> {
     }
 
     async fn expire(&self) -> RedisResult<u64> {
+        let token = super::token().map_err(|error| {
+            RedisError::from((ErrorKind::Client, "no token", error.to_string()))
+        })?;
         let mut call = self.inner.expire.prepare_invoke();
         let names = || self.buckets.iter().map(|bucket| &**bucket);
-        self.inner.begin(&mut call, names());
+        self.inner.begin(&mut call, &token, names());
         call.arg(EXPIRED_AT_ONCE);
         for name in names() {
             call.arg(name);

@@ -17,6 +17,7 @@ mod keys;
 mod load;
 mod record;
 
+use super::kept::Kept;
 use super::settings::RedisSettings;
 use super::{
     Condition, Engine, EngineError, Event, Loaded, Outcome, Revision, SharedWrite, TTL_MAX,
@@ -29,7 +30,7 @@ use record::Token;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 
 /// Most writes, and most conditions, of a transaction: the server does nothing else meanwhile.
 const TRANSACTION_WRITES_MAX: usize = 16_384;
@@ -48,8 +49,8 @@ struct Inner {
     settings: RedisSettings,
     keys: Keys,
     connector: Connector,
-    /// For commits; none: to be made by the next of them.
-    connection: Mutex<Option<Connection>>,
+    /// For commits.
+    connection: Kept<Connection>,
     positions: Positions,
     commit: Script,
     expire: Script,
@@ -89,13 +90,16 @@ impl Redis {
                 connector: Connector::new(settings.clone(), keys.clone())?,
                 settings,
                 keys,
-                connection: Mutex::default(),
+                connection: Kept::new(),
                 positions: Positions::default(),
                 commit: Script::new(concat!(
+                    "#!lua\n",
                     include_str!("append.lua"),
                     include_str!("commit.lua")
                 )),
+                // It makes room.
                 expire: Script::new(concat!(
+                    "#!lua flags=allow-oom\n",
                     include_str!("append.lua"),
                     include_str!("expire.lua")
                 )),
@@ -113,13 +117,14 @@ impl Engine for Redis {
 
     async fn commit(&self, transaction: &Transaction) -> Result<Outcome, EngineError> {
         check_size(transaction)?;
+        let token = token()?;
         let connection = self.inner.connection().await?;
-        match self.inner.commit(&connection, transaction).await {
+        match self.inner.commit(&connection, &token, transaction).await {
             Err(error) if connect::elsewhere(&error) => {
                 // Nothing was done; the data is somewhere else now.
-                self.inner.failed(&error).await;
+                self.inner.failed(&connection, &error).await;
                 let connection = self.inner.connection().await?;
-                let done = self.inner.commit(&connection, transaction).await;
+                let done = self.inner.commit(&connection, &token, transaction).await;
                 self.inner.outcome(&connection, done).await
             }
             done => self.inner.outcome(&connection, done).await,
@@ -133,23 +138,15 @@ impl Engine for Redis {
 
 impl Inner {
     async fn connection(&self) -> Result<Connection, EngineError> {
-        let mut connection = self.connection.lock().await;
-        match &*connection {
-            Some(connection) if !connection.is_closed() => Ok(connection.clone()),
-            _ => {
-                let made = self
-                    .connector
-                    .connect(self.settings.replicas_timeout)
-                    .await?;
-                Ok(connection.insert(made).clone())
-            }
-        }
+        let usable = |kept: &Connection| !kept.is_closed();
+        let make = self.connector.connect(self.settings.replicas_timeout);
+        self.connection.get(usable, make).await
     }
 
     /// Lets go of a connection that is of no use.
-    async fn failed(&self, error: &RedisError) {
+    async fn failed(&self, connection: &Connection, error: &RedisError) {
         if connect::ends_connection(error) {
-            *self.connection.lock().await = None;
+            self.connection.forget(|kept| kept.is(connection)).await;
         }
     }
 
@@ -161,7 +158,7 @@ impl Inner {
         let (applied, revision) = match done {
             Ok(done) => done,
             Err(error) => {
-                self.failed(&error).await;
+                self.failed(connection, &error).await;
                 return Err(connect::sent(&connection.address, &error));
             }
         };
@@ -175,9 +172,10 @@ impl Inner {
     async fn commit(
         &self,
         connection: &Connection,
+        token: &str,
         transaction: &Transaction,
     ) -> RedisResult<(bool, u64)> {
-        let call = self.call(transaction);
+        let call = self.call(token, transaction);
         let mut connection = connection.redis.clone();
         let (applied, revision): (i64, String) = call.invoke_async(&mut connection).await?;
         let revision = revision.parse().map_err(|_| {
@@ -208,7 +206,7 @@ impl Inner {
                 "redis {address}: written, but {have} of {wanted} replicas have it after {limit:?}: a failover may lose it"
             ),
             Err(error) => {
-                self.failed(&error).await;
+                self.failed(connection, &error).await;
                 format!(
                     "written, but whether replicas have it is unknown: {}",
                     connect::shown(address, &error)
@@ -219,7 +217,7 @@ impl Inner {
     }
 
     /// The call of the script that does a transaction.
-    fn call(&self, transaction: &Transaction) -> ScriptInvocation<'_> {
+    fn call(&self, token: &str, transaction: &Transaction) -> ScriptInvocation<'_> {
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         let conditions = transaction
             .conditions
@@ -236,7 +234,7 @@ impl Inner {
             .zip(1..)
             .for_each(|(place, at)| *place = at);
         let mut call = self.commit.prepare_invoke();
-        self.begin(&mut call, places.keys().copied());
+        self.begin(&mut call, token, places.keys().copied());
         call.arg(places.len())
             .arg(transaction.conditions.len())
             .arg(transaction.writes.len());
@@ -285,21 +283,28 @@ impl Inner {
     }
 
     /// What both scripts are told first.
-    fn begin<'b>(&self, call: &mut ScriptInvocation<'_>, buckets: impl Iterator<Item = &'b str>) {
+    fn begin<'b>(
+        &self,
+        call: &mut ScriptInvocation<'_>,
+        token: &str,
+        buckets: impl Iterator<Item = &'b str>,
+    ) {
         let keys = &self.keys;
         call.key(&keys.head).key(&keys.log).key(&keys.changed);
         for bucket in buckets {
             call.key(keys.entries(bucket)).key(keys.ends(bucket));
         }
-        call.arg(token()).arg(self.settings.log_entries);
+        call.arg(token).arg(self.settings.log_entries);
     }
 }
 
 /// Sixteen random bytes as text.
-fn token() -> String {
-    let (high, low) = (getrandom::u64(), getrandom::u64());
-    let (high, low) = (high.unwrap_or_default(), low.unwrap_or_default());
-    format!("{high:016x}{low:016x}")
+fn token() -> Result<String, EngineError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        EngineError::Unavailable(format!("no random bytes from the system: {error}"))
+    })?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
 /// Milliseconds, rounded up.

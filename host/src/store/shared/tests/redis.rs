@@ -266,6 +266,28 @@ fn everything_deleted_under_a_follower_is_a_gap() {
 }
 
 #[test]
+fn a_deleted_log_is_a_gap() {
+    with_server(async |server: RedisServer| {
+        let relay = Relay::start(server.address()).await;
+        let behind = server.engine(&relay.address(), "log");
+        let direct = server.engine(&server.address(), "log");
+        let mut follower = Follower::start(&behind).await;
+        follower.is_current().await;
+        relay.cut();
+        follower.is_lost().await;
+        write(&direct, vec![set(ONE, "a", "v")]).await;
+        let deleted: u64 = server.command(cmd("DEL").arg("{log}:log")).await;
+        assert_eq!(deleted, 1);
+        relay.restore();
+        follower.has_gap().await;
+        let mut follower = Follower::start(&behind).await;
+        assert_eq!(follower.value(ONE, "a"), Some(&b"v"[..]));
+        let newest = write(&direct, vec![set(ONE, "a", "w")]).await;
+        follower.reaches(newest).await;
+    });
+}
+
+#[test]
 fn a_write_that_replicas_do_not_have_in_time_is_not_acknowledged() {
     with_server(async |server: RedisServer| {
         let engine = engine(RedisSettings {
@@ -286,7 +308,7 @@ fn a_write_that_replicas_do_not_have_in_time_is_not_acknowledged() {
 }
 
 #[test]
-fn a_replica_takes_no_writes() {
+fn a_replica_is_not_taken_for_its_master() {
     with_server(async |server: RedisServer| {
         let Some(replica) = server.replica().await else {
             return;
@@ -297,6 +319,11 @@ fn a_replica_takes_no_writes() {
             matches!(&error, Err(EngineError::Unavailable(reason)) if reason.contains("READONLY")),
             "{error:?}"
         );
+        // What it has may be old.
+        let mut follower = Follower::start(&engine).await;
+        follower.is_lost().await;
+        assert_eq!(follower.current, 0);
+        assert!(follower.lost[0].contains("READONLY"), "{:?}", follower.lost);
     });
 }
 
@@ -495,6 +522,51 @@ fn tls_is_checked_on_both_sides() {
                 "{reason:?}"
             );
         }
+    });
+}
+
+#[test]
+fn a_server_that_takes_no_writes_is_still_followed() {
+    with_server(async |server: RedisServer| {
+        let engine = server.engine(&server.address(), "full");
+        let mut follower = Follower::start(&engine).await;
+        write(&engine, vec![set(ONE, "a", "v")]).await;
+        let newest = write(
+            &engine,
+            vec![set_for(ONE, "b", "v", Duration::from_millis(500))],
+        )
+        .await;
+        follower.reaches(newest).await;
+        let limit = |setting: &'static str, value: &'static str| {
+            let mut command = cmd("CONFIG");
+            command.arg("SET").arg(setting).arg(value);
+            command
+        };
+        let _: () = server
+            .command(&mut limit("min-replicas-to-write", "1"))
+            .await;
+        let error = commit(&engine, vec![], vec![set(ONE, "c", "v")]).await;
+        assert!(
+            matches!(&error, Err(EngineError::Unavailable(reason)) if reason.contains("NOREPLICAS")),
+            "{error:?}"
+        );
+        follower.is_current().await;
+        follower.is_current().await;
+        let _: () = server
+            .command(&mut limit("min-replicas-to-write", "0"))
+            .await;
+        let _: () = server.command(&mut limit("maxmemory", "1")).await;
+        let error = commit(&engine, vec![], vec![set(ONE, "c", "v")]).await;
+        assert!(
+            matches!(&error, Err(EngineError::Unavailable(reason)) if reason.contains("OOM")),
+            "{error:?}"
+        );
+        // Removing makes room.
+        while follower.value(ONE, "b").is_some() {
+            assert!(follower.next().await, "a gap instead of an end");
+        }
+        assert_eq!(follower.lost, Vec::<String>::new());
+        assert_eq!(state(&load(&engine).await), follower.state);
     });
 }
 
