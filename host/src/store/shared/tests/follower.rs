@@ -97,9 +97,12 @@ impl Follower {
 
     /// Until it has everything up to this revision.
     pub(super) async fn reaches(&mut self, revision: Revision) {
-        while self.at < revision {
-            assert!(self.next().await, "a gap before {revision}");
-        }
+        let reached = async {
+            while self.at < revision {
+                assert!(self.next().await, "a gap before {revision}");
+            }
+        };
+        timeout(SOON, reached).await.expect("it gets there in time");
     }
 
     /// Until it is told of one more loss.
@@ -120,7 +123,8 @@ impl Follower {
 
     /// Until there is a gap, which ends it.
     pub(super) async fn has_gap(&mut self) {
-        while self.next().await {}
+        let gap = async { while self.next().await {} };
+        timeout(SOON, gap).await.expect("there is a gap in time");
         let ended = timeout(SOON, &mut self.task).await;
         ended.expect("a gap ends it").expect("it does not panic");
     }
