@@ -23,7 +23,9 @@ use tokio::sync::mpsc;
 
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(any(feature = "etcd", feature = "redis"))]
 mod kept;
+#[cfg(any(feature = "etcd", feature = "redis"))]
 mod pause;
 #[cfg(feature = "redis")]
 mod redis;
@@ -41,6 +43,7 @@ pub(super) use etcd::Etcd;
 pub(super) use redis::Redis;
 
 /// Longest time to live of an entry.
+#[cfg(any(feature = "etcd", feature = "redis"))]
 const TTL_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// Entries of some buckets as of one revision.

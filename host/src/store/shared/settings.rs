@@ -121,7 +121,7 @@ pub struct RedisSettings {
     pub timeout: Duration,
     /// How often a follower makes sure that it has everything, and removes what expired.
     pub heartbeat: Duration,
-    /// Transactions that are kept for followers that were away; the server may keep some more.
+    /// Transactions that are kept, with their values, for followers that were away; the server may keep some more.
     pub log_entries: u64,
     /// Replicas that must have a write before it is acknowledged; 0: none, so a failover may lose it.
     pub replicas: u32,

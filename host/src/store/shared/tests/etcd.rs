@@ -9,6 +9,7 @@ use crate::store::shared::etcd::Etcd;
 use crate::store::shared::settings::{Credentials, EtcdSettings, TlsFiles};
 use etcd_client::{Client, ConnectOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 conformance!(EtcdServer);
@@ -177,6 +178,16 @@ fn a_killed_leader_loses_no_acknowledged_write() {
             }
             members[leader].start_again().await;
         }
+        for member in &mut members {
+            member.kill();
+        }
+        let away = commit(&engines[0], vec![], vec![set(TWO, "away", "v")]).await;
+        assert!(away.is_err(), "{away:?}");
+        for member in &mut members {
+            member.process = Process::start(&member.program, &member.arguments);
+        }
+        let at = write_when_back(&engines[0], vec![set(ONE, "back", "v")]).await;
+        expected.push((at, "back".to_owned()));
         let newest = expected
             .iter()
             .map(|(at, _)| *at)
@@ -336,6 +347,38 @@ fn a_lease_is_given_back_when_its_entry_is_written_anew() {
             .await
             .expect("they are given back");
         assert_eq!(load(&engine).await.entries.len(), 4);
+    });
+}
+
+#[test]
+fn a_time_shorter_than_the_server_grants_is_told_as_it_is_granted() {
+    with_server(async |server: EtcdServer| {
+        let engine = server.engine(&server.address(), "short");
+        let mut follower = Follower::start(&engine).await;
+        let short = Duration::from_millis(1);
+        let begun = SystemTime::now();
+        write(
+            &engine,
+            vec![set_for(ONE, "a", "v", short), set_for(ONE, "b", "v", short)],
+        )
+        .await;
+        let loaded = load(&engine).await;
+        let begun = begun
+            .duration_since(UNIX_EPOCH)
+            .expect("it is later")
+            .as_millis();
+        for entry in &loaded.entries {
+            let told = u128::from(entry.expires_at_ms.expect("it ends"));
+            assert!(
+                (begun + 1500..begun + 10_000).contains(&told),
+                "{begun} {told}"
+            );
+        }
+        assert_eq!(loaded.entries.len(), 2);
+        follower.is_current().await;
+        while !follower.state.is_empty() {
+            assert!(follower.next().await, "a gap instead of an end");
+        }
     });
 }
 

@@ -345,6 +345,24 @@ pub(super) async fn what_is_loaded_while_others_write_is_a_state_that_was<S: Ser
     }
 }
 
+pub(super) async fn a_follower_is_told_that_it_has_everything_while_others_write<S: Server>(
+    server: S,
+) {
+    let mut follower = Follower::start(&engine(&server)).await;
+    let writing = engine(&server);
+    let writer = tokio::spawn(async move {
+        for round in 0_u64.. {
+            write(&writing, vec![set(ONE, "k", round.to_be_bytes())]).await;
+        }
+    });
+    for _ in 0..3 {
+        follower.is_current().await;
+    }
+    assert!(!writer.is_finished());
+    writer.abort();
+    assert!(!follower.told.is_empty());
+}
+
 pub(super) async fn a_follower_leaves_when_nobody_listens<S: Server>(server: S) {
     let engine = engine(&server);
     let from = load(&engine).await.revision;
@@ -401,6 +419,7 @@ macro_rules! conformance {
             suite::what_is_no_longer_in_the_log_is_a_gap,
             suite::large_transactions_are_told_whole_after_an_absence,
             suite::what_is_loaded_while_others_write_is_a_state_that_was,
+            suite::a_follower_is_told_that_it_has_everything_while_others_write,
             suite::a_follower_leaves_when_nobody_listens,
             suite::what_is_wrong_with_a_request_is_said,
         }
