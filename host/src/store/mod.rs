@@ -22,6 +22,7 @@ mod clock;
 mod expiry;
 mod hold;
 pub mod log;
+pub mod shared;
 pub mod snapshot;
 mod table;
 #[cfg(test)]

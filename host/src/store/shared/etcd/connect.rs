@@ -1,0 +1,323 @@
+//! Connections to one member of etcd at a time, and what its errors mean.
+
+use super::EngineError;
+use super::keys::Keys;
+use crate::store::shared::settings::EtcdSettings;
+use crate::store::shared::tls::Pem;
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KvClient, LeaseClient,
+    TlsOptions, WatchClient,
+};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Longest answer that is taken: a page of entries, or a piece of the log.
+/// In tests little, so that they meet it.
+const ANSWER_BYTES_MAX: usize = if cfg!(test) { 4 << 20 } else { 64 << 20 };
+/// How often the connection is probed when nothing is heard; etcd closes those that are probed more often than every 5 s.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// The code of gRPC for what is wrong with a request however often it is made.
+const DEFINITE: [i32; 7] = [3, 5, 7, 8, 9, 11, 16];
+const INVALID_ARGUMENT: i32 = 3;
+const PERMISSION_DENIED: i32 = 7;
+const UNAUTHENTICATED: i32 = 16;
+
+/// Makes connections.
+pub(super) struct Connector {
+    settings: EtcdSettings,
+    options: ConnectOptions,
+    /// The member to begin with, counted on when it fails.
+    member: AtomicUsize,
+    keys: Keys,
+}
+
+/// A connection to one member, which answered and had a leader.
+#[derive(Clone)]
+pub(super) struct Connection {
+    client: Client,
+    pub(super) endpoint: Arc<str>,
+    /// The newest revision when it was made.
+    pub(super) revision: u64,
+    pub(super) cluster: u64,
+}
+
+impl Connection {
+    /// Whether both are handles of the same connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.endpoint, &other.endpoint)
+    }
+
+    pub(super) fn kv(&self) -> KvClient {
+        self.client
+            .kv_client()
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    pub(super) fn leases(&self) -> LeaseClient {
+        self.client.lease_client()
+    }
+
+    pub(super) fn watch(&self) -> WatchClient {
+        self.client
+            .watch_client()
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// The version of the member.
+    pub(super) async fn version(&self) -> Result<String, Error> {
+        let status = self.client.maintenance_client().status().await?;
+        Ok(status.version().to_owned())
+    }
+}
+
+impl Connector {
+    pub(super) fn new(settings: EtcdSettings, keys: Keys) -> Result<Self, EngineError> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(settings.connect_timeout)
+            .with_keep_alive(PROBE_INTERVAL, settings.timeout)
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        if let Some(files) = &settings.tls {
+            let pem = Pem::read(files)?;
+            let mut tls = match pem.ca {
+                Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca)),
+                None => TlsOptions::new().with_native_roots(),
+            };
+            if let Some((chain, key)) = pem.certificate {
+                tls = tls.identity(Identity::from_pem(chain, key));
+            }
+            options = options.with_tls(tls);
+        }
+        if let Some(credentials) = &settings.credentials {
+            let user = credentials.user.clone().ok_or_else(|| {
+                EngineError::Refused("`user` is missing, expected one beside `password`".into())
+            })?;
+            options = options.with_user(user, credentials.password.clone());
+        }
+        Ok(Self {
+            settings,
+            options,
+            member: AtomicUsize::new(0),
+            keys,
+        })
+    }
+
+    /// Connects to the first member that answers, beginning with the one that was used last.
+    pub(super) async fn connect(&self) -> Result<Connection, EngineError> {
+        let endpoints = &self.settings.endpoints;
+        let first = self.member.load(Relaxed);
+        let mut failed = None;
+        for member in first..first + endpoints.len() {
+            let endpoint = &endpoints[member % endpoints.len()];
+            match self.connect_to(endpoint).await {
+                Ok(connection) => {
+                    self.member.store(member % endpoints.len(), Relaxed);
+                    return Ok(connection);
+                }
+                // What a member refuses says more than that another is away.
+                Err(error) => match failed {
+                    Some(EngineError::Refused(_)) => {}
+                    _ => failed = Some(error),
+                },
+            }
+        }
+        Err(failed.unwrap_or_else(|| EngineError::Refused("`endpoints` is empty".into())))
+    }
+
+    /// The next connection is made to another member.
+    pub(super) fn avoid(&self, connection: &Connection) {
+        let endpoints = &self.settings.endpoints;
+        let member = self.member.load(Relaxed);
+        if endpoints
+            .get(member)
+            .is_some_and(|endpoint| **endpoint == *connection.endpoint)
+        {
+            self.member.store((member + 1) % endpoints.len(), Relaxed);
+        }
+    }
+
+    async fn connect_to(&self, endpoint: &str) -> Result<Connection, EngineError> {
+        let made = async {
+            let client = Client::connect([endpoint], Some(self.options.clone())).await?;
+            let probe = GetOptions::new().with_keys_only();
+            let answer = client
+                .kv_client()
+                .get(self.keys.prefix(), Some(probe))
+                .await?;
+            Ok((client, answer))
+        };
+        let (client, answer) = answered(endpoint, self.settings.connect_timeout, made)
+            .await
+            .map_err(|failure| failure.unsent())?;
+        let header = answer.header();
+        Ok(Connection {
+            client,
+            endpoint: endpoint.into(),
+            revision: header.map_or(0, |header| revision(header.revision())),
+            cluster: header.map_or(0, etcd_client::ResponseHeader::cluster_id),
+        })
+    }
+}
+
+/// The answer to a request, if it comes in time.
+pub(super) async fn answered<T>(
+    endpoint: &str,
+    timeout: Duration,
+    request: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(timeout, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(Failure::new(endpoint, &error)),
+        Err(_) => Err(Failure {
+            kind: Kind::Silent,
+            reason: format!("etcd {endpoint}: no answer within {timeout:?}"),
+        }),
+    }
+}
+
+/// A revision of etcd's, which are never negative.
+pub(super) fn revision(of: i64) -> u64 {
+    u64::try_from(of).unwrap_or(0)
+}
+
+/// A request that failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    kind: Kind,
+    pub(super) reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Surely not done.
+    Undone,
+    /// Surely not done, and another connection may help: there was nobody, the login is no longer valid, or the member
+    /// has no leader.
+    Stale,
+    Compacted,
+    TooLarge,
+    AnswerTooLarge,
+    LeaseExists,
+    Refused,
+    /// It may have been done.
+    Silent,
+}
+
+impl Failure {
+    pub(super) fn new(endpoint: &str, error: &Error) -> Self {
+        let (kind, text) = match error {
+            Error::GRpcStatus(status) => {
+                let cause = innermost(status);
+                let kind = status_kind(status.code() as i32, status.message(), cause);
+                // The transport says little itself; its cause says why.
+                let text = match std::error::Error::source(status) {
+                    Some(_) => cause.to_string(),
+                    None => status.message().to_owned(),
+                };
+                (kind, text)
+            }
+            Error::InvalidArgs(text) => (Kind::Refused, text.clone()),
+            Error::TransportError(error) => (Kind::Stale, innermost(error).to_string()),
+            error => (Kind::Silent, error.to_string()),
+        };
+        let text = text.strip_prefix("etcdserver: ").unwrap_or(&text);
+        Self {
+            kind,
+            reason: format!("etcd {endpoint}: {text}"),
+        }
+    }
+
+    pub(super) fn compacted(&self) -> bool {
+        self.kind == Kind::Compacted
+    }
+
+    pub(super) fn answer_too_large(&self) -> bool {
+        self.kind == Kind::AnswerTooLarge
+    }
+
+    pub(super) fn lease_exists(&self) -> bool {
+        self.kind == Kind::LeaseExists
+    }
+
+    /// Whether another connection may do better, with nothing done on this one.
+    pub(super) fn again(&self) -> bool {
+        self.kind == Kind::Stale
+    }
+
+    /// Whether the connection is of no use any longer.
+    pub(super) fn ends_connection(&self) -> bool {
+        matches!(self.kind, Kind::Undone | Kind::Stale | Kind::Silent)
+    }
+
+    /// For a request that changes what others see.
+    pub(super) fn sent(self) -> EngineError {
+        match self.kind {
+            Kind::Silent => EngineError::Unknown(self.reason),
+            _ => self.unsent(),
+        }
+    }
+
+    /// For a request that may be made again.
+    pub(super) fn unsent(self) -> EngineError {
+        match self.kind {
+            Kind::Refused => EngineError::Refused(self.reason),
+            Kind::TooLarge => EngineError::TooLarge(self.reason),
+            _ => EngineError::Unavailable(self.reason),
+        }
+    }
+}
+
+/// What the status of an answer means, or the cause that stands for one.
+fn status_kind(code: i32, text: &str, cause: &(dyn std::error::Error + 'static)) -> Kind {
+    let says = |part: &str| text.contains(part);
+    if says("required revision has been compacted") {
+        Kind::Compacted
+    } else if says("too many operations")
+        || says("request is too large")
+        || says("received message larger")
+    {
+        Kind::TooLarge
+    } else if says("decoded message length too large") {
+        Kind::AnswerTooLarge
+    } else if says("lease already exists") {
+        Kind::LeaseExists
+    } else if code == UNAUTHENTICATED
+        || says("revision of auth store is old")
+        || says("no leader")
+        || refused_connection(cause)
+    {
+        Kind::Stale
+    } else if code == PERMISSION_DENIED
+        || (code == INVALID_ARGUMENT && !says("lease"))
+        || says("authentication is not enabled")
+        || cause.to_string().to_lowercase().contains("certificate")
+    {
+        Kind::Refused
+    } else if DEFINITE.contains(&code) {
+        Kind::Undone
+    } else {
+        Kind::Silent
+    }
+}
+
+/// Whether there was nobody to send it to.
+fn refused_connection(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+fn causes<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+fn innermost<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> &'e (dyn std::error::Error + 'static) {
+    causes(error).last().unwrap_or(error)
+}

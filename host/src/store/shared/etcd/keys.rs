@@ -1,0 +1,75 @@
+//! Where entries are in etcd: `prefix/bucket/key`, the value as it is, so that any program can read and write them.
+//!
+//! Keys of the store are not empty, so two kinds of keys are free: `prefix/bucket/` is written by each transaction that
+//! deletes, because a deleted key leaves no revision that a later condition could be compared with; `prefix/` is written
+//! to learn how far the log has come, where the server cannot be asked.
+
+/// Makes and reads keys.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    /// With the slash at its end.
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self {
+            prefix: format!("{prefix}/"),
+        }
+    }
+
+    /// What all keys begin with; a key, too: the one for learning how far the log has come.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// What the keys of a bucket begin with; a key, too: the one that each transaction writes that deletes.
+    pub(super) fn bucket(&self, bucket: &str) -> String {
+        format!("{}{bucket}/", self.prefix)
+    }
+
+    pub(super) fn entry(&self, bucket: &str, key: &str) -> String {
+        format!("{}{bucket}/{key}", self.prefix)
+    }
+
+    /// Bucket and key of an entry; none for what is no entry of the store's.
+    pub(super) fn parse<'k>(&self, key: &'k [u8]) -> Option<(&'k str, &'k str)> {
+        let rest = key.strip_prefix(self.prefix.as_bytes())?;
+        let (bucket, key) = std::str::from_utf8(rest).ok()?.split_once('/')?;
+        crate::store::check_key(key).ok()?;
+        Some((bucket, key))
+    }
+}
+
+/// The first key behind all that begin with this text, which ends with a slash.
+pub(super) fn end(beginning: &str) -> Vec<u8> {
+    let mut end = beginning.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        // The byte after the slash is a 0.
+        *last += 1;
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_as_it_was_written() {
+        let keys = Keys::new("a/b");
+        assert_eq!(keys.entry("c", "d/e"), "a/b/c/d/e");
+        assert_eq!(keys.parse(b"a/b/c/d/e"), Some(("c", "d/e")));
+        for other in [
+            &b"a/b/c/"[..],
+            b"a/b/",
+            b"a/b",
+            b"a/bc/d/e",
+            b"a/b/c/\xff",
+            b"a/b/c/\n",
+        ] {
+            assert_eq!(keys.parse(other), None, "{other:?}");
+        }
+        assert_eq!(end("a/b/c/"), b"a/b/c0");
+    }
+}

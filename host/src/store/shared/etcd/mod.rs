@@ -1,0 +1,406 @@
+//! Buckets in etcd (v3): its revisions, transactions, leases and watches, as they are.
+//!
+//! An entry's revision is the `mod_revision` of its key; all keys of the cluster share one counter, so revisions have
+//! gaps. An acknowledged write is on the disks of most members. A restored backup has revisions that were seen before
+//! with other content: the proxies notice it if it is a new cluster, or if the newest revision is one they are beyond.
+
+mod connect;
+mod follow;
+mod keys;
+mod leases;
+
+use super::kept::Kept;
+use super::settings::EtcdSettings;
+use super::{
+    Condition, Engine, EngineError, Event, Loaded, Outcome, Revision, SharedEntry, SharedWrite,
+    Transaction,
+};
+use connect::{Connection, Connector, Failure, answered, revision};
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+};
+use keys::Keys;
+use leases::{Granted, Leases};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Entries asked for at once; fewer if they are too large together.
+const PAGE_ENTRIES: i64 = 4096;
+/// Loads begun anew because their revision was compacted meanwhile.
+const LOADS_MAX: usize = 3;
+/// What a write costs beside its key and value, roughly.
+const WRITE_BYTES: usize = 64;
+
+/// A handle to etcd.
+#[derive(Clone)]
+pub(in crate::store) struct Etcd {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: EtcdSettings,
+    keys: Keys,
+    connector: Connector,
+    /// For loads and commits.
+    connection: Kept<Connection>,
+    leases: Arc<Leases>,
+    /// The cluster that the last load came from; 0: none.
+    cluster: AtomicU64,
+    /// Whatever its version, the server is asked how far the log has come.
+    #[cfg(test)]
+    asks: bool,
+}
+
+impl Etcd {
+    /// Reads the TLS files, and connects when it is used.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] for a setting or file that cannot be.
+    pub(in crate::store) fn new(settings: EtcdSettings) -> Result<Self, EngineError> {
+        settings.check().map_err(EngineError::Refused)?;
+        let keys = Keys::new(&settings.prefix);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                connector: Connector::new(settings.clone(), keys.clone())?,
+                settings,
+                keys,
+                connection: Kept::new(),
+                leases: Arc::new(Leases::new()),
+                cluster: AtomicU64::new(0),
+                #[cfg(test)]
+                asks: false,
+            }),
+        })
+    }
+
+    /// Asks how far the log has come, which old servers answer rightly while nothing is written.
+    #[cfg(test)]
+    pub(super) fn asking(mut self) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.asks = true;
+        }
+        self
+    }
+}
+
+impl Engine for Etcd {
+    async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
+        let mut failed = None;
+        for _ in 0..LOADS_MAX {
+            let connection = self.inner.connection().await?;
+            match self.inner.load(&connection, buckets).await {
+                Ok(loaded) => return Ok(loaded),
+                Err(failure) => {
+                    self.inner.failed(&connection, &failure).await;
+                    if !failure.compacted() && !failure.again() {
+                        return Err(failure.unsent());
+                    }
+                    failed = Some(failure);
+                }
+            }
+        }
+        let reason = failed.map_or_else(String::new, |failure| failure.reason);
+        Err(EngineError::Unavailable(format!(
+            "{reason} (while loading, {LOADS_MAX} times)"
+        )))
+    }
+
+    async fn commit(&self, transaction: &Transaction) -> Result<Outcome, EngineError> {
+        self.inner.check_size(transaction)?;
+        let connection = self.inner.connection().await?;
+        match self.inner.commit(&connection, transaction).await {
+            Ok(outcome) => Ok(outcome),
+            Err(Uncommitted::Failed(failure)) if failure.again() => {
+                // Nothing was done, and a new connection has a new login.
+                self.inner.failed(&connection, &failure).await;
+                let connection = self.inner.connection().await?;
+                let done = self.inner.commit(&connection, transaction).await;
+                self.inner.outcome(&connection, done).await
+            }
+            done => self.inner.outcome(&connection, done).await,
+        }
+    }
+
+    async fn follow(&self, buckets: Vec<Box<str>>, from: Revision, events: mpsc::Sender<Event>) {
+        follow::follow(&self.inner, &buckets, from, &events).await;
+    }
+}
+
+/// Why a transaction has no outcome.
+enum Uncommitted {
+    Failed(Failure),
+    Never(EngineError),
+}
+
+impl Inner {
+    async fn connection(&self) -> Result<Connection, EngineError> {
+        self.connection
+            .get(|_| true, self.connector.connect())
+            .await
+    }
+
+    /// Lets go of a connection that is of no use, and turns to the next member.
+    async fn failed(&self, connection: &Connection, failure: &Failure) {
+        if failure.ends_connection() {
+            self.connector.avoid(connection);
+            self.connection.forget(|kept| kept.is(connection)).await;
+        }
+    }
+
+    async fn outcome(
+        &self,
+        connection: &Connection,
+        done: Result<Outcome, Uncommitted>,
+    ) -> Result<Outcome, EngineError> {
+        match done {
+            Ok(outcome) => Ok(outcome),
+            Err(Uncommitted::Never(error)) => Err(error),
+            Err(Uncommitted::Failed(failure)) => {
+                self.failed(connection, &failure).await;
+                Err(failure.sent())
+            }
+        }
+    }
+
+    async fn load(&self, connection: &Connection, buckets: &[Box<str>]) -> Result<Loaded, Failure> {
+        self.leases.forget();
+        let timeout = self.settings.timeout;
+        let mut kv = connection.kv();
+        let probe = kv.get(self.keys.prefix(), Some(GetOptions::new().with_keys_only()));
+        let answer = answered(&connection.endpoint, timeout, probe).await?;
+        let (at, cluster) = answer
+            .header()
+            .map_or((0, 0), |header| (header.revision(), header.cluster_id()));
+        let mut entries = Vec::new();
+        let mut limit = PAGE_ENTRIES;
+        for bucket in buckets {
+            let beginning = self.keys.bucket(bucket);
+            let end = keys::end(&beginning);
+            let mut next = beginning.into_bytes();
+            loop {
+                let options = GetOptions::new()
+                    .with_range(end.clone())
+                    .with_limit(limit)
+                    .with_sort(SortTarget::Key, SortOrder::Ascend)
+                    .with_revision(at);
+                let page = kv.get(next.clone(), Some(options));
+                let page = match answered(&connection.endpoint, timeout, page).await {
+                    Err(failure) if failure.answer_too_large() && limit > 1 => {
+                        limit = (limit / 4).max(1);
+                        continue;
+                    }
+                    page => page?,
+                };
+                entries.extend(page.kvs().iter().filter_map(|pair| {
+                    self.leases.learn(pair.key(), pair.lease());
+                    self.entry(pair)
+                }));
+                match page.kvs().last() {
+                    Some(last) if page.more() => {
+                        next = [last.key(), &[0]].concat();
+                    }
+                    _ => break,
+                }
+            }
+        }
+        self.cluster.store(cluster, Relaxed);
+        Ok(Loaded {
+            revision: Revision(revision(at)),
+            entries,
+        })
+    }
+
+    /// The store's entry of a pair; none if it is no entry.
+    fn entry(&self, pair: &KeyValue) -> Option<SharedEntry> {
+        let (bucket, key) = self.keys.parse(pair.key())?;
+        Some(SharedEntry {
+            bucket: bucket.into(),
+            key: key.into(),
+            value: pair.value().into(),
+            revision: Revision(revision(pair.mod_revision())),
+            expires_at_ms: leases::end_ms(pair.lease()),
+        })
+    }
+
+    async fn commit(
+        &self,
+        connection: &Connection,
+        transaction: &Transaction,
+    ) -> Result<Outcome, Uncommitted> {
+        let leases = self.grant(connection, &transaction.writes).await?;
+        // Looked up now: a follower may tell of the new ones before the answer is here.
+        let replaced: Vec<i64> = transaction
+            .writes
+            .iter()
+            .filter_map(|write| self.leases.of(&self.keys.entry(&write.bucket, &write.key)))
+            .collect();
+        let txn = Txn::new()
+            .when(self.compares(&transaction.conditions))
+            .and_then(self.operations(&transaction.writes, &leases));
+        let mut kv = connection.kv();
+        let answer = answered(&connection.endpoint, self.settings.timeout, kv.txn(txn)).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(failure) => {
+                // If it may have been applied, its entries may have them.
+                if failure.again() {
+                    leases
+                        .into_iter()
+                        .flatten()
+                        .for_each(|lease| self.leases.give_back(lease));
+                }
+                return Err(Uncommitted::Failed(failure));
+            }
+        };
+        let at = Revision(
+            answer
+                .header()
+                .map_or(0, |header| revision(header.revision())),
+        );
+        if !answer.succeeded() {
+            leases
+                .into_iter()
+                .flatten()
+                .for_each(|lease| self.leases.give_back(lease));
+            return Ok(Outcome::Conflict(at));
+        }
+        // Its entries have others now, or none.
+        replaced
+            .into_iter()
+            .for_each(|lease| self.leases.give_back(lease));
+        Ok(Outcome::Applied(at))
+    }
+
+    /// A lease for each write that needs one, all asked for at once.
+    async fn grant(
+        &self,
+        connection: &Connection,
+        writes: &[SharedWrite],
+    ) -> Result<Vec<Option<i64>>, Uncommitted> {
+        let mut leases = vec![None; writes.len()];
+        let mut asked = JoinSet::new();
+        for (index, write) in writes.iter().enumerate() {
+            let Some(ttl) = write.value.as_ref().and_then(|value| value.ttl) else {
+                continue;
+            };
+            let (known, connection) = (Arc::clone(&self.leases), connection.clone());
+            let timeout = self.settings.timeout;
+            asked.spawn(async move { (index, known.grant(&connection, timeout, ttl).await) });
+        }
+        let mut failed = None;
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok((index, Ok(lease))) => leases[index] = Some(lease),
+                Ok((_, Err(error))) => failed = Some(error),
+                Err(error) => {
+                    let reason = format!("asking for a lease: {error}");
+                    failed = Some(Granted::Never(EngineError::Unavailable(reason)));
+                }
+            }
+        }
+        let Some(failed) = failed else {
+            return Ok(leases);
+        };
+        leases
+            .into_iter()
+            .flatten()
+            .for_each(|lease| self.leases.give_back(lease));
+        Err(match failed {
+            Granted::Never(error) => Uncommitted::Never(error),
+            // Nothing that anybody sees was done.
+            Granted::Failed(failure) if failure.again() => Uncommitted::Failed(failure),
+            Granted::Failed(failure) => {
+                self.failed(connection, &failure).await;
+                Uncommitted::Never(failure.unsent())
+            }
+        })
+    }
+
+    fn compares(&self, conditions: &[Condition]) -> Vec<Compare> {
+        let compare = |condition: &Condition| match condition {
+            Condition::At {
+                bucket,
+                key,
+                revision,
+            } => {
+                let key = self.keys.entry(bucket, key);
+                let at = revision.map_or(0, |revision| signed(revision.0));
+                Compare::mod_revision(key, CompareOp::Equal, at)
+            }
+            Condition::Unchanged { bucket, since } => {
+                let next = signed(since.0).saturating_add(1);
+                Compare::mod_revision(self.keys.bucket(bucket), CompareOp::Less, next).with_prefix()
+            }
+        };
+        conditions.iter().map(compare).collect()
+    }
+
+    fn operations(&self, writes: &[SharedWrite], leases: &[Option<i64>]) -> Vec<TxnOp> {
+        let mut operations: Vec<TxnOp> = deleted_in(writes)
+            .into_iter()
+            .map(|bucket| TxnOp::put(self.keys.bucket(bucket), "", None))
+            .collect();
+        operations.extend(writes.iter().zip(leases).map(|(write, lease)| {
+            let key = self.keys.entry(&write.bucket, &write.key);
+            match &write.value {
+                Some(value) => {
+                    let options = lease.map(|lease| PutOptions::new().with_lease(lease));
+                    TxnOp::put(key, &*value.bytes, options)
+                }
+                None => TxnOp::delete(key, None),
+            }
+        }));
+        operations
+    }
+
+    /// What etcd would refuse.
+    fn check_size(&self, transaction: &Transaction) -> Result<(), EngineError> {
+        let settings = &self.settings;
+        let operations = transaction.writes.len() + deleted_in(&transaction.writes).len();
+        let most = operations.max(transaction.conditions.len());
+        if most > settings.transaction_writes_max {
+            return Err(EngineError::TooLarge(format!(
+                "transaction of {most} writes or conditions is too large, expected at most {} \
+                 (`transaction_writes_max`; --max-txn-ops of etcd)",
+                settings.transaction_writes_max
+            )));
+        }
+        let prefix = self.keys.prefix().len() + WRITE_BYTES;
+        let write_bytes = |write: &SharedWrite| {
+            let value = write.value.as_ref().map_or(0, |value| value.bytes.len());
+            prefix + write.bucket.len() + write.key.len() + value
+        };
+        let condition_bytes = |condition: &Condition| match condition {
+            Condition::At { bucket, key, .. } => prefix + bucket.len() + key.len(),
+            Condition::Unchanged { bucket, .. } => prefix + 2 * bucket.len(),
+        };
+        let bytes = transaction.writes.iter().map(write_bytes).sum::<usize>()
+            + transaction
+                .conditions
+                .iter()
+                .map(condition_bytes)
+                .sum::<usize>();
+        if bytes > settings.transaction_bytes_max {
+            return Err(EngineError::TooLarge(format!(
+                "transaction of {bytes} bytes is too large, expected at most {} (`transaction_bytes_max`; \
+                 --max-request-bytes of etcd)",
+                settings.transaction_bytes_max
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The buckets from which something is deleted.
+fn deleted_in(writes: &[SharedWrite]) -> BTreeSet<&str> {
+    let deletes = writes.iter().filter(|write| write.value.is_none());
+    deletes.map(|write| &*write.bucket).collect()
+}
+
+/// A revision as etcd has it. None comes near the bound.
+fn signed(revision: u64) -> i64 {
+    i64::try_from(revision).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,190 @@
+//! Buckets that several proxies share: what the store asks of an engine beside it, etcd or Redis.
+//!
+//! An engine is a log. Each transaction that changed something is one revision; revisions grow and are the same for
+//! every proxy of the engine. Who loads the buckets at a revision and follows the log from there sees every later
+//! transaction once, whole, and in order, or is told that there is a gap and loads again. A proxy reads from memory
+//! only: a write goes to the engine, comes back through the log, and is answered when this proxy has it, too.
+//!
+//! | | etcd | Redis |
+//! |---|---|---|
+//! | an acknowledged write | is on the disks of most members | is in the memory of one server, and on its disk as its `appendfsync` says |
+//! | what a failover can lose | nothing | what the promoted replica had not yet received; `replicas` waits for some of them |
+//! | writes of other programs | seen, of any key below the prefix | must use this program's script |
+//! | a transaction | 128 writes, 1.5 MiB, unless the server is told otherwise | 16,384 writes, 4 MiB |
+//! | a time to live | whole seconds, 2 at least; a change of leader begins it anew | milliseconds by the server's clock |
+//! | the log | up to the compaction | the newest `log_entries` transactions |
+
+// Until the store opens buckets on them.
+#![allow(dead_code, reason = "the store does not open these engines yet")]
+
+use super::Revision;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(any(feature = "etcd", feature = "redis"))]
+mod kept;
+#[cfg(any(feature = "etcd", feature = "redis"))]
+mod pause;
+#[cfg(feature = "redis")]
+mod redis;
+pub mod settings;
+#[cfg(test)]
+mod tests;
+#[cfg(any(feature = "etcd", feature = "redis"))]
+mod tls;
+
+#[cfg(feature = "etcd")]
+#[allow(unused_imports, reason = "the store does not open it yet")]
+pub(super) use etcd::Etcd;
+#[cfg(feature = "redis")]
+#[allow(unused_imports, reason = "the store does not open it yet")]
+pub(super) use redis::Redis;
+
+/// Longest time to live of an entry.
+#[cfg(any(feature = "etcd", feature = "redis"))]
+const TTL_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+/// Entries of some buckets as of one revision.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Loaded {
+    /// The newest revision that is in them.
+    pub(super) revision: Revision,
+    pub(super) entries: Vec<SharedEntry>,
+}
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SharedEntry {
+    pub(super) bucket: Box<str>,
+    pub(super) key: Box<str>,
+    pub(super) value: Box<[u8]>,
+    /// That which wrote it last.
+    pub(super) revision: Revision,
+    /// When it is absent, as wall-clock milliseconds since 1970; none: it stays. By the clock of the server (Redis) or
+    /// of the proxy that wrote it (etcd), so it is for showing, and for a proxy that has lost the engine: what counts is
+    /// the change that the log tells. None too if a program of somebody else's gave the entry its lease in etcd.
+    pub(super) expires_at_ms: Option<u64>,
+}
+
+/// Writes that are made all or none, under one revision.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Transaction {
+    /// All of them must hold when the engine applies it.
+    pub(super) conditions: Vec<Condition>,
+    /// At most one for each key.
+    pub(super) writes: Vec<SharedWrite>,
+}
+
+/// What the engine checks itself, since this proxy may be behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// The entry was last written at this revision; none: there is none.
+    At {
+        bucket: Box<str>,
+        key: Box<str>,
+        revision: Option<Revision>,
+    },
+    /// Nothing of the bucket was written after this revision: for what depends on the whole bucket. In etcd a key that
+    /// expired, or was deleted by another program, goes unnoticed.
+    Unchanged { bucket: Box<str>, since: Revision },
+}
+
+/// One entry set or deleted.
+#[derive(Debug, Clone)]
+pub(super) struct SharedWrite {
+    pub(super) bucket: Box<str>,
+    pub(super) key: Box<str>,
+    /// None deletes; ok whether or not it is there.
+    pub(super) value: Option<SharedValue>,
+}
+
+/// What an entry is set to.
+#[derive(Debug, Clone)]
+pub(super) struct SharedValue {
+    pub(super) bytes: Box<[u8]>,
+    /// It is absent after this time unless it is written again; rounded up to what the engine counts in.
+    pub(super) ttl: Option<Duration>,
+}
+
+/// What became of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is durable as far as the engine promises, and in the log at this revision. If it changed nothing, this is the
+    /// engine's newest revision then, and [`Event::Current`] tells when the log has come so far.
+    Applied(Revision),
+    /// A condition did not hold at this revision: nothing was changed.
+    Conflict(Revision),
+}
+
+/// Why an engine did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum EngineError {
+    /// It cannot be reached, or did not answer in time. Nothing was sent, or it was surely not applied.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It was sent and the answer is missing: the log tells whether it was applied.
+    #[error("{0}")]
+    Unknown(String),
+    /// It is larger than the engine takes; names the limit.
+    #[error("{0}")]
+    TooLarge(String),
+    /// Name, password or certificate are refused, or the settings are wrong: trying again does not help.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What the log tells.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Event {
+    /// One transaction, or what expired at the same moment: everything of one revision that is in the followed buckets,
+    /// and never nothing.
+    Changes {
+        revision: Revision,
+        changes: Vec<SharedChange>,
+    },
+    /// The engine is there, and this proxy has everything up to this revision: sent when it catches up after a loss, and
+    /// from time to time.
+    Current(Revision),
+    /// What follows the last event is no longer in the log, or the log is not the one it was: load again, then follow
+    /// from there. The last event.
+    Gap,
+    /// The engine is lost, or still is; it is tried again by itself.
+    Lost(String),
+}
+
+/// One entry set or deleted by somebody.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct SharedChange {
+    pub(super) bucket: Box<str>,
+    pub(super) key: Box<str>,
+    /// None: it was deleted or expired.
+    pub(super) after: Option<SharedEntry>,
+}
+
+/// A place that several proxies share. Clones are handles of one connection.
+pub(super) trait Engine: Clone + Send + Sync + 'static {
+    /// Everything of these buckets at one revision. Never blocks the engine, however much it is.
+    fn load(
+        &self,
+        buckets: &[Box<str>],
+    ) -> impl Future<Output = Result<Loaded, EngineError>> + Send;
+
+    /// Applies a transaction, all or none. A transaction whose writes change nothing may or may not be a revision.
+    /// If the future is dropped it may still be applied.
+    fn commit(
+        &self,
+        transaction: &Transaction,
+    ) -> impl Future<Output = Result<Outcome, EngineError>> + Send;
+
+    /// Tells every transaction after `from` that touches these buckets, until the receiver is gone or there is a gap.
+    /// `from` comes from this engine: a load, or an event. Reconnects by itself, with growing pauses. Engines do their
+    /// chores here, too: what has expired is removed, and leases are given back.
+    fn follow(
+        &self,
+        buckets: Vec<Box<str>>,
+        from: Revision,
+        events: mpsc::Sender<Event>,
+    ) -> impl Future<Output = ()> + Send;
+}

@@ -1,0 +1,160 @@
+//! One suite that every engine passes against real servers, and what is particular to each.
+//!
+//! Servers are started by each test on free ports of the loopback, with directories of their own, and ended by it. If the
+//! program is missing, a test says so loudly and passes, unless `THROWBAR_REQUIRE_SERVERS` is set.
+
+mod certificates;
+#[cfg(feature = "etcd")]
+mod etcd;
+mod follower;
+mod model;
+#[cfg(feature = "redis")]
+mod redis;
+mod relay;
+mod server;
+mod suite;
+
+use super::*;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// What must have happened by now.
+const SOON: Duration = Duration::from_secs(30);
+/// Longest time for a test.
+const TEST: Duration = Duration::from_secs(240);
+const ONE: &str = "one";
+const TWO: &str = "two";
+
+/// An engine's server, started for one test.
+trait Server: Sized {
+    type Engine: Engine;
+
+    /// None if it is not installed.
+    async fn start() -> Option<Self>;
+
+    fn address(&self) -> String;
+
+    /// A new engine, as another proxy would have, that reaches the server at this address.
+    fn engine(&self, address: &str, prefix: &str) -> Self::Engine;
+
+    /// As kill -9 does.
+    fn kill(&mut self);
+
+    /// With the same address and data.
+    async fn start_again(&mut self);
+
+    /// Forgets the transactions before the newest one.
+    async fn forget_log(&self, prefix: &str);
+}
+
+/// Runs a test on a server of its own.
+fn with_server<S: Server>(test: impl AsyncFnOnce(S)) {
+    run(async {
+        if let Some(server) = S::start().await {
+            test(server).await;
+        }
+    });
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be made");
+    let ended = runtime.block_on(async { timeout(TEST, test).await });
+    ended.expect("the test ends in time");
+}
+
+fn buckets() -> Vec<Box<str>> {
+    vec![ONE.into(), TWO.into()]
+}
+
+fn set(bucket: &str, key: &str, value: impl AsRef<[u8]>) -> SharedWrite {
+    SharedWrite {
+        bucket: bucket.into(),
+        key: key.into(),
+        value: Some(SharedValue {
+            bytes: value.as_ref().into(),
+            ttl: None,
+        }),
+    }
+}
+
+fn set_for(bucket: &str, key: &str, value: &str, ttl: Duration) -> SharedWrite {
+    let mut write = set(bucket, key, value);
+    if let Some(value) = &mut write.value {
+        value.ttl = Some(ttl);
+    }
+    write
+}
+
+fn delete(bucket: &str, key: &str) -> SharedWrite {
+    SharedWrite {
+        bucket: bucket.into(),
+        key: key.into(),
+        value: None,
+    }
+}
+
+fn at(bucket: &str, key: &str, revision: Option<Revision>) -> Condition {
+    Condition::At {
+        bucket: bucket.into(),
+        key: key.into(),
+        revision,
+    }
+}
+
+/// Commits what must be applied.
+async fn write(engine: &impl Engine, writes: Vec<SharedWrite>) -> Revision {
+    match commit(engine, Vec::new(), writes).await {
+        Ok(Outcome::Applied(revision)) => revision,
+        other => panic!("not applied: {other:?}"),
+    }
+}
+
+async fn commit(
+    engine: &impl Engine,
+    conditions: Vec<Condition>,
+    writes: Vec<SharedWrite>,
+) -> Result<Outcome, EngineError> {
+    let transaction = Transaction { conditions, writes };
+    let done = timeout(SOON, engine.commit(&transaction)).await;
+    done.expect("a commit ends in time")
+}
+
+/// Commits until it is applied: for servers that come back.
+async fn write_when_back(engine: &impl Engine, writes: Vec<SharedWrite>) -> Revision {
+    let transaction = Transaction {
+        conditions: Vec::new(),
+        writes,
+    };
+    let applied = async {
+        loop {
+            match engine.commit(&transaction).await {
+                Ok(Outcome::Applied(revision)) => return revision,
+                Err(EngineError::Unavailable(_) | EngineError::Unknown(_)) => {
+                    // Another try is the only way to learn that it is back.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other => panic!("not applied: {other:?}"),
+            }
+        }
+    };
+    timeout(SOON, applied).await.expect("the server comes back")
+}
+
+/// Loads until it can: for servers that come back.
+async fn load(engine: &impl Engine) -> Loaded {
+    let loaded = async {
+        loop {
+            match engine.load(&buckets()).await {
+                Ok(loaded) => return loaded,
+                Err(EngineError::Unavailable(_)) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("not loaded: {error}"),
+            }
+        }
+    };
+    timeout(SOON, loaded).await.expect("the server comes back")
+}

@@ -1,0 +1,197 @@
+//! Replicas: promoted with and without the newest writes, by hand and by sentinels; waited for.
+
+use super::*;
+
+/// A follower behind a relay, the master it follows, and a replica that lacks the master's newest write.
+async fn with_lost_tail(promoted_writes: usize) {
+    let Some(mut master) = RedisServer::start().await else {
+        return;
+    };
+    let Some(replica) = master.replica().await else {
+        return;
+    };
+    let relay = Relay::start(master.address()).await;
+    let behind = master.engine(&relay.address(), "tail");
+    write(&behind, vec![set(ONE, "both", "v")]).await;
+    let mut follower = Follower::start(&behind).await;
+    follower.is_current().await;
+    master.has_replicas(1).await;
+    // Promoted while its master is still there and takes one more write.
+    let _: () = replica.command(cmd("REPLICAOF").arg("NO").arg("ONE")).await;
+    let lost = write(&behind, vec![set(ONE, "lost", "v")]).await;
+    follower.reaches(lost).await;
+    assert_eq!(follower.value(ONE, "lost"), Some(&b"v"[..]));
+    let promoted = replica.engine(&replica.address(), "tail");
+    let mut newest = Revision(0);
+    for number in 0..promoted_writes {
+        newest = write(&promoted, vec![set(ONE, &format!("{number}"), "v")]).await;
+    }
+    assert_eq!(newest.0 > lost.0, promoted_writes > 1);
+    relay.turn_to(replica.address());
+    master.kill();
+    follower.has_gap().await;
+    let mut follower = Follower::start(&behind).await;
+    assert_eq!(follower.value(ONE, "lost"), None);
+    assert_eq!(follower.value(ONE, "both"), Some(&b"v"[..]));
+    assert_eq!(follower.state.len(), 1 + promoted_writes);
+    let newest = write(&behind, vec![set(ONE, "lost", "again")]).await;
+    follower.reaches(newest).await;
+    assert_eq!(follower.value(ONE, "lost"), Some(&b"again"[..]));
+}
+
+#[test]
+fn a_promoted_replica_that_is_behind_is_a_gap() {
+    run(with_lost_tail(0));
+}
+
+#[test]
+fn a_promoted_replica_at_the_same_revision_is_a_gap_if_it_has_another_write() {
+    run(with_lost_tail(1));
+}
+
+#[test]
+fn a_promoted_replica_that_is_ahead_is_a_gap_if_it_lacks_a_write() {
+    run(with_lost_tail(3));
+}
+
+#[test]
+fn a_promoted_replica_that_has_everything_is_no_gap() {
+    run(async {
+        let Some(mut master) = RedisServer::start().await else {
+            return;
+        };
+        let Some(replica) = master.replica().await else {
+            return;
+        };
+        let relay = Relay::start(master.address()).await;
+        let behind = master.engine(&relay.address(), "whole");
+        let mut follower = Follower::start(&behind).await;
+        let written = write(&behind, vec![set(ONE, "before", "v")]).await;
+        follower.reaches(written).await;
+        master.has_replicas(1).await;
+        let _: () = replica.command(cmd("REPLICAOF").arg("NO").arg("ONE")).await;
+        relay.turn_to(replica.address());
+        master.kill();
+        let newest = write_when_back(&behind, vec![set(ONE, "after", "v")]).await;
+        follower.reaches(newest).await;
+        assert_eq!(follower.told.len(), 2);
+        assert_eq!(state(&load(&behind).await), follower.state);
+    });
+}
+
+#[test]
+fn a_write_that_replicas_do_not_have_in_time_is_not_acknowledged() {
+    with_server(async |server: RedisServer| {
+        let engine = engine(RedisSettings {
+            replicas: 1,
+            replicas_timeout: Duration::from_millis(200),
+            ..server.settings.clone()
+        });
+        let error = commit(&engine, vec![], vec![set(ONE, "a", "v")]).await;
+        assert!(
+            matches!(&error, Err(EngineError::Unknown(reason)) if reason.contains("0 of 1 replicas")),
+            "{error:?}"
+        );
+        let Some(_replica) = server.replica().await else {
+            return;
+        };
+        write_when_back(&engine, vec![set(ONE, "a", "w")]).await;
+    });
+}
+
+#[test]
+fn a_replica_is_not_taken_for_its_master() {
+    with_server(async |server: RedisServer| {
+        let Some(replica) = server.replica().await else {
+            return;
+        };
+        let engine = replica.engine(&replica.address(), "replica");
+        let error = commit(&engine, vec![], vec![set(ONE, "a", "v")]).await;
+        assert!(
+            matches!(&error, Err(EngineError::Unavailable(reason)) if reason.contains("READONLY")),
+            "{error:?}"
+        );
+        // What it has may be old.
+        let mut follower = Follower::start(&engine).await;
+        follower.is_lost().await;
+        assert_eq!(follower.current, 0);
+        assert!(follower.lost[0].contains("READONLY"), "{:?}", follower.lost);
+    });
+}
+
+#[test]
+fn sentinels_name_the_master_before_and_after_a_failover() {
+    with_server(async |mut master: RedisServer| {
+        let Some(replica) = master.replica().await else {
+            return;
+        };
+        let sentinel = free_port();
+        let folder = TempDir::new().expect("a folder can be made");
+        let file = folder.path().join("sentinel.conf");
+        let config = format!(
+            "port {sentinel}\nbind 127.0.0.1\ndir {}\nsentinel monitor fleet 127.0.0.1 {} 1\n\
+             sentinel down-after-milliseconds fleet 500\nsentinel failover-timeout fleet 2000\n",
+            folder.path().display(),
+            master.port,
+        );
+        std::fs::write(&file, config).expect("the folder can be written");
+        let arguments = [file.display().to_string(), "--sentinel".to_owned()];
+        let mut process = Process::start(&master.program, &arguments);
+        let by_name = |name: &str| {
+            let mut settings = settings(RedisServers::Sentinel {
+                // The first is not there.
+                sentinels: vec![
+                    format!("127.0.0.1:{}", free_port()),
+                    format!("127.0.0.1:{sentinel}"),
+                ],
+                master: name.into(),
+            });
+            settings.connect_timeout = Duration::from_secs(3);
+            engine(settings)
+        };
+        let engine = by_name("fleet");
+        let found = ready(&mut process, async || engine.load(&[]).await.is_ok()).await;
+        assert!(found, "the sentinel ended");
+        let error = by_name("nobody").load(&[]).await;
+        assert!(
+            matches!(&error, Err(EngineError::Unavailable(reason)) if reason.contains("nobody")),
+            "{error:?}"
+        );
+        // It promotes only a replica that it has heard of.
+        let knows = async {
+            let client = Client::open(format!("redis://127.0.0.1:{sentinel}")).expect("an address");
+            let mut connection = client
+                .get_multiplexed_async_connection()
+                .await
+                .expect("it is ready");
+            loop {
+                let mut question = cmd("SENTINEL");
+                question.arg("REPLICAS").arg("fleet");
+                let replicas: Vec<::redis::Value> = question
+                    .query_async(&mut connection)
+                    .await
+                    .expect("it answers");
+                if !replicas.is_empty() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(SOON, knows)
+            .await
+            .expect("it asks the master for its replicas");
+        let mut follower = Follower::start(&engine).await;
+        let before = write(&engine, vec![set(ONE, "before", "v")]).await;
+        follower.reaches(before).await;
+        master.has_replicas(1).await;
+        master.kill();
+        let after = write_when_back(&engine, vec![set(ONE, "after", "v")]).await;
+        follower.reaches(after).await;
+        assert_eq!(follower.told.len(), 2);
+        let direct = RedisSettings {
+            servers: RedisServers::Single(replica.address()),
+            ..settings(RedisServers::Single(String::new()))
+        };
+        assert_eq!(state(&load(&self::engine(direct)).await), follower.state);
+    });
+}

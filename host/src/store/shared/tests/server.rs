@@ -1,0 +1,85 @@
+//! Programs that tests start and end.
+
+use super::SOON;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+const REQUIRED: &str = "THROWBAR_REQUIRE_SERVERS";
+
+/// Where a program is; none, with a loud line, if it is not installed and need not be.
+pub(super) fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file());
+    if found.is_none() {
+        assert!(
+            std::env::var_os(REQUIRED).is_none(),
+            "{name} is not installed, and {REQUIRED} is set"
+        );
+        eprintln!("!!! {name} is not installed: nothing was tested with it");
+    }
+    found
+}
+
+/// A port of the loopback that nobody had a moment ago.
+pub(super) fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// A running program, ended when it is dropped.
+pub(super) struct Process {
+    child: Child,
+}
+
+impl Process {
+    pub(super) fn start(program: &Path, arguments: &[String]) -> Self {
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("an installed program can be started");
+        Self { child }
+    }
+
+    /// As kill -9 does; returns when it is gone.
+    pub(super) fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub(super) fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Waits until a server answers as it should. False if the program ended instead.
+pub(super) async fn ready(process: &mut Process, answers: impl AsyncFn() -> bool) -> bool {
+    let answered = async {
+        loop {
+            if !process.runs() {
+                return false;
+            }
+            if answers().await {
+                return true;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, answered)
+        .await
+        .expect("a server that was started answers")
+}
