@@ -326,6 +326,7 @@ fn needs_restart(running: &Config, next: &Config) -> Option<&'static str> {
         (running.data != next.data, "data"),
         (admin_changed, "admin"),
         (running.log != next.log, "log"),
+        (running.store != next.store, "store"),
     ]
     .into_iter()
     .find_map(|(changed, what)| changed.then_some(what))
