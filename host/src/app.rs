@@ -101,7 +101,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         Some(listener) => listener,
         None => bind_admin()?,
     };
-    let store = Store::open(&config.buckets, &config.data)?;
+    let store = Store::open_syncing(&config.buckets, &config.data, config.sync)?;
     let plugins = Plugins::new(PluginsOptions {
         data: &config.data,
         store: store.clone(),

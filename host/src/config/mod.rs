@@ -19,6 +19,8 @@ pub struct Config {
     pub admin: crate::admin::Config,
     /// Where clients reach us.
     pub listeners: Vec<crate::listener::Config>,
+    /// When the store's data file is synced to the disk.
+    pub sync: crate::store::SyncPolicy,
     /// Buckets of the store.
     pub buckets: Vec<crate::store::BucketConfig>,
     /// Named groups of endpoints.
@@ -61,6 +63,7 @@ impl Default for Config {
             data: PathBuf::from("data"),
             admin: Default::default(),
             listeners: Vec::new(),
+            sync: Default::default(),
             buckets: Vec::new(),
             upstreams: Vec::new(),
             plugins: Vec::new(),

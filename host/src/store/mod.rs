@@ -19,6 +19,7 @@ pub mod backend;
 pub mod batch;
 pub mod bucket;
 mod clock;
+pub mod data_file;
 mod expiry;
 mod hold;
 pub mod log;
@@ -34,6 +35,7 @@ mod writer;
 pub use batch::{Action, CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key};
 pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use clock::{Deadline, check_ttl};
+pub use data_file::SyncPolicy;
 pub use hold::Hold;
 pub use snapshot::{Bucket, Entry, Page, Snapshot};
 pub use value::{Target, Value, ValueError};
@@ -119,6 +121,13 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It was to be read only, and would have to be written to first.
+    #[error("data file {}: it was not closed, or is not whole: if its proxy was killed, a start of it puts that \
+             right", path.display())]
+    NotClosed {
+        /// The file.
+        path: PathBuf,
+    },
     /// A bucket has a value that is not of the kind the config gives it.
     #[error("bucket {bucket:?}, key {key:?}: stored value does not fit the config: {reason}")]
     Value {
@@ -151,7 +160,20 @@ impl Store {
     /// # Errors
     /// If the file cannot be created, is in use by another process, or is corrupt: the message says which.
     pub fn open(buckets: &[BucketConfig], dir: &Path) -> Result<Store, OpenError> {
-        Self::with_backends(buckets, Backends::new(dir), Clock::system())
+        Self::open_syncing(buckets, dir, SyncPolicy::default())
+    }
+
+    /// The same, with a file whose writes are synced as `sync` says.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_syncing(
+        buckets: &[BucketConfig],
+        dir: &Path,
+        sync: SyncPolicy,
+    ) -> Result<Store, OpenError> {
+        let backends = Backends::new(dir).syncing(sync);
+        Self::with_backends(buckets, backends, Clock::system())
     }
 
     /// Empty buckets of the same names and kinds of values, in memory only: for trying out what is to use them.

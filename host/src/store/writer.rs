@@ -15,6 +15,7 @@ use super::arrive::arrive;
 use super::backend::{Backends, Change, Failed, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
 use super::clock::Clock;
+use super::data_file::FileTask;
 use super::expiry::Deadlines;
 use super::log::Log;
 use super::snapshot::{Bucket, Entry, Snapshot};
@@ -42,6 +43,7 @@ pub(super) enum Command {
     Reconfigure(Vec<BucketConfig>, oneshot::Sender<Result<(), OpenError>>),
     /// Other processes have written to a backend.
     Arrived(Wake),
+    File(FileTask),
     Close,
 }
 
@@ -109,12 +111,19 @@ impl Writer {
         let mut taken = None;
         loop {
             self.sweep();
+            if self
+                .backends
+                .sync_by()
+                .is_some_and(|by| by <= Instant::now())
+            {
+                self.sync();
+            }
             let command = match taken.take() {
                 Some(command) => command,
                 None => match self.next(commands) {
                     Next::Command(command) => command,
                     Next::Idle => continue,
-                    Next::Closed => return,
+                    Next::Closed => return self.sync(),
                 },
             };
             match command {
@@ -148,8 +157,16 @@ impl Writer {
                     let _ = done.send(self.reconfigure(&buckets));
                 }
                 Command::Arrived(wake) => self.follow(wake.take()),
-                Command::Close => return,
+                Command::File(task) => task.run(&mut self.backends),
+                Command::Close => return self.sync(),
             }
+        }
+    }
+
+    /// Makes durable what was acknowledged before it was.
+    fn sync(&mut self) {
+        if let Err(reason) = self.backends.sync() {
+            tracing::error!(reason, "store cannot sync its file");
         }
     }
 
@@ -169,7 +186,10 @@ impl Writer {
     fn next(&mut self, commands: &Receiver<Command>) -> Next {
         self.free_retired();
         let retire = (!self.retired.is_empty()).then_some(RETIRE_INTERVAL);
-        let wait = self.until_sweep().into_iter().chain(retire).min();
+        let sync = self.backends.sync_by();
+        let sync = sync.map(|by| by.saturating_duration_since(Instant::now()));
+        let wait = self.until_sweep().into_iter().chain(retire).chain(sync);
+        let wait = wait.min();
         let Some(wait) = wait else {
             return commands.recv().map_or(Next::Closed, Next::Command);
         };

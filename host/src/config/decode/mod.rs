@@ -21,6 +21,7 @@ pub(crate) mod address;
 mod limits;
 mod plugins;
 mod routes;
+mod store;
 mod table;
 mod text;
 pub(crate) mod units;
@@ -129,6 +130,12 @@ fn config(mut root: Table<'_>, walk: &mut Walk<'_>) -> Config {
         .enumerate()
         .map(|(i, table)| listener(i, table, walk))
         .collect();
+    if let Some(mut table) = root.table("store", walk) {
+        if let Some(embedded) = table.table("embedded", walk) {
+            config.sync = store::embedded(embedded, walk);
+        }
+        table.finish(walk);
+    }
     config.buckets = named(&mut root, "buckets", walk, bucket);
     config.upstreams = named(&mut root, "upstreams", walk, upstream);
     config.plugins = named(&mut root, "plugins", walk, plugins::plugin);

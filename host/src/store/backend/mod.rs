@@ -4,17 +4,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
+use super::data_file::{Compacted, FileError, Source, SyncPolicy};
 use super::table::Record;
 use super::writer::Command;
 use super::{BackendKind, BucketConfig, BucketId, Entry, OpenError, Revision};
 
+mod data_file;
 mod embedded;
 #[cfg(test)]
 mod faulty;
 mod memory;
 
 use embedded::Embedded;
+pub(super) use embedded::{check as check_file, copy as copy_file};
 #[cfg(test)]
 pub(super) use faulty::{Faults, faulty};
 use memory::Memory;
@@ -156,11 +160,32 @@ pub(super) trait Backend: Send {
     fn arrived(&mut self) -> Vec<Arrival> {
         Vec::new()
     }
+
+    /// When [`Self::sync`] is due; none if all that was written is as durable as it will be.
+    fn sync_by(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Makes durable what was written before, and undoes what was refused. After an error the next call tries again.
+    fn sync(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Makes its file smaller.
+    fn compact(&mut self) -> Result<Compacted, FileError> {
+        Err(FileError::None)
+    }
+
+    /// Its file as it is now.
+    fn source(&mut self) -> Result<Source, FileError> {
+        Err(FileError::None)
+    }
 }
 
 /// The backends of one store, opened when a bucket first needs them.
 pub(super) struct Backends {
     dir: PathBuf,
+    sync: SyncPolicy,
     memory: Memory,
     embedded: Option<Box<dyn Backend>>,
     /// Where backends say that something has arrived; none before there is a writer.
@@ -171,6 +196,7 @@ impl Backends {
     pub(super) fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            sync: SyncPolicy::default(),
             memory: Memory,
             embedded: None,
             commands: None,
@@ -181,6 +207,7 @@ impl Backends {
     pub(super) fn with_embedded(embedded: Box<dyn Backend>) -> Self {
         Self {
             dir: PathBuf::new(),
+            sync: SyncPolicy::default(),
             memory: Memory,
             embedded: Some(embedded),
             commands: None,
@@ -198,7 +225,7 @@ impl Backends {
             BackendKind::Embedded => {
                 let mut embedded = match self.embedded.take() {
                     Some(embedded) => embedded,
-                    None => Box::new(Embedded::open(&self.dir)?),
+                    None => Box::new(Embedded::open(&self.dir, self.sync)?),
                 };
                 if let Some(commands) = self.commands.take() {
                     embedded.follow(Wake {
