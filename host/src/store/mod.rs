@@ -21,6 +21,7 @@ pub mod bucket;
 mod clock;
 pub mod data_file;
 mod expiry;
+mod gathering;
 mod hold;
 pub mod log;
 pub mod shared;

@@ -17,15 +17,12 @@ use super::batch::{CommitError, Committed, WriteBatch};
 use super::clock::Clock;
 use super::data_file::FileTask;
 use super::expiry::Deadlines;
+use super::gathering::Gathering;
 use super::log::Log;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
 
-/// Most batches that share one transaction.
-const GROUP_BATCHES_MAX: usize = 256;
-/// A group takes no further batch once it has this many writes.
-const GROUP_WRITES_MAX: usize = 65_536;
 /// Most entries that end in one transaction; others wait for the next.
 const ENDED_MAX: usize = 65_536;
 /// How often a group is tried again after another process has written first.
@@ -62,6 +59,7 @@ pub(super) struct Writer {
     newest: Arc<ArcSwap<Snapshot>>,
     backends: Backends,
     clock: Clock,
+    gathering: Gathering,
     deadlines: Deadlines,
     /// No entries are ended before.
     next_sweep: Instant,
@@ -98,6 +96,7 @@ impl Writer {
             newest,
             backends,
             clock,
+            gathering: Gathering::default(),
             deadlines,
             next_sweep: Instant::now(),
             log,
@@ -128,22 +127,12 @@ impl Writer {
             };
             match command {
                 Command::Commit(first) => {
-                    let mut writes = first.batch.writes.len();
-                    let mut group = vec![first];
-                    while group.len() < GROUP_BATCHES_MAX && writes < GROUP_WRITES_MAX {
-                        match commands.try_recv() {
-                            Ok(Command::Commit(pending)) => {
-                                writes += pending.batch.writes.len();
-                                group.push(pending);
-                            }
-                            Ok(other) => {
-                                taken = Some(other);
-                                break;
-                            }
-                            Err(_) => break,
-                        }
-                    }
+                    let group;
+                    (group, taken) = self.gathering.gather(first, commands);
+                    let began = Instant::now();
+                    self.gathering.last = group.len();
                     self.commit(group);
+                    self.gathering.took = began.elapsed();
                 }
                 Command::Hold(held, next, at_most) => {
                     if held.send(()).is_ok()
