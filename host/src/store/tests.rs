@@ -9,10 +9,11 @@ use super::batch::check_key;
 use super::*;
 
 mod changes;
+mod conformance;
 mod data_file;
 mod deadlines;
 mod fleet;
-mod model;
+mod histories;
 mod table;
 mod watching;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// What the processes share.
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     entries: BTreeMap<(String, String), Entry>,
     revision: Revision,
     bucket_revisions: BTreeMap<String, Revision>,
@@ -143,7 +143,7 @@ impl Backend for Node {
 }
 
 /// Processes on one backend, with one clock.
-fn fleet(nodes: usize, hand: &Hand) -> (Arc<Mutex<Shared>>, Vec<Store>) {
+pub(super) fn fleet(nodes: usize, hand: &Hand) -> (Arc<Mutex<Shared>>, Vec<Store>) {
     let shared = Arc::new(Mutex::new(Shared::default()));
     let stores = (0..nodes).map(|number| {
         shared.lock().unwrap().nodes.push(Inbox::default());
