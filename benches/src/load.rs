@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const CLIENTS: usize = 10;
-/// Of each client: 10,000 a second together.
-const REQUESTS_PER_SECOND: u32 = 1_000;
+/// Of all clients together, unless it is said.
+const REQUESTS_PER_SECOND: u32 = 10_000;
 
 /// Sends requests while `work` is done; what it returned, and the microseconds that each request took, shortest first.
 ///
@@ -21,10 +21,23 @@ pub fn beside_load<T>(
     running: &Running,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<(T, Vec<u32>)> {
+    beside_load_of(running, REQUESTS_PER_SECOND, work)
+}
+
+/// The same with so many requests a second.
+///
+/// # Errors
+/// As for [`beside_load`].
+pub fn beside_load_of<T>(
+    running: &Running,
+    requests_per_second: u32,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, Vec<u32>)> {
+    let pace = Duration::from_secs(CLIENTS as u64) / requests_per_second.max(1);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
-            .map(|_| scope.spawn(|| client(running, &stop)))
+            .map(|_| scope.spawn(|| client(running, pace, &stop)))
             .collect();
         let done = work();
         stop.store(true, Ordering::Relaxed);
@@ -47,14 +60,13 @@ pub fn quantile(sorted: &[u32], share: f64) -> u32 {
 }
 
 /// Requests at a pace; microseconds each took.
-fn client(running: &Running, stop: &AtomicBool) -> Result<Vec<u32>> {
+fn client(running: &Running, pace: Duration, stop: &AtomicBool) -> Result<Vec<u32>> {
     let mut socket = TcpStream::connect(running.address)?;
     socket.set_nodelay(true)?;
     let head = format!(
         "GET / HTTP/1.1\r\nHost: bench.test\r\n{}\r\n",
         running.fields
     );
-    let pace = Duration::from_secs(1) / REQUESTS_PER_SECOND;
     let mut next = Instant::now();
     let mut latencies = Vec::new();
     while !stop.load(Ordering::Relaxed) {

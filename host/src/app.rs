@@ -101,7 +101,12 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         Some(listener) => listener,
         None => bind_admin()?,
     };
-    let store = Store::open_shared(&config.buckets, &config.data, config.store.clone())?;
+    let store = Store::open_with(
+        &config.buckets,
+        &config.data,
+        config.sync,
+        config.store.clone(),
+    )?;
     let plugins = Plugins::new(PluginsOptions {
         data: &config.data,
         store: store.clone(),

@@ -100,7 +100,7 @@ pub enum ApplyError {
     /// Problems of the text, each with its place.
     #[error("{} problem(s) in the config", .0.len())]
     Invalid(Vec<Problem>),
-    /// It would change what only a restart can: workers, data directory, admin address, access log.
+    /// It would change what only a restart can: workers, data directory, how it is synced, admin address, access log.
     #[error("{0}: needs a restart")]
     NeedsRestart(String),
     /// It is right in itself but cannot be put to work: a port in use, a plugin that does not load.
@@ -324,6 +324,7 @@ fn needs_restart(running: &Config, next: &Config) -> Option<&'static str> {
     [
         (running.workers != next.workers, "workers"),
         (running.data != next.data, "data"),
+        (running.sync != next.sync, "store.embedded"),
         (admin_changed, "admin"),
         (running.log != next.log, "log"),
         (running.store != next.store, "store"),

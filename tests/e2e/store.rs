@@ -1,6 +1,9 @@
 //! The store through the admin API: what is acknowledged is there, for everybody, for good.
 
+mod data_file;
 mod durability;
+mod faults;
+mod kills;
 
 use crate::harness::proxy::BY_HEADER;
 use crate::harness::{Request, Setup, TestProxy, TestUpstream};

@@ -80,6 +80,7 @@ pub struct TestProxy {
     /// Where the admin API is.
     pub admin_address: SocketAddr,
     dir: TempDir,
+    under: Vec<String>,
     arguments: Vec<String>,
     child: Child,
     output: Output,
@@ -94,8 +95,16 @@ struct Output {
 
 /// The command under test.
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_throwbar-under-test"));
+    command_under(&[])
+}
+
+/// The same, started by another command, which gets it as its last arguments.
+pub fn command_under(under: &[String]) -> Command {
+    let binary = env!("CARGO_BIN_EXE_throwbar-under-test").to_owned();
+    let mut words = under.iter().chain([&binary]);
+    let mut command = Command::new(words.next().expect("at least the binary"));
     command
+        .args(words)
         .env_remove("THROWBAR_ADMIN")
         .env_remove("THROWBAR_TOKEN")
         .env_remove("THROWBAR_LOG")
@@ -149,12 +158,19 @@ impl TestProxy {
 
     /// Starts one with arguments, in a directory.
     pub async fn start_in(dir: TempDir, arguments: &[&str]) -> Self {
-        let arguments: Vec<String> = arguments.iter().map(|&a| a.to_owned()).collect();
-        let (child, output, address, admin_address) = spawn(dir.path(), &arguments).await;
+        Self::start_under(dir, &[], arguments).await
+    }
+
+    /// The same, started by another command.
+    pub async fn start_under(dir: TempDir, under: &[&str], arguments: &[&str]) -> Self {
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let (under, arguments): (Vec<String>, Vec<String>) = (owned(under), owned(arguments));
+        let (child, output, address, admin_address) = spawn(dir.path(), &under, &arguments).await;
         Self {
             address,
             admin_address,
             dir,
+            under,
             arguments,
             child,
             output,
@@ -234,7 +250,8 @@ impl TestProxy {
 
     /// Starts it again in the same directory, on other ports.
     pub async fn start_again(&mut self) {
-        let (child, output, address, admin) = spawn(self.dir.path(), &self.arguments).await;
+        let (child, output, address, admin) =
+            spawn(self.dir.path(), &self.under, &self.arguments).await;
         self.child = child;
         self.output = output;
         self.address = address;
@@ -278,8 +295,12 @@ impl TestProxy {
     }
 }
 
-async fn spawn(directory: &Path, arguments: &[String]) -> (Child, Output, SocketAddr, SocketAddr) {
-    let mut child = command()
+async fn spawn(
+    directory: &Path,
+    under: &[String],
+    arguments: &[String],
+) -> (Child, Output, SocketAddr, SocketAddr) {
+    let mut child = command_under(under)
         .current_dir(directory)
         .args(arguments)
         .stdout(Stdio::piped())

@@ -39,6 +39,7 @@ mod rights;
 mod rollout;
 mod serve;
 mod status;
+mod store_file;
 mod streams;
 pub mod token;
 mod transfer;
@@ -236,6 +237,8 @@ where
     Data: FromRef<S>,
 {
     Router::new()
+        .route("/v1/store/backup", post(store_file::backup))
+        .route("/v1/store/compact", post(store_file::compact))
         .route("/v1/kv", get(kv::buckets))
         .route("/v1/kv/{bucket}", get(kv::list))
         // A key may be any path, `batch` and `import` included: the method tells them apart.

@@ -51,6 +51,8 @@ PATCH  /v1/kv/{bucket}/{key}        count or renew: increment, ttl; If-Match, If
 DELETE /v1/kv/{bucket}/{key}        delete; If-Match
 POST   /v1/kv/{bucket}/batch        sets, deletes, increments, all or none; If-Match, If-None-Match: *
 POST   /v1/kv/{bucket}/import       lines of JSON or text, or CSV, all or none; dry_run, diff; If-Match, If-None-Match: *
+POST   /v1/store/backup             a copy of the data file as it is now
+POST   /v1/store/compact            make the data file smaller; writes wait
 GET    /v1/streams                  open streams: key, upstream, route, plugin, version, client, older_than, limit
 DELETE /v1/streams/{id}             close one: code, reason
 POST   /v1/streams/drain            close those that match, spread over a time

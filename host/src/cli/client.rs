@@ -231,10 +231,30 @@ impl Client {
         path: &str,
         headers: &[(HeaderName, String)],
     ) -> Result<Response<Incoming>, ClientError> {
-        let open = self.open(Method::GET, path, headers, http_body_util::Empty::new());
-        match tokio::time::timeout(ANSWER_TIMEOUT, open).await {
+        self.stream_within(ANSWER_TIMEOUT, Method::GET, path, headers)
+            .await
+    }
+
+    /// The same after a POST without a body, which the proxy may work on for long before it answers.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn stream_post(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+        self.stream_within(UPLOAD_TIMEOUT, Method::POST, path, &[])
+            .await
+    }
+
+    async fn stream_within(
+        &self,
+        timeout: Duration,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, String)],
+    ) -> Result<Response<Incoming>, ClientError> {
+        let open = self.open(method, path, headers, http_body_util::Empty::new());
+        match tokio::time::timeout(timeout, open).await {
             Ok(result) => result,
-            Err(_) => Err(self.broken(format!("no answer within {ANSWER_TIMEOUT:?}"))),
+            Err(_) => Err(self.broken(format!("no answer within {timeout:?}"))),
         }
     }
 

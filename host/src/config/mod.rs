@@ -21,6 +21,8 @@ pub struct Config {
     pub listeners: Vec<crate::listener::Config>,
     /// The engines that proxies share.
     pub store: crate::store::SharedSettings,
+    /// When the store's data file is synced to the disk.
+    pub sync: crate::store::SyncPolicy,
     /// Buckets of the store.
     pub buckets: Vec<crate::store::BucketConfig>,
     /// Named groups of endpoints.
@@ -64,6 +66,7 @@ impl Default for Config {
             admin: Default::default(),
             listeners: Vec::new(),
             store: Default::default(),
+            sync: Default::default(),
             buckets: Vec::new(),
             upstreams: Vec::new(),
             plugins: Vec::new(),

@@ -78,6 +78,7 @@ fn reference_example_stands_at_the_defaults() {
     assert_eq!(config.log.access, Sink::default());
     assert_eq!(config.log.level.as_deref(), Some("info"));
     assert_eq!(config.data, Path::new("etc/data"));
+    assert_eq!(config.sync, Default::default());
     assert_eq!(config.plugins[0].limits, PluginLimits::default());
     let versions = VersionPolicy {
         guard: Some(Guard::default()),

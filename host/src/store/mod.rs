@@ -19,7 +19,9 @@ pub mod backend;
 pub mod batch;
 pub mod bucket;
 mod clock;
+pub mod data_file;
 mod expiry;
+mod gathering;
 mod hold;
 pub mod log;
 pub mod shared;
@@ -34,6 +36,7 @@ mod writer;
 pub use batch::{Action, CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key};
 pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use clock::{Deadline, check_ttl};
+pub use data_file::SyncPolicy;
 pub use hold::Hold;
 pub use snapshot::{Bucket, Entry, Page, Snapshot};
 pub use value::{Target, Value, ValueError};
@@ -136,6 +139,13 @@ pub enum OpenError {
         /// What was expected.
         reason: String,
     },
+    /// It was to be read only, and would have to be written to first.
+    #[error("data file {}: it was not closed, or is not whole: if its proxy was killed, a start of it puts that \
+             right", path.display())]
+    NotClosed {
+        /// The file.
+        path: PathBuf,
+    },
     /// A bucket has a value that is not of the kind the config gives it.
     #[error("bucket {bucket:?}, key {key:?}: stored value does not fit the config: {reason}")]
     Value {
@@ -168,21 +178,25 @@ impl Store {
     /// # Errors
     /// If the file cannot be created, is in use by another process, or is corrupt: the message says which.
     pub fn open(buckets: &[BucketConfig], dir: &Path) -> Result<Store, OpenError> {
-        Self::open_shared(buckets, dir, SharedSettings::default())
+        let shared = SharedSettings::default();
+        Self::open_with(buckets, dir, SyncPolicy::default(), shared)
     }
 
-    /// The same with buckets that proxies share. What the engine of these holds is loaded into memory, followed, and kept
-    /// as a copy in `dir`; if it is away, that copy is what there is until it returns.
+    /// The same with a file whose writes are synced as `sync` says, and with buckets that proxies share. What the engine of
+    /// these holds is loaded into memory, followed, and kept as a copy in `dir`; if it is away, that copy is what there is
+    /// until it returns.
     ///
     /// # Errors
     /// As for [`Store::open`], and if an engine is away that no copy is kept of.
-    pub fn open_shared(
+    pub fn open_with(
         buckets: &[BucketConfig],
         dir: &Path,
+        sync: SyncPolicy,
         shared: SharedSettings,
     ) -> Result<Store, OpenError> {
         let links = Arc::new(Links::new(shared, dir));
-        Self::with_backends(buckets, Backends::with_links(dir, links), Clock::system())
+        let backends = Backends::with_links(dir, links).syncing(sync);
+        Self::with_backends(buckets, backends, Clock::system())
     }
 
     /// Empty buckets of the same names and kinds of values, in memory only: for trying out what is to use them.

@@ -9,15 +9,18 @@ use super::batch::check_key;
 use super::*;
 
 mod changes;
+pub(super) mod conformance;
+mod data_file;
 mod deadlines;
 mod engine;
 mod fleet;
-mod model;
+pub(super) mod histories;
 mod table;
 mod watching;
 
 fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .unwrap()
         .block_on(future)
@@ -440,7 +443,8 @@ fn a_flipped_byte_is_either_harmless_or_reported_and_never_changes_an_entry() {
 fn a_write_that_the_disk_refuses_is_not_published_and_the_next_is_tried() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());
-    let backends = Backends::with_embedded(faulty(dir.path(), Arc::clone(&faults)));
+    let backends =
+        Backends::with_embedded(faulty(dir.path(), SyncPolicy::Always, Arc::clone(&faults)));
     let store =
         Store::with_backends(&[embedded("e"), memory("m")], backends, Clock::system()).unwrap();
     let (e, m) = (id(&store, "e"), id(&store, "m"));

@@ -15,17 +15,15 @@ use super::arrive::{Arrived, arrive};
 use super::backend::{Backends, Change, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
 use super::clock::Clock;
+use super::data_file::FileTask;
 use super::expiry::Deadlines;
+use super::gathering::Gathering;
 use super::log::Log;
 use super::shared::link::Applied;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
 
-/// Most batches that share one transaction.
-const GROUP_BATCHES_MAX: usize = 256;
-/// A group takes no further batch once it has this many writes.
-const GROUP_WRITES_MAX: usize = 65_536;
 /// Most entries that end in one transaction; others wait for the next.
 const ENDED_MAX: usize = 65_536;
 /// How often snapshots that readers still held are looked at again.
@@ -41,6 +39,7 @@ pub(super) enum Command {
     Reconfigure(Vec<BucketConfig>, oneshot::Sender<Result<(), OpenError>>),
     /// Other processes have written to a backend.
     Arrived(Wake),
+    File(FileTask),
     Close,
 }
 
@@ -59,6 +58,7 @@ pub(super) struct Writer {
     newest: Arc<ArcSwap<Snapshot>>,
     backends: Backends,
     clock: Clock,
+    gathering: Gathering,
     deadlines: Deadlines,
     /// No entries are ended before.
     next_sweep: Instant,
@@ -95,6 +95,7 @@ impl Writer {
             newest,
             backends,
             clock,
+            gathering: Gathering::default(),
             deadlines,
             next_sweep: Instant::now(),
             log,
@@ -108,32 +109,29 @@ impl Writer {
         let mut taken = None;
         loop {
             self.sweep();
+            if self
+                .backends
+                .sync_by()
+                .is_some_and(|by| by <= Instant::now())
+            {
+                self.sync();
+            }
             let command = match taken.take() {
                 Some(command) => command,
                 None => match self.next(commands) {
                     Next::Command(command) => command,
                     Next::Idle => continue,
-                    Next::Closed => return,
+                    Next::Closed => return self.sync(),
                 },
             };
             match command {
                 Command::Commit(first) => {
-                    let mut writes = first.batch.writes.len();
-                    let mut group = vec![first];
-                    while group.len() < GROUP_BATCHES_MAX && writes < GROUP_WRITES_MAX {
-                        match commands.try_recv() {
-                            Ok(Command::Commit(pending)) => {
-                                writes += pending.batch.writes.len();
-                                group.push(pending);
-                            }
-                            Ok(other) => {
-                                taken = Some(other);
-                                break;
-                            }
-                            Err(_) => break,
-                        }
-                    }
+                    let group;
+                    (group, taken) = self.gathering.gather(first, commands);
+                    let began = Instant::now();
+                    self.gathering.last = group.len();
                     self.commit(group);
+                    self.gathering.took = began.elapsed();
                 }
                 Command::Hold(held, next, at_most) => {
                     if held.send(()).is_ok()
@@ -147,8 +145,16 @@ impl Writer {
                     let _ = done.send(self.reconfigure(&buckets));
                 }
                 Command::Arrived(wake) => self.follow(wake.take()),
-                Command::Close => return,
+                Command::File(task) => task.run(&mut self.backends),
+                Command::Close => return self.sync(),
             }
+        }
+    }
+
+    /// Makes durable what was acknowledged before it was.
+    fn sync(&mut self) {
+        if let Err(reason) = self.backends.sync() {
+            tracing::error!(reason, "store cannot sync its file");
         }
     }
 
@@ -190,7 +196,10 @@ impl Writer {
     fn next(&mut self, commands: &Receiver<Command>) -> Next {
         self.free_retired();
         let retire = (!self.retired.is_empty()).then_some(RETIRE_INTERVAL);
-        let wait = self.until_sweep().into_iter().chain(retire).min();
+        let sync = self.backends.sync_by();
+        let sync = sync.map(|by| by.saturating_duration_since(Instant::now()));
+        let wait = self.until_sweep().into_iter().chain(retire).chain(sync);
+        let wait = wait.min();
         let Some(wait) = wait else {
             return commands.recv().map_or(Next::Closed, Next::Command);
         };

@@ -1,6 +1,7 @@
 //! `throwbar kv`: read and change the buckets of the store, through the admin API.
 
 mod export;
+mod file;
 mod foreign;
 mod format;
 mod import;
@@ -206,6 +207,9 @@ Examples:
         #[arg(long, value_enum, default_value_t = Format::Lines)]
         format: Format,
     },
+    Backup(file::BackupArgs),
+    Compact(file::CompactArgs),
+    Check(file::CheckArgs),
 }
 
 fn parse_ttl(text: &str) -> Result<String, String> {
@@ -225,6 +229,10 @@ fn parse_pair(text: &str) -> Result<(String, String), String> {
 /// # Errors
 /// If the proxy cannot be reached or refuses.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    // This one needs no proxy.
+    if let Command::Check(args) = &args.command {
+        return file::check(args);
+    }
     let client = args.connect.client()?;
     match args.command {
         Command::Get { bucket, key, json } => get(&client, &bucket, &key, json).await,
@@ -289,6 +297,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             file,
             format,
         } => export::run(&client, &bucket, file.as_deref(), format).await,
+        Command::Backup(args) => file::backup(&client, &args).await,
+        Command::Compact(args) => file::compact(&client, &args).await,
+        Command::Check(args) => file::check(&args),
     }
 }
 

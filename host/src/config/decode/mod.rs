@@ -131,7 +131,7 @@ fn config(mut root: Table<'_>, walk: &mut Walk<'_>) -> Config {
         .map(|(i, table)| listener(i, table, walk))
         .collect();
     if let Some(table) = root.table("store", walk) {
-        config.store = store::store(table, walk);
+        (config.sync, config.store) = store::store(table, walk);
     }
     config.buckets = named(&mut root, "buckets", walk, bucket);
     config.upstreams = named(&mut root, "upstreams", walk, upstream);

@@ -1,20 +1,42 @@
-//! `[store]`: the engines that proxies share.
+//! `[store]`: the data file, and the engines that proxies share.
 
 use super::table::{Table, Walk, path_buf};
 use crate::config::diagnostic::Finding;
-use crate::store::SharedSettings;
+use crate::store::data_file::SYNC_INTERVAL_DEFAULT;
 use crate::store::shared::settings::{
     ClientCertificate, Credentials, EtcdSettings, RedisServers, RedisSettings, TlsFiles,
 };
+use crate::store::{SharedSettings, SyncPolicy};
 use std::path::PathBuf;
 
-pub(super) fn store(mut table: Table<'_>, walk: &mut Walk<'_>) -> SharedSettings {
+pub(super) fn store(mut table: Table<'_>, walk: &mut Walk<'_>) -> (SyncPolicy, SharedSettings) {
+    let sync = table.table("embedded", walk).map(|it| embedded(it, walk));
     let settings = SharedSettings {
         etcd: table.table("etcd", walk).and_then(|it| etcd(it, walk)),
         redis: table.table("redis", walk).and_then(|it| redis(it, walk)),
     };
     table.finish(walk);
-    settings
+    (sync.unwrap_or_default(), settings)
+}
+
+/// The two words of `sync`.
+#[derive(Clone, Copy, PartialEq)]
+enum Word {
+    Always,
+    Interval,
+}
+
+/// `[store.embedded]`
+fn embedded(mut table: Table<'_>, walk: &mut Walk<'_>) -> SyncPolicy {
+    let words = [("always", Word::Always), ("interval", Word::Interval)];
+    let word = table.choice("sync", &words, walk);
+    let mut interval = SYNC_INTERVAL_DEFAULT;
+    table.duration("sync_interval", &mut interval, walk);
+    table.finish(walk);
+    match word {
+        Some(Word::Interval) => SyncPolicy::Interval(interval),
+        Some(Word::Always) | None => SyncPolicy::Always,
+    }
 }
 
 fn etcd(mut table: Table<'_>, walk: &mut Walk<'_>) -> Option<EtcdSettings> {

@@ -108,6 +108,14 @@ const BAD: &[(&str, &str)] = &[
         "5:11 buckets.b.backend: unknown backend \"files\": expected `embedded`, `memory`, `etcd` or `redis`",
     ),
     (
+        "[store.embedded]\nsync = \"never\"",
+        "5:8 store.embedded.sync: unknown sync \"never\": expected `always` or `interval`",
+    ),
+    (
+        "[store.embedded]\nsync = \"interval\"\nsync_interval = \"0s\"",
+        "6:17 store.embedded.sync_interval: `sync_interval` is 0ns: expected 1ms to 60s",
+    ),
+    (
         "[buckets.\"a b\"]",
         "4:1 buckets.\"a b\": \"a b\" cannot be the name of a bucket: expected at most 64 letters, digits, `-`, `_` and `.`, the first a letter or digit",
     ),

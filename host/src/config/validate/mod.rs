@@ -6,7 +6,7 @@ use super::Config;
 use super::diagnostic::{Finding, join, shorten};
 use crate::admin::Address;
 use crate::proxy::TICK;
-use crate::store::{BucketConfig, OnChange, Target, ValueKind};
+use crate::store::{BucketConfig, OnChange, SyncPolicy, Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
 use crate::worker::WORKERS_MAX;
 use std::fmt::Display;
@@ -38,6 +38,9 @@ const PLUGINS_MAX: usize = 1_000;
 /// Most endpoints of an upstream.
 const ENDPOINTS_MAX: usize = 1_000;
 
+/// From what hardly spares a sync to what nobody should lose.
+const SYNC_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
+
 /// Longest time from the change of an entry to the end of its streams, and over which they are closed.
 const ON_CHANGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -66,6 +69,10 @@ pub fn check(config: &Config) -> Vec<Finding> {
     names(config, found);
     listeners(config, found);
     admin(config, found);
+    if let SyncPolicy::Interval(interval) = config.sync {
+        let path = "store.embedded.sync_interval".to_owned();
+        span(path, interval, SYNC_INTERVAL, found);
+    }
     for bucket in &config.buckets {
         let path = join("buckets", &bucket.name);
         between(

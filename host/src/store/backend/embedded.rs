@@ -8,22 +8,36 @@
 //! After a failed write the file is opened anew before the next one, because the engine refuses everything after an
 //! I/O error. Whether the failed transaction reached the disk is only known then: if it did, it is undone first, so
 //! that a write reported as failed does not come back. (Only if the process ends before that can it be found applied.)
+//!
+//! With [`SyncPolicy::Interval`] transactions wait in the engine's memory for the next one that is synced. What they changed is
+//! remembered until then, at most [`UNSYNCED_MAX`] of it: if the sync fails, it is written again when the file is opened
+//! anew, so that what readers see and what is on disk do not part.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    CompactionError, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition,
+};
 
 use super::{Backend, Change, Loaded, WriteError};
+use crate::store::data_file::{Compacted, FileError, Source, SyncPolicy};
 use crate::store::table::Record;
-use crate::store::{BucketConfig, Deadline, Entry, OpenError, Revision, Value};
+use crate::store::{BucketConfig, OpenError, Revision};
 
+mod copy;
+mod file;
+mod read;
 mod sum;
 
+pub(in crate::store) use copy::{check, copy};
+pub(super) use file::FILE;
+#[cfg(test)]
+pub(super) use file::open_error;
+use file::{corrupt, create, guarded, io_error, open_database};
+use read::{read_bucket, read_meta};
 use sum::Sum;
 
 /// How long the file of a process that was killed is waited for: one that it was just starting has a copy of the lock until
@@ -32,13 +46,10 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two looks at it.
 const RELEASE_LOOK: Duration = Duration::from_millis(20);
 
-pub(super) const FILE: &str = "store.redb";
-/// Where a new file is made, so that `store.redb` is whole from the moment it exists.
-const FILE_NEW: &str = "store.redb.new";
-/// What a file of the engine begins with.
-const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
-/// The engine's page cache; reads never go there, so it only has to hold what writes touch.
-const CACHE_BYTES: usize = 64 << 20;
+/// Most changes that wait for a sync; a transaction that would make them more is synced itself.
+const UNSYNCED_MAX: usize = 65_536;
+/// How long a file that failed is left alone, unless something is written.
+const SYNC_RETRY: Duration = Duration::from_secs(1);
 const FORMAT: u64 = 1;
 
 /// A bucket's name and a key.
@@ -69,20 +80,29 @@ struct Mark {
 pub(super) struct Embedded {
     path: PathBuf,
     opener: Opener,
+    sync: SyncPolicy,
     /// None after a failed write, until the next.
     db: Option<Database>,
     /// Of the last write that succeeded.
     mark: Mark,
+    /// Of the last one that was synced.
+    synced: Mark,
+    /// What was written between the two.
+    unsynced: Vec<Change>,
+    /// When that is to be synced; none if there is nothing.
+    sync_by: Option<Instant>,
     /// The write that failed since, if any.
     failed: Vec<Change>,
+    /// The backup that is under way, if one is.
+    backup: Weak<()>,
 }
 
 impl Embedded {
     /// Opens `dir/store.redb`, or makes it. Waits for a moment if another process has it: see [`RELEASE_TIMEOUT`].
-    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open(dir: &Path, sync: SyncPolicy) -> Result<Self, OpenError> {
         let deadline = Instant::now() + RELEASE_TIMEOUT;
         loop {
-            match Self::try_open(dir) {
+            match Self::try_open(dir, sync) {
                 Err(OpenError::InUse { .. }) if Instant::now() < deadline => {
                     std::thread::sleep(RELEASE_LOOK);
                 }
@@ -91,44 +111,85 @@ impl Embedded {
         }
     }
 
-    fn try_open(dir: &Path) -> Result<Self, OpenError> {
+    fn try_open(dir: &Path, sync: SyncPolicy) -> Result<Self, OpenError> {
         let path = dir.join(FILE);
         if !path.try_exists().map_err(|error| io_error(&path, error))? {
             create(dir)?;
         }
         let file = path.clone();
-        Self::with_opener(path, Box::new(move || open_database(&file)))
+        Self::with_opener(path, sync, Box::new(move || open_database(&file)))
     }
 
-    pub(super) fn with_opener(path: PathBuf, opener: Opener) -> Result<Self, OpenError> {
+    pub(super) fn with_opener(
+        path: PathBuf,
+        sync: SyncPolicy,
+        opener: Opener,
+    ) -> Result<Self, OpenError> {
         let db = opener()?;
         let mark = guarded(|| read_meta(&db)).map_err(|reason| corrupt(&path, reason))?;
         Ok(Self {
             path,
             opener,
+            sync,
             db: Some(db),
             mark,
+            synced: mark,
+            unsynced: Vec::new(),
+            sync_by: None,
             failed: Vec::new(),
+            backup: Weak::new(),
         })
     }
 
-    /// Opens the file after a failed write, and undoes that if it reached the disk after all.
+    /// The file, opened anew if a write has failed.
+    fn take(&mut self) -> Result<Database, String> {
+        match self.db.take() {
+            Some(db) => Ok(db),
+            None => self.reopen(),
+        }
+    }
+
+    /// Opens the file after a failed write, undoes that if it reached the disk after all, and writes what was not synced
+    /// before if it did not.
     fn reopen(&mut self) -> Result<Database, String> {
         let db = (self.opener)().map_err(|error| error.to_string())?;
         let found = guarded(|| read_meta(&db))?;
-        if found != self.mark {
-            if self.failed.is_empty() {
-                return Err(format!(
-                    "data file {} was changed by someone else",
-                    self.path.display()
-                ));
-            }
+        if found == self.mark {
+            // As it should be.
+        } else if found == self.synced {
+            guarded(|| transact(&db, self.mark, &self.unsynced, Durability::Immediate))?;
+        } else if self.failed.is_empty() {
+            return Err(format!(
+                "data file {} was changed by someone else",
+                self.path.display()
+            ));
+        } else {
             let undo: Vec<Change> = self.failed.iter().rev().map(reversed).collect();
-            let mark = self.mark;
-            guarded(|| transact(&db, mark, &undo))?;
+            guarded(|| transact(&db, self.mark, &undo, Durability::Immediate))?;
         }
         self.failed.clear();
+        self.is_synced();
         Ok(db)
+    }
+
+    /// Everything that was written is on disk.
+    fn is_synced(&mut self) {
+        self.synced = self.mark;
+        self.unsynced.clear();
+        self.sync_by = None;
+    }
+
+    /// Closes the file after something failed.
+    fn give_up(&mut self, db: Database) {
+        // What has to be written or undone is tried again, also if nobody writes.
+        if !self.failed.is_empty() || !self.unsynced.is_empty() {
+            self.sync_by = Some(Instant::now() + SYNC_RETRY);
+        }
+        // Closing writes, which fails like the write before it.
+        let _ = guarded(|| {
+            drop(db);
+            Ok(())
+        });
     }
 }
 
@@ -138,13 +199,10 @@ impl Backend for Embedded {
     }
 
     fn load(&mut self, bucket: &BucketConfig) -> Result<Loaded, OpenError> {
-        let db = match self.db.take() {
-            Some(db) => db,
-            None => self.reopen().map_err(|reason| OpenError::Io {
-                path: self.path.clone(),
-                reason,
-            })?,
-        };
+        let db = self.take().map_err(|reason| OpenError::Io {
+            path: self.path.clone(),
+            reason,
+        })?;
         let db = self.db.insert(db);
         let (loaded, refused) =
             guarded(|| read_bucket(db, bucket)).map_err(|reason| corrupt(&self.path, reason))?;
@@ -159,32 +217,126 @@ impl Backend for Embedded {
     }
 
     fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), WriteError> {
-        let db = match self.db.take() {
-            Some(db) => db,
-            None => self.reopen().map_err(WriteError)?,
-        };
+        let db = self.take().map_err(WriteError)?;
         let mark = Mark {
             revision,
             writes: self.mark.writes.wrapping_add(1),
         };
-        let written = guarded(|| transact(&db, mark, changes));
-        match written {
+        let later = match self.sync {
+            SyncPolicy::Interval(interval)
+                if self.unsynced.len() + changes.len() <= UNSYNCED_MAX =>
+            {
+                Some(interval)
+            }
+            _ => None,
+        };
+        let durability = match later {
+            Some(_) => Durability::None,
+            None => Durability::Immediate,
+        };
+        match guarded(|| transact(&db, mark, changes, durability)) {
             Ok(()) => {
                 self.db = Some(db);
                 self.mark = mark;
+                match later {
+                    Some(interval) => {
+                        self.unsynced.extend_from_slice(changes);
+                        self.sync_by.get_or_insert(Instant::now() + interval);
+                    }
+                    None => self.is_synced(),
+                }
                 Ok(())
             }
             Err(reason) => {
                 self.failed = changes.to_vec();
-                // Closing writes, which fails like the write before it.
-                let _ = guarded(|| {
-                    drop(db);
-                    Ok(())
-                });
+                self.give_up(db);
                 let reason = format!("writing {}: {reason}", self.path.display());
                 Err(WriteError(reason))
             }
         }
+    }
+
+    fn sync_by(&self) -> Option<Instant> {
+        self.sync_by
+    }
+
+    fn sync(&mut self) -> Result<(), String> {
+        if self.sync_by.is_none() {
+            return Ok(());
+        }
+        // Opening it anew syncs, too.
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => {
+                let opened = self.reopen();
+                self.db = opened
+                    .inspect_err(|_| self.sync_by = Some(Instant::now() + SYNC_RETRY))
+                    .map(Some)?;
+                return Ok(());
+            }
+        };
+        match guarded(|| Ok(db.begin_write()?.commit()?)) {
+            Ok(()) => {
+                self.db = Some(db);
+                self.is_synced();
+                Ok(())
+            }
+            Err(reason) => {
+                self.give_up(db);
+                Err(format!("syncing {}: {reason}", self.path.display()))
+            }
+        }
+    }
+
+    fn compact(&mut self) -> Result<Compacted, FileError> {
+        let size = |path: &Path| {
+            let found = std::fs::metadata(path);
+            found.map_or(0, |found| found.len())
+        };
+        let mut db = self.take().map_err(FileError::Failed)?;
+        let before = size(&self.path);
+        let mut busy = false;
+        let compacted = guarded(|| match db.compact() {
+            Err(CompactionError::TransactionInProgress) => {
+                busy = true;
+                Ok(false)
+            }
+            other => Ok(other?),
+        });
+        match compacted {
+            Ok(_) if busy => {
+                self.db = Some(db);
+                Err(FileError::Busy)
+            }
+            Ok(_) => {
+                self.db = Some(db);
+                // Its own transactions took what waited with them.
+                self.is_synced();
+                let after = size(&self.path);
+                Ok(Compacted { before, after })
+            }
+            Err(reason) => {
+                self.give_up(db);
+                let reason = format!("compacting {}: {reason}", self.path.display());
+                Err(FileError::Failed(reason))
+            }
+        }
+    }
+
+    fn source(&mut self) -> Result<Source, FileError> {
+        if self.backup.strong_count() > 0 {
+            return Err(FileError::Busy);
+        }
+        let db = self.take().map_err(FileError::Failed)?;
+        let db = self.db.insert(db);
+        let transaction = guarded(|| Ok(db.begin_read()?)).map_err(FileError::Failed)?;
+        let under_way = Arc::new(());
+        self.backup = Arc::downgrade(&under_way);
+        Ok(Source {
+            path: self.path.clone(),
+            transaction,
+            under_way,
+        })
     }
 }
 
@@ -196,233 +348,6 @@ fn reversed(change: &Change) -> Change {
         bucket_after: change.bucket_before,
         ..change.clone()
     }
-}
-
-/// Runs an operation of the engine, which panics on some kinds of damage instead of returning an error.
-fn guarded<T>(operation: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(operation)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("unexpected content")
-            .to_owned()),
-    }
-}
-
-fn io_error(path: &Path, error: impl std::fmt::Display) -> OpenError {
-    OpenError::Io {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    }
-}
-
-fn corrupt(path: &Path, reason: String) -> OpenError {
-    OpenError::Corrupt {
-        path: path.to_owned(),
-        reason,
-    }
-}
-
-/// Makes an empty store, which gets its name when it is complete.
-fn create(dir: &Path) -> Result<(), OpenError> {
-    fs::create_dir_all(dir).map_err(|error| io_error(dir, error))?;
-    let path = dir.join(FILE_NEW);
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options
-        .open(&path)
-        .map_err(|error| io_error(&path, error))?;
-    // What an interrupted start left behind held nothing.
-    match file.try_lock() {
-        Ok(()) => file.set_len(0).and_then(|()| file.unlock()),
-        Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse { path }),
-        Err(fs::TryLockError::Error(error)) => Err(error),
-    }
-    .map_err(|error| io_error(&path, error))?;
-    let db = database(file, &path)?;
-    guarded(|| initialise(&db)).map_err(|reason| io_error(&path, reason))?;
-    drop(db);
-    fs::rename(&path, dir.join(FILE))
-        .and_then(|()| File::open(dir))
-        .and_then(|dir| dir.sync_all())
-        .map_err(|error| io_error(&path, error))
-}
-
-fn initialise(db: &Database) -> Result<(), redb::Error> {
-    let transaction = db.begin_write()?;
-    transaction.open_table(ENTRIES)?;
-    transaction.open_table(BUCKETS)?;
-    {
-        let mut meta = transaction.open_table(META)?;
-        meta.insert(META_FORMAT, FORMAT)?;
-        meta.insert(META_REVISION, 0)?;
-    }
-    transaction.commit()?;
-    Ok(())
-}
-
-fn open_database(path: &Path) -> Result<Database, OpenError> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(|error| io_error(path, error))?;
-    let mut magic = [0; MAGIC.len()];
-    match file.read_exact(&mut magic).and_then(|()| file.rewind()) {
-        Ok(()) if magic == MAGIC => {}
-        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-            return Err(io_error(path, error));
-        }
-        _ => {
-            return Err(corrupt(
-                path,
-                "it does not begin as a data file does".into(),
-            ));
-        }
-    }
-    database(file, path)
-}
-
-fn database(file: File, path: &Path) -> Result<Database, OpenError> {
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        Builder::new().set_cache_size(CACHE_BYTES).create_file(file)
-    }));
-    match opened {
-        Ok(Ok(db)) => Ok(db),
-        Ok(Err(error)) => Err(open_error(error, path)),
-        Err(_) => Err(corrupt(path, "its structure is damaged".into())),
-    }
-}
-
-pub(super) fn open_error(error: DatabaseError, path: &Path) -> OpenError {
-    use redb::StorageError::{Corrupted, Io};
-    match error {
-        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
-            path: path.to_owned(),
-        },
-        DatabaseError::UpgradeRequired(version) => {
-            corrupt(path, format!("its file format is version {version}"))
-        }
-        DatabaseError::Storage(Corrupted(reason)) => corrupt(path, reason),
-        DatabaseError::Storage(Io(error))
-            if matches!(
-                error.kind(),
-                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-            ) =>
-        {
-            corrupt(path, error.to_string())
-        }
-        error => io_error(path, error),
-    }
-}
-
-fn read_meta(db: &Database) -> Result<Mark, redb::Error> {
-    let transaction = db.begin_read()?;
-    let meta = transaction.open_table(META)?;
-    let number = |name| {
-        meta.get(name)
-            .map(|found| found.map(|number| number.value()))
-    };
-    match (number(META_FORMAT)?, number(META_REVISION)?) {
-        (Some(FORMAT), Some(revision)) => Ok(Mark {
-            revision: Revision(revision),
-            writes: number(META_WRITES)?.unwrap_or(0),
-        }),
-        (format, _) => Err(redb::Error::Corrupted(format!(
-            "format {}, expected {FORMAT}",
-            format.map_or("unknown".into(), |format| format.to_string())
-        ))),
-    }
-}
-
-/// A key and why its value is not one of the bucket's kind.
-type Refused = (String, String);
-
-fn read_bucket(
-    db: &Database,
-    bucket: &BucketConfig,
-) -> Result<(Loaded, Option<Refused>), redb::Error> {
-    let transaction = db.begin_read()?;
-    let name = bucket.name.as_bytes();
-    let sums = transaction.open_table(BUCKETS)?;
-    let expected = sums
-        .get(name)?
-        .map(|sum| Sum::from(sum.value()))
-        .unwrap_or_default();
-    let mut found = Sum {
-        revision: expected.revision,
-        ..Sum::default()
-    };
-    let mut records =
-        Vec::with_capacity(usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0));
-    let mut refused = None;
-    let mut deadlines = read_deadlines(&transaction, name)?.into_iter().peekable();
-    let entries = transaction.open_table(ENTRIES)?;
-    let end = end_of(name);
-    for entry in entries.range((name, &[][..])..(end.as_slice(), &[][..]))? {
-        let (key, value) = entry?;
-        let (_, key) = key.value();
-        let (revision, value) = value.value();
-        let deadline = deadlines.next_if(|(ending, _)| ending == key);
-        let deadline = deadline.and_then(|(_, millis)| Deadline::from_millis(millis));
-        found.add(key, revision, value, deadline);
-        let key = std::str::from_utf8(key)
-            .map_err(|_| redb::Error::Corrupted("a key is not UTF-8".into()))?;
-        match Value::parse(bucket.values, value) {
-            Ok(value) => {
-                let revision = Revision(revision);
-                records.push(Record::new(
-                    key,
-                    Entry {
-                        value,
-                        revision,
-                        deadline,
-                    },
-                ));
-            }
-            Err(error) => {
-                refused.get_or_insert((key.to_owned(), error.0));
-            }
-        }
-    }
-    // A deadline without its entry stops the walk before its end.
-    if found != expected || deadlines.next().is_some() {
-        return Err(redb::Error::Corrupted(format!(
-            "bucket {:?}: {} entries were found that do not add up to the {} that were written",
-            bucket.name, found.entries, expected.entries
-        )));
-    }
-    let revision = Revision(found.revision);
-    Ok((Loaded { records, revision }, refused))
-}
-
-/// The next string after a bucket's name: what lies between belongs to the bucket.
-fn end_of(name: &[u8]) -> Vec<u8> {
-    [name, &[0]].concat()
-}
-
-/// Keys of a bucket that end, and when, in order.
-fn read_deadlines(
-    transaction: &redb::ReadTransaction,
-    name: &[u8],
-) -> Result<Vec<(Vec<u8>, u64)>, redb::Error> {
-    let table = match transaction.open_table(DEADLINES) {
-        Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let end = end_of(name);
-    let range = table.range((name, &[][..])..(end.as_slice(), &[][..]))?;
-    range
-        .map(|deadline| {
-            let (key, millis) = deadline?;
-            Ok((key.value().1.to_vec(), millis.value()))
-        })
-        .collect()
 }
 
 fn write_deadlines(
@@ -449,11 +374,17 @@ fn write_deadlines(
     Ok(())
 }
 
-fn transact(db: &Database, mark: Mark, changes: &[Change]) -> Result<(), redb::Error> {
+fn transact(
+    db: &Database,
+    mark: Mark,
+    changes: &[Change],
+    durability: Durability,
+) -> Result<(), redb::Error> {
     // In order of place in the file; the changes of one key keep their order.
     let mut ordered: Vec<&Change> = changes.iter().collect();
     ordered.sort_by_key(|change| (change.bucket.name.as_bytes(), change.key()));
-    let transaction = db.begin_write()?;
+    let mut transaction = db.begin_write()?;
+    transaction.set_durability(durability)?;
     write_deadlines(&transaction, &ordered)?;
     {
         let mut entries = transaction.open_table(ENTRIES)?;

@@ -4,25 +4,64 @@ use std::fs::OpenOptions;
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 use redb::backends::FileBackend;
 use redb::{BackendError, Builder, StorageBackend};
 
 use super::Backend;
 use super::embedded::{Embedded, FILE, open_error};
+use crate::store::SyncPolicy;
 
 /// What the disk under [`faulty`] fails at, from now on.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Faults {
     pub(in crate::store) write: AtomicBool,
     pub(in crate::store) sync: AtomicBool,
+    /// Whether a sync takes until this is over, and how many wait for that.
+    stalled: Mutex<(bool, usize)>,
+    moved: Condvar,
+}
+
+impl Faults {
+    /// A disk that takes nothing any more: for the file it is as if its process was killed at this moment.
+    pub(in crate::store) fn kill(&self) {
+        self.write.store(true, Ordering::SeqCst);
+        self.sync.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets no sync end, or lets them go on.
+    pub(in crate::store) fn stall(&self, stalled: bool) {
+        self.stalled.lock().unwrap().0 = stalled;
+        self.moved.notify_all();
+    }
+
+    /// Waits until a sync is stalled.
+    pub(in crate::store) fn is_stalled(&self) {
+        let state = self.stalled.lock().unwrap();
+        drop(self.moved.wait_while(state, |(_, waiting)| *waiting == 0));
+    }
+
+    fn pass(&self) {
+        let mut state = self.stalled.lock().unwrap();
+        state.1 += 1;
+        self.moved.notify_all();
+        let mut state = self
+            .moved
+            .wait_while(state, |(stalled, _)| *stalled)
+            .unwrap();
+        state.1 -= 1;
+    }
 }
 
 /// The embedded backend on a disk that fails when told to.
-pub(in crate::store) fn faulty(dir: &Path, faults: Arc<Faults>) -> Box<dyn Backend> {
-    drop(Embedded::open(dir).unwrap());
+pub(in crate::store) fn faulty(
+    dir: &Path,
+    sync: SyncPolicy,
+    faults: Arc<Faults>,
+) -> Box<dyn Backend> {
+    drop(Embedded::open(dir, sync).unwrap());
     let path = dir.join(FILE);
     let opener = {
         let path = path.clone();
@@ -41,7 +80,7 @@ pub(in crate::store) fn faulty(dir: &Path, faults: Arc<Faults>) -> Box<dyn Backe
                 .map_err(|error| open_error(error, &path))
         }
     };
-    Box::new(Embedded::with_opener(path, Box::new(opener)).unwrap())
+    Box::new(Embedded::with_opener(path, sync, Box::new(opener)).unwrap())
 }
 
 #[derive(Debug)]
@@ -61,6 +100,7 @@ impl StorageBackend for FaultyDisk {
         self.file.set_len(len)
     }
     fn sync_data(&self) -> Result<(), io::Error> {
+        self.faults.pass();
         self.file.sync_data()?;
         if self.faults.sync.load(Ordering::SeqCst) {
             return Err(io::Error::other("sync fails"));

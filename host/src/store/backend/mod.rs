@@ -5,20 +5,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use super::arrive::records;
+use super::data_file::{Compacted, FileError, Source, SyncPolicy};
 use super::shared::link::Wanted;
 use super::shared::{EngineError, Links, copy};
 use super::table::Record;
 use super::writer::Command;
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision};
 
+mod data_file;
 mod embedded;
 #[cfg(test)]
 mod faulty;
 mod memory;
 
 use embedded::Embedded;
+pub(super) use embedded::{check as check_file, copy as copy_file};
 #[cfg(test)]
 pub(super) use faulty::{Faults, faulty};
 use memory::Memory;
@@ -104,11 +108,32 @@ pub(super) trait Backend: Send {
     /// Makes changes durable, all or none; `revision` is the store's after the last. After an error the backend has what it
     /// had before, and the next write is tried afresh.
     fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), WriteError>;
+
+    /// When [`Self::sync`] is due; none if all that was written is as durable as it will be.
+    fn sync_by(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Makes durable what was written before, and undoes what was refused. After an error the next call tries again.
+    fn sync(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Makes its file smaller.
+    fn compact(&mut self) -> Result<Compacted, FileError> {
+        Err(FileError::None)
+    }
+
+    /// Its file as it is now.
+    fn source(&mut self) -> Result<Source, FileError> {
+        Err(FileError::None)
+    }
 }
 
 /// The backends of one store, opened when a bucket first needs them.
 pub(super) struct Backends {
     dir: PathBuf,
+    sync: SyncPolicy,
     memory: Memory,
     embedded: Option<Box<dyn Backend>>,
     /// Those that processes share.
@@ -130,6 +155,7 @@ impl Backends {
     pub(super) fn with_links(dir: &Path, links: Arc<Links>) -> Self {
         Self {
             dir: dir.to_owned(),
+            sync: SyncPolicy::default(),
             memory: Memory,
             embedded: None,
             links,
@@ -162,7 +188,7 @@ impl Backends {
         }
         let embedded = match self.embedded.take() {
             Some(embedded) => embedded,
-            None => Box::new(Embedded::open(&self.dir)?),
+            None => Box::new(Embedded::open(&self.dir, self.sync)?),
         };
         Ok(self.embedded.insert(embedded).as_mut())
     }

@@ -177,11 +177,43 @@ fn deadlines_outlive_a_restart_and_what_ended_meanwhile_goes() {
 }
 
 #[test]
+fn a_clock_that_was_set_while_the_process_was_away_shortens_or_prolongs_what_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let hand = Hand::new();
+    let store = hand.open(&[embedded("e")], dir.path());
+    let e = id(&store, "e");
+    for (key, left) in [("first", 60_000), ("second", 120_000), ("third", 7_200_000)] {
+        wait(store.commit(put_for(e, key, "1", millis(left)))).unwrap();
+    }
+    store.close();
+    drop(store);
+    // Fifteen minutes back: they live that much longer, and none is lost for it.
+    let back = Hand::new();
+    back.0.store(hand.now() - 900_000, Ordering::SeqCst);
+    let store = back.open(&[embedded("e")], dir.path());
+    assert_eq!(life(&store, &back, e, "first"), Some((1, Some(960_000))));
+    // What is written now ends by the clock as it is now.
+    wait(store.commit(put_for(e, "new", "1", millis(1_000)))).unwrap();
+    back.advance(1_000);
+    until(&store, |snapshot| is_absent(snapshot, e, "new"));
+    assert_eq!(life(&store, &back, e, "first"), Some((1, Some(959_000))));
+    store.close();
+    drop(store);
+    // Far ahead: what has ended by then goes at once, by one write, and the rest stays.
+    hand.advance(3_600_000);
+    let store = hand.open(&[embedded("e")], dir.path());
+    until(&store, |snapshot| is_absent(snapshot, e, "first"));
+    assert!(is_absent(&store.snapshot(), e, "second"));
+    assert_eq!(life(&store, &hand, e, "third"), Some((3, Some(3_600_000))));
+}
+
+#[test]
 fn what_the_disk_refuses_to_end_ends_when_it_takes_writes_again() {
     let dir = tempfile::tempdir().unwrap();
     let hand = Hand::new();
     let faults = Arc::new(Faults::default());
-    let backends = Backends::with_embedded(faulty(dir.path(), Arc::clone(&faults)));
+    let backends =
+        Backends::with_embedded(faulty(dir.path(), SyncPolicy::Always, Arc::clone(&faults)));
     let store = Store::with_backends(&[embedded("e"), memory("m")], backends, hand.clock());
     let store = store.unwrap();
     let (e, m) = (id(&store, "e"), id(&store, "m"));
@@ -202,7 +234,8 @@ fn a_touch_that_the_disk_refused_does_not_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let hand = Hand::new();
     let faults = Arc::new(Faults::default());
-    let backends = Backends::with_embedded(faulty(dir.path(), Arc::clone(&faults)));
+    let backends =
+        Backends::with_embedded(faulty(dir.path(), SyncPolicy::Always, Arc::clone(&faults)));
     let store = Store::with_backends(&[embedded("e")], backends, hand.clock()).unwrap();
     let e = id(&store, "e");
     wait(store.commit(put_for(e, "k", "1", millis(100)))).unwrap();

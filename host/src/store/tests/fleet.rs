@@ -33,7 +33,7 @@ fn node_with(
 }
 
 /// Stores on one shelf, with one clock.
-fn fleet(nodes: usize, hand: &Hand) -> (Shelf, Vec<Store>, tempfile::TempDir) {
+pub(super) fn fleet(nodes: usize, hand: &Hand) -> (Shelf, Vec<Store>, tempfile::TempDir) {
     let (shelf, dir) = (Shelf::new(), tempfile::tempdir().unwrap());
     let stores = (0..nodes).map(|number| {
         let dir = dir.path().join(number.to_string());
@@ -85,14 +85,14 @@ fn processes_on_one_engine_converge_and_lose_nothing() {
                             Write::new(e, "sum", by),
                             write(e, &format!("last-{}", round % 7), Some(&node.to_string())),
                         ];
-                        let committed = wait_timed(store.commit(batch(writes))).unwrap();
+                        let committed = wait(store.commit(batch(writes))).unwrap();
                         let seen = store.snapshot();
                         assert!(seen.bucket(e).unwrap().revision() >= committed.revision);
                         let own = id(store, "own");
                         wait(store.commit(put(own, "k", &round.to_string()))).unwrap();
                         let first = Write::put(e, format!("first-{round}"), b"x".to_vec());
                         let first = first.expecting(Expect::Absent);
-                        match wait_timed(store.commit(batch(vec![first]))) {
+                        match wait(store.commit(batch(vec![first]))) {
                             Ok(_) => wins += 1,
                             Err(CommitError::Conflict { found, .. }) => assert!(found.is_some()),
                             Err(error) => panic!("{error}"),
@@ -123,21 +123,12 @@ fn processes_on_one_engine_converge_and_lose_nothing() {
     assert_eq!(sums, 180);
 }
 
-/// Commits need a clock.
-fn wait_timed<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap()
-        .block_on(future)
-}
-
 #[test]
 fn what_a_write_depends_on_is_checked_by_the_engine() {
     let hand = Hand::new();
     let (shelf, stores, _dir) = fleet(2, &hand);
     let e = id(&stores[0], "e");
-    let first = wait_timed(stores[0].commit(put(e, "k", "1"))).unwrap();
+    let first = wait(stores[0].commit(put(e, "k", "1"))).unwrap();
     converge(&shelf, &stores);
     shelf.be_silent(true);
     // The other process does not know yet, and the engine does.
@@ -145,13 +136,13 @@ fn what_a_write_depends_on_is_checked_by_the_engine() {
         panic!("two stores")
     };
     let stale = std::thread::scope(|scope| {
-        let racing = scope.spawn(move || wait_timed(one.commit(put(e, "k", "2"))));
+        let racing = scope.spawn(move || wait(one.commit(put(e, "k", "2"))));
         while shelf.contents("e")[0].1 != "2" {
             std::thread::yield_now();
         }
         let cas = Write::put(e, "k", b"3".to_vec()).expecting(Expect::At(first.revision));
         let commits = shelf.commits();
-        let cas = scope.spawn(move || wait_timed(other.commit(batch(vec![cas]))));
+        let cas = scope.spawn(move || wait(other.commit(batch(vec![cas]))));
         while shelf.commits() == commits {
             std::thread::yield_now();
         }
@@ -171,11 +162,11 @@ fn a_write_that_changes_nothing_keeps_the_revision() {
     let hand = Hand::new();
     let (shelf, stores, _dir) = fleet(2, &hand);
     let e = id(&stores[0], "e");
-    let first = wait_timed(stores[0].commit(put(e, "k", "1"))).unwrap();
+    let first = wait(stores[0].commit(put(e, "k", "1"))).unwrap();
     converge(&shelf, &stores);
-    let again = wait_timed(stores[1].commit(put(e, "k", "1"))).unwrap();
+    let again = wait(stores[1].commit(put(e, "k", "1"))).unwrap();
     assert_eq!((again.unchanged, again.entry), (1, Some(first.revision)));
-    let gone = wait_timed(stores[1].commit(batch(vec![write(e, "no", None)]))).unwrap();
+    let gone = wait(stores[1].commit(batch(vec![write(e, "no", None)]))).unwrap();
     assert_eq!((gone.unchanged, gone.entry), (1, None));
     assert_eq!(shelf.revision(), first.revision);
 }
@@ -201,14 +192,14 @@ fn after_a_gap_a_process_has_what_there_is_and_no_deleted_key_comes_back() {
     let (shelf, stores, _dir) = fleet(2, &hand);
     let e = id(&stores[0], "e");
     let writes = ["gone", "kept", "changed"].map(|key| write(e, key, Some("1")));
-    wait_timed(stores[0].commit(batch(writes.into()))).unwrap();
+    wait(stores[0].commit(batch(writes.into()))).unwrap();
     converge(&shelf, &stores);
     let mut watch = stores[1].watch(e, None).unwrap();
     shelf.be_away(true);
     stores.iter().for_each(|store| until_lost(store, true));
     // Reads go on; writes are refused.
     assert_eq!(contents(&stores[1], e).len(), 3);
-    let error = wait_timed(stores[1].commit(put(e, "no", "1"))).unwrap_err();
+    let error = wait(stores[1].commit(put(e, "no", "1"))).unwrap_err();
     assert!(
         matches!(&error, CommitError::Unavailable(reason) if reason == "the shelf is away"),
         "{error}"
@@ -226,7 +217,7 @@ fn after_a_gap_a_process_has_what_there_is_and_no_deleted_key_comes_back() {
     ];
     std::thread::scope(|scope| {
         let commits = shelf.commits();
-        let writing = scope.spawn(|| wait_timed(third.commit(batch(missed))));
+        let writing = scope.spawn(|| wait(third.commit(batch(missed))));
         while shelf.commits() == commits {
             std::thread::yield_now();
         }
@@ -251,10 +242,10 @@ fn an_engine_that_went_back_is_believed_and_those_who_watch_are_told() {
     let hand = Hand::new();
     let (shelf, stores, _dir) = fleet(1, &hand);
     let (store, e) = (&stores[0], id(&stores[0], "e"));
-    wait_timed(store.commit(put(e, "k", "old"))).unwrap();
+    wait(store.commit(put(e, "k", "old"))).unwrap();
     let backup = shelf.backup();
-    wait_timed(store.commit(put(e, "k", "new"))).unwrap();
-    let last = wait_timed(store.commit(put(e, "lost", "1"))).unwrap();
+    wait(store.commit(put(e, "k", "new"))).unwrap();
+    let last = wait(store.commit(put(e, "lost", "1"))).unwrap();
     let mut watch = store.watch(e, None).unwrap();
     shelf.restore(backup);
     let error = wait(watch.next());
@@ -273,7 +264,7 @@ fn an_engine_that_went_back_is_believed_and_those_who_watch_are_told() {
     ));
     // It goes on from there.
     let mut watch = store.watch(e, None).unwrap();
-    wait_timed(store.commit(put(e, "k", "newer"))).unwrap();
+    wait(store.commit(put(e, "k", "newer"))).unwrap();
     assert_eq!(wait(watch.next()).unwrap().changes().count(), 1);
 }
 
@@ -283,8 +274,8 @@ fn a_start_without_the_engine_begins_with_the_copy() {
     let dir = tempfile::tempdir().unwrap();
     let store = node(&shelf, dir.path(), &hand).unwrap();
     let e = id(&store, "e");
-    wait_timed(store.commit(put(e, "k", "1"))).unwrap();
-    wait_timed(store.commit(put(e, "gone", "1"))).unwrap();
+    wait(store.commit(put(e, "k", "1"))).unwrap();
+    wait(store.commit(put(e, "gone", "1"))).unwrap();
     let before = contents(&store, e);
     store.close();
     drop(store);
@@ -298,7 +289,7 @@ fn a_start_without_the_engine_begins_with_the_copy() {
     let other = tempfile::tempdir().unwrap();
     shelf.be_away(false);
     let second = node(&shelf, other.path(), &hand).unwrap();
-    wait_timed(second.commit(batch(vec![write(e, "gone", None)]))).unwrap();
+    wait(second.commit(batch(vec![write(e, "gone", None)]))).unwrap();
     converge(&shelf, &[store, second]);
 }
 
@@ -318,7 +309,7 @@ fn without_the_engine_and_a_whole_copy_there_is_no_start() {
     );
     shelf.be_away(false);
     let store = node(&shelf, dir.path(), &hand).unwrap();
-    wait_timed(store.commit(put(id(&store, "e"), "k", "value"))).unwrap();
+    wait(store.commit(put(id(&store, "e"), "k", "value"))).unwrap();
     store.close();
     drop(store);
     shelf.be_away(true);
@@ -344,8 +335,8 @@ fn what_ends_at_the_engine_ends_everywhere() {
     let (shelf, stores, _dir) = fleet(2, &hand);
     let e = id(&stores[0], "e");
     let ttl = Some(Duration::from_secs(1));
-    wait_timed(stores[0].commit(put_for(e, "k", "1", ttl))).unwrap();
-    wait_timed(stores[0].commit(put(e, "stays", "1"))).unwrap();
+    wait(stores[0].commit(put_for(e, "k", "1", ttl))).unwrap();
+    wait(stores[0].commit(put(e, "stays", "1"))).unwrap();
     converge(&shelf, &stores);
     let mut watch = stores[1].watch(e, None).unwrap();
     // Only the engine says when.
@@ -366,14 +357,14 @@ fn what_another_program_wrote_wrongly_is_absent() {
     let routes = BucketConfig::new("e", BackendKind::Etcd, ValueKind::Endpoint);
     let store = node_with(&[routes], &shelf, dirs[0].path(), &hand).unwrap();
     let e = id(&store, "e");
-    wait_timed(store.commit(put(e, "k", "127.0.0.1:1"))).unwrap();
+    wait(store.commit(put(e, "k", "127.0.0.1:1"))).unwrap();
     // To the other process the bucket is one of bytes.
     let other = node_with(&[shared("e")], &shelf, dirs[1].path(), &hand).unwrap();
     let writes = vec![
         write(e, "k", Some("no address at all")),
         write(e, "good", Some("127.0.0.1:2")),
     ];
-    wait_timed(other.commit(batch(writes))).unwrap();
+    wait(other.commit(batch(writes))).unwrap();
     until(&store, |snapshot| {
         snapshot.bucket(e).unwrap().get("good").is_some()
     });
@@ -421,7 +412,7 @@ fn notes_are_told_of_a_shared_write_before_anybody_sees_it() {
                 assert!(!sees || is_told, "seen before it was told");
             }
         });
-        let committed = wait_timed(store.commit_noting(put(e, "k", "1"), vec![note.clone()]));
+        let committed = wait(store.commit_noting(put(e, "k", "1"), vec![note.clone()]));
         let committed = committed.unwrap();
         assert_eq!(committed.revision, Revision(1));
         assert_eq!(committed.seen.0, note.load(Ordering::Acquire));

@@ -13,6 +13,7 @@ mod redis;
 mod relay;
 mod server;
 mod suite;
+mod through_store;
 
 use super::*;
 use std::time::Duration;

@@ -20,6 +20,8 @@ pub(super) struct Relay {
     address: String,
     target: Arc<Mutex<String>>,
     mode: watch::Sender<Mode>,
+    /// How many connections there are.
+    connections: watch::Sender<usize>,
     task: JoinHandle<()>,
 }
 
@@ -30,11 +32,14 @@ impl Relay {
         let address = listener.local_addr().expect("it is bound").to_string();
         let target = Arc::new(Mutex::new(target));
         let (mode, seen) = watch::channel(Mode::Open);
-        let task = tokio::spawn(accept(listener, Arc::clone(&target), seen));
+        let connections = watch::Sender::new(0);
+        let counted = connections.clone();
+        let task = tokio::spawn(accept(listener, Arc::clone(&target), seen, counted));
         Self {
             address,
             target,
             mode,
+            connections,
             task,
         }
     }
@@ -50,6 +55,14 @@ impl Relay {
 
     pub(super) fn cut(&self) {
         self.mode.send_replace(Mode::Cut);
+    }
+
+    /// The same; returns when nothing can come through any more.
+    pub(super) async fn cut_whole(&self) {
+        self.cut();
+        let mut connections = self.connections.subscribe();
+        // Its sender is here.
+        let _ = connections.wait_for(|count| *count == 0).await;
     }
 
     pub(super) fn silence(&self) {
@@ -68,11 +81,21 @@ impl Drop for Relay {
     }
 }
 
-async fn accept(listener: TcpListener, target: Arc<Mutex<String>>, mode: watch::Receiver<Mode>) {
+async fn accept(
+    listener: TcpListener,
+    target: Arc<Mutex<String>>,
+    mode: watch::Receiver<Mode>,
+    counted: watch::Sender<usize>,
+) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         let target = target.lock().expect("nobody panicked with it").clone();
-        connections.spawn(relay(client, target, mode.clone()));
+        let (mode, counted) = (mode.clone(), counted.clone());
+        counted.send_modify(|count| *count += 1);
+        connections.spawn(async move {
+            relay(client, target, mode).await;
+            counted.send_modify(|count| *count -= 1);
+        });
     }
 }
 

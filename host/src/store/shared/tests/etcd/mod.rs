@@ -17,6 +17,16 @@ mod reach;
 
 conformance!(EtcdServer);
 
+#[test]
+fn the_store_conforms() {
+    through_store::the_store_conforms::<EtcdServer>();
+}
+
+#[test]
+fn histories_of_three_proxies_are_linearizable_also_beside_kills() {
+    through_store::histories_are_linearizable::<EtcdServer>(3);
+}
+
 /// One member, alone or of several.
 struct EtcdServer {
     program: PathBuf,
@@ -81,8 +91,8 @@ impl EtcdServer {
         EtcdSettings {
             prefix: prefix.into(),
             tls: self.files.clone(),
-            connect_timeout: Duration::from_secs(1),
-            timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(3),
+            timeout: Duration::from_secs(3),
             heartbeat: Duration::from_millis(200),
             ..EtcdSettings::new(vec![address.into()])
         }

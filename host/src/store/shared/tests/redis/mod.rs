@@ -18,6 +18,17 @@ mod reach;
 
 conformance!(RedisServer);
 
+#[test]
+fn the_store_conforms() {
+    through_store::the_store_conforms::<RedisServer>();
+}
+
+#[test]
+fn histories_of_three_proxies_are_linearizable() {
+    // Killed, it may lose the last second: this is what `appendfsync everysec` promises.
+    through_store::histories_are_linearizable::<RedisServer>(0);
+}
+
 struct RedisServer {
     program: PathBuf,
     folder: TempDir,
@@ -127,8 +138,8 @@ fn words(text: &str) -> Vec<String> {
 
 fn settings(servers: RedisServers) -> RedisSettings {
     RedisSettings {
-        connect_timeout: Duration::from_secs(1),
-        timeout: Duration::from_secs(1),
+        connect_timeout: Duration::from_secs(3),
+        timeout: Duration::from_secs(3),
         heartbeat: Duration::from_millis(200),
         ..RedisSettings::new(servers)
     }

@@ -1,0 +1,123 @@
+//! What writes cost traffic: requests at a steady pace, without and with many writers of the store on disk, while
+//! WebSockets stay open.
+//!
+//! `writes-beside-traffic target/release/throwbar [--streams 9000] [--writers 64] [--puts 10000] [--requests 10000]
+//! [--seconds 10] [--rounds 3]`
+//!
+//! Each writer puts one key after the other through the admin API, on a connection of its own, at its share of that pace,
+//! and goes on once the put is acknowledged as durable.
+
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+use throwbar_benches::load::{beside_load_of, quantile};
+use throwbar_benches::running::Running;
+use throwbar_benches::wire::{open_websocket, read_message, status};
+
+/// Keys that are written in turns.
+const KEYS: usize = 100_000;
+
+fn main() -> Result<()> {
+    let usage = "usage: writes-beside-traffic PATH-OF-THROWBAR [--streams N] [--writers N] [--puts N] [--requests N] \
+                 [--seconds N] [--rounds N]";
+    let mut arguments = std::env::args().skip(1);
+    let binary = arguments.next().context(usage)?;
+    let mut numbers = BTreeMap::from([
+        ("--streams", 9_000),
+        ("--writers", 64),
+        ("--puts", 10_000),
+        ("--requests", 10_000),
+        ("--seconds", 10),
+        ("--rounds", 3),
+    ]);
+    while let Some(name) = arguments.next() {
+        let number = arguments.next().context(usage)?.parse().context(usage)?;
+        *numbers.get_mut(name.as_str()).context(usage)? = number;
+    }
+    let running = Running::start_by_header(
+        Path::new(&binary),
+        "[buckets.written]\n[[route]]\nplugin = \"by-header\"\n",
+    )?;
+    let open = |_| open_websocket(running.address, &running.fields);
+    let streams = (0..numbers["--streams"])
+        .map(open)
+        .collect::<Result<Vec<_>>>()?;
+    let time = Duration::from_secs(numbers["--seconds"] as u64);
+    let requests = numbers["--requests"] as u32;
+    println!("| puts | puts/s | put p50 | p99 | requests/s | request p50 | p99 |");
+    println!("|---|---|---|---|---|---|---|");
+    for _ in 0..numbers["--rounds"] {
+        for puts in [0, numbers["--puts"]] {
+            let began = Instant::now();
+            let work = || write_for(&running, time, numbers["--writers"], puts);
+            let (written, latencies) = beside_load_of(&running, requests, work)?;
+            let took = began.elapsed().as_secs_f64();
+            println!(
+                "| {} | {:.0} | {} µs | {} µs | {:.0} | {} µs | {} µs |",
+                if puts == 0 { "none" } else { "with" },
+                written.len() as f64 / took,
+                quantile(&written, 0.5),
+                quantile(&written, 0.99),
+                latencies.len() as f64 / took,
+                quantile(&latencies, 0.5),
+                quantile(&latencies, 0.99)
+            );
+        }
+    }
+    let listed = running.ask("GET", "/v1/status", b"")?;
+    let listed: serde_json::Value = serde_json::from_slice(&listed)?;
+    let open = &listed["streams"]["open"];
+    println!("\n{} streams were opened, {open} are open", streams.len());
+    Ok(())
+}
+
+/// Puts at a pace for a time, 0 for none; microseconds that each took, shortest first.
+fn write_for(running: &Running, time: Duration, writers: usize, puts: usize) -> Result<Vec<u32>> {
+    if puts == 0 {
+        thread::sleep(time);
+        return Ok(Vec::new());
+    }
+    let end = Instant::now() + time;
+    let pace = Duration::from_secs_f64(writers as f64 / puts as f64);
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..writers)
+            .map(|number| scope.spawn(move || write(running, number, pace, end)))
+            .collect();
+        let mut took = Vec::new();
+        for writer in all {
+            took.extend(writer.join().expect("a writer does not panic")?);
+        }
+        took.sort_unstable();
+        Ok(took)
+    })
+}
+
+fn write(running: &Running, number: usize, pace: Duration, end: Instant) -> Result<Vec<u32>> {
+    let mut socket = TcpStream::connect(running.admin)?;
+    socket.set_nodelay(true)?;
+    let (mut took, mut next) = (Vec::new(), Instant::now());
+    for turn in 0.. {
+        let sent = Instant::now();
+        if sent >= end {
+            break;
+        }
+        let key = (turn * 7_919 + number * 104_729) % KEYS;
+        let value = format!("10.{}.{}.{}", turn >> 16 & 255, turn >> 8 & 255, turn & 255);
+        let head = format!(
+            "PUT /v1/kv/written/agent-{key} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n{value}",
+            running.admin,
+            value.len()
+        );
+        socket.write_all(head.as_bytes())?;
+        let (answer, _) = read_message(&mut socket)?;
+        ensure!(matches!(status(&answer)?, 200 | 201), "{answer}");
+        took.push(sent.elapsed().as_micros() as u32);
+        next += pace;
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    Ok(took)
+}

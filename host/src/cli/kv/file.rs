@@ -1,0 +1,155 @@
+//! `throwbar kv backup`, `compact` and `check`: the data file as a whole.
+
+use crate::cli::client::Client;
+use crate::cli::output::{self, Out, counted, size};
+use crate::cli::{Ended, Exit};
+use crate::store::data_file::{Contents, check_data_file};
+use anyhow::Context;
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde_json::json;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Copy the data file of a running proxy, as it is at one revision, and check the copy
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  throwbar kv backup store-monday.redb
+  throwbar kv backup store.redb.backup --force    replace the one of before
+
+To restore one, end the proxy, move the file to store.redb of its data directory, and start it again.")]
+pub(super) struct BackupArgs {
+    /// The file to write; it appears when it is whole
+    file: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
+}
+
+/// Make the data file of a running proxy smaller: writes wait until it is done, reads go on
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  throwbar kv compact")]
+pub(super) struct CompactArgs {
+    /// Print sizes as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Read a whole data file that no proxy uses, such as a backup, and say whether it is sound
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  throwbar kv check store-monday.redb")]
+pub(super) struct CheckArgs {
+    /// The file
+    file: PathBuf,
+    /// Print what is in it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Writes a backup and checks it.
+///
+/// # Errors
+/// If the file is there already, if it cannot be written, or if what came is not sound.
+pub(super) async fn backup(client: &Client, args: &BackupArgs) -> anyhow::Result<()> {
+    let name = args.file.display();
+    if !args.force && args.file.symlink_metadata().is_ok() {
+        return Err(Ended::error(
+            Exit::Failed,
+            format!(
+                "{name}: it is there already, expected a new file: give another name, or --force"
+            ),
+        ));
+    }
+    let dir = match args.file.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    anyhow::ensure!(dir.is_dir(), "{name}: no directory {}", dir.display());
+    // Its own message names the temporary file, which nobody asked for.
+    let mut kept = tempfile::NamedTempFile::new_in(dir).map_err(|error| {
+        let place = dir.display();
+        anyhow::anyhow!("{name}: cannot create a file in {place}: {}", error.kind())
+    })?;
+    let mut body = client.stream_post("/v1/store/backup").await?.into_body();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(|error| client.broken(error))?.into_data() {
+            kept.write_all(&data).with_context(|| format!("{name}"))?;
+        }
+    }
+    let contents = check_data_file(kept.path()).map_err(|error| {
+        anyhow::anyhow!("{name}: not written, for what came is no backup: {error}")
+    })?;
+    let bytes = kept.as_file().metadata()?.len();
+    kept.as_file()
+        .sync_all()
+        .with_context(|| format!("{name}"))?;
+    let persisted = match args.force {
+        true => kept.persist(&args.file),
+        false => kept.persist_noclobber(&args.file),
+    };
+    persisted.map_err(|error| anyhow::anyhow!("{name}: {}", error.error))?;
+    // Its name is on disk, too, when this says so.
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .with_context(|| format!("{name}"))?;
+    output::aside(format_args!("{name}: {}, {}", said(&contents), size(bytes)));
+    Ok(())
+}
+
+/// What the proxy answers.
+#[derive(Deserialize)]
+struct Sizes {
+    bytes_before: u64,
+    bytes_after: u64,
+}
+
+/// Compacts the data file.
+///
+/// # Errors
+/// If the proxy cannot be reached or refuses.
+pub(super) async fn compact(client: &Client, args: &CompactArgs) -> anyhow::Result<()> {
+    let answer = client.post_json("/v1/store/compact", &json!({})).await?;
+    let mut out = Out::stdout();
+    if args.json {
+        out.json(&answer.json()?)?;
+    } else {
+        let sizes: Sizes = answer.json()?;
+        let (before, after) = (size(sizes.bytes_before), size(sizes.bytes_after));
+        out.line(format_args!("data file: {before} before, {after} now"))?;
+    }
+    out.flush()
+}
+
+/// Checks a data file; needs no proxy.
+///
+/// # Errors
+/// If it is not sound, or in use.
+pub(super) fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    let contents = check_data_file(&args.file)?;
+    let mut out = Out::stdout();
+    if args.json {
+        out.json(&json!({
+            "revision": contents.revision,
+            "buckets": contents.buckets,
+            "keys": contents.keys,
+        }))?;
+    } else {
+        out.line(format_args!(
+            "{}: sound, {}",
+            args.file.display(),
+            said(&contents)
+        ))?;
+    }
+    out.flush()
+}
+
+fn said(contents: &Contents) -> String {
+    format!(
+        "{} in {} at revision {}",
+        counted(contents.keys, "key"),
+        counted(contents.buckets, "bucket"),
+        contents.revision
+    )
+}

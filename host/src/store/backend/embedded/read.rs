@@ -1,0 +1,116 @@
+//! What is read of the file: its mark, and whole buckets.
+
+use redb::{Database, ReadableDatabase};
+
+use super::sum::Sum;
+use super::{
+    BUCKETS, DEADLINES, ENTRIES, FORMAT, META, META_FORMAT, META_REVISION, META_WRITES, Mark,
+};
+use crate::store::backend::Loaded;
+use crate::store::table::Record;
+use crate::store::{BucketConfig, Deadline, Entry, Revision, Value};
+
+pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Mark, redb::Error> {
+    let transaction = db.begin_read()?;
+    let meta = transaction.open_table(META)?;
+    let number = |name| {
+        meta.get(name)
+            .map(|found| found.map(|number| number.value()))
+    };
+    match (number(META_FORMAT)?, number(META_REVISION)?) {
+        (Some(FORMAT), Some(revision)) => Ok(Mark {
+            revision: Revision(revision),
+            writes: number(META_WRITES)?.unwrap_or(0),
+        }),
+        (format, _) => Err(redb::Error::Corrupted(format!(
+            "format {}, expected {FORMAT}",
+            format.map_or("unknown".into(), |format| format.to_string())
+        ))),
+    }
+}
+
+/// A key and why its value is not one of the bucket's kind.
+type Refused = (String, String);
+
+pub(super) fn read_bucket(
+    db: &Database,
+    bucket: &BucketConfig,
+) -> Result<(Loaded, Option<Refused>), redb::Error> {
+    let transaction = db.begin_read()?;
+    let name = bucket.name.as_bytes();
+    let sums = transaction.open_table(BUCKETS)?;
+    let expected = sums
+        .get(name)?
+        .map(|sum| Sum::from(sum.value()))
+        .unwrap_or_default();
+    let mut found = Sum {
+        revision: expected.revision,
+        ..Sum::default()
+    };
+    let mut records =
+        Vec::with_capacity(usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0));
+    let mut refused = None;
+    let mut deadlines = read_deadlines(&transaction, name)?.into_iter().peekable();
+    let entries = transaction.open_table(ENTRIES)?;
+    let end = end_of(name);
+    for entry in entries.range((name, &[][..])..(end.as_slice(), &[][..]))? {
+        let (key, value) = entry?;
+        let (_, key) = key.value();
+        let (revision, value) = value.value();
+        let deadline = deadlines.next_if(|(ending, _)| ending == key);
+        let deadline = deadline.and_then(|(_, millis)| Deadline::from_millis(millis));
+        found.add(key, revision, value, deadline);
+        let key = std::str::from_utf8(key)
+            .map_err(|_| redb::Error::Corrupted("a key is not UTF-8".into()))?;
+        match Value::parse(bucket.values, value) {
+            Ok(value) => {
+                let revision = Revision(revision);
+                records.push(Record::new(
+                    key,
+                    Entry {
+                        value,
+                        revision,
+                        deadline,
+                    },
+                ));
+            }
+            Err(error) => {
+                refused.get_or_insert((key.to_owned(), error.0));
+            }
+        }
+    }
+    // A deadline without its entry stops the walk before its end.
+    if found != expected || deadlines.next().is_some() {
+        return Err(redb::Error::Corrupted(format!(
+            "bucket {:?}: {} entries were found that do not add up to the {} that were written",
+            bucket.name, found.entries, expected.entries
+        )));
+    }
+    let revision = Revision(found.revision);
+    Ok((Loaded { records, revision }, refused))
+}
+
+/// The next string after a bucket's name: what lies between belongs to the bucket.
+fn end_of(name: &[u8]) -> Vec<u8> {
+    [name, &[0]].concat()
+}
+
+/// Keys of a bucket that end, and when, in order.
+fn read_deadlines(
+    transaction: &redb::ReadTransaction,
+    name: &[u8],
+) -> Result<Vec<(Vec<u8>, u64)>, redb::Error> {
+    let table = match transaction.open_table(DEADLINES) {
+        Ok(table) => table,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let end = end_of(name);
+    let range = table.range((name, &[][..])..(end.as_slice(), &[][..]))?;
+    range
+        .map(|deadline| {
+            let (key, millis) = deadline?;
+            Ok((key.value().1.to_vec(), millis.value()))
+        })
+        .collect()
+}

@@ -1,0 +1,181 @@
+//! The suites of the store itself, on an engine's real server.
+
+use super::relay::Relay;
+use super::*;
+use crate::store::backend::Backends;
+use crate::store::clock::Clock;
+use crate::store::shared::link::Link;
+use crate::store::tests::conformance::{Bed, conforms, steps};
+use crate::store::tests::histories::{Nodes, is_explained};
+use crate::store::{
+    BackendKind, BucketConfig, BucketId, CommitError, SharedSettings, Store, ValueKind, Write,
+    WriteBatch,
+};
+use proptest::test_runner::{Config, TestRunner};
+use std::path::Path;
+use std::sync::Arc;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Which name its buckets have does not matter: the engine is given.
+const KIND: BackendKind = BackendKind::Etcd;
+const CASES: u32 = 16;
+
+fn runtime() -> Runtime {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).enable_all().build();
+    runtime.expect("a runtime can be made")
+}
+
+fn store_on(engine: impl Engine, dir: &Path, buckets: &[BucketConfig]) -> Store {
+    let links = Links::new(SharedSettings::default(), dir);
+    links.add(KIND, move |wake| {
+        let timeout = Duration::from_secs(10);
+        Link::start(engine, "tested", timeout, wake).map_err(|error| error.to_string())
+    });
+    let backends = Backends::with_links(dir, Arc::new(links));
+    Store::with_backends(buckets, backends, Clock::system()).expect("the server is there")
+}
+
+/// Waits until a store can write again, by a write that changes nothing.
+fn until_back(runtime: &Runtime, store: &Store) {
+    let bucket = BucketId(0);
+    let nothing = WriteBatch {
+        writes: vec![Write::delete(bucket, "never")],
+        ..WriteBatch::default()
+    };
+    let back = async {
+        while let Err(CommitError::Unavailable(_) | CommitError::Unknown(_)) =
+            store.commit(nothing.clone()).await
+        {
+            // Another try is the only way to learn that it is back.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let back = async { timeout(SOON, back).await };
+    runtime.block_on(back).expect("it is back in time");
+}
+
+/// One case: a prefix of its own, and a network that can be cut.
+struct Place<'s, S> {
+    server: &'s S,
+    runtime: &'s Runtime,
+    relay: Relay,
+    prefix: String,
+    dir: TempDir,
+    store: Option<Store>,
+}
+
+impl<S: Server> Bed for Place<'_, S> {
+    fn open(&mut self, buckets: &[BucketConfig]) -> Store {
+        let engine = self.server.engine(&self.relay.address(), &self.prefix);
+        let store = store_on(engine, self.dir.path(), buckets);
+        self.store.insert(store).clone()
+    }
+    fn kind(&self) -> BackendKind {
+        KIND
+    }
+    fn lasts(&self) -> bool {
+        true
+    }
+    fn kill(&mut self, store: Store) {
+        drop((store, self.store.take()));
+    }
+    fn fail(&mut self, fails: bool) -> bool {
+        match fails {
+            true => self.runtime.block_on(self.relay.cut_whole()),
+            false => {
+                self.relay.restore();
+                let store = self.store.as_ref().expect("it is open");
+                until_back(self.runtime, store);
+            }
+        }
+        true
+    }
+    fn now(&self) -> u64 {
+        0
+    }
+    fn advance(&mut self, _millis: u64) {}
+    fn tick(&self) -> u64 {
+        1
+    }
+    fn is_exact(&self) -> bool {
+        false
+    }
+}
+
+/// The suite of all backends: without deadlines, which the suite of engines has.
+pub(super) fn the_store_conforms<S: Server>() {
+    let runtime = runtime();
+    let Some(server) = runtime.block_on(S::start()) else {
+        return;
+    };
+    let config = Config {
+        cases: CASES,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let case = std::cell::Cell::new(0);
+    let result = TestRunner::new(config).run(&steps(), |steps| {
+        case.set(case.get() + 1);
+        let place = Place {
+            server: &server,
+            runtime: &runtime,
+            relay: runtime.block_on(Relay::start(server.address())),
+            prefix: format!("case-{}", case.get()),
+            dir: TempDir::new().expect("a directory can be made"),
+            store: None,
+        };
+        conforms(place, &steps)
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Three stores on one server, which may be killed.
+struct Fleet<'s, S> {
+    server: S,
+    runtime: &'s Runtime,
+    stores: Vec<Store>,
+    _dirs: Vec<TempDir>,
+}
+
+impl<S: Server> Nodes for Fleet<'_, S> {
+    fn store(&self, client: usize) -> Store {
+        self.stores[client % self.stores.len()].clone()
+    }
+    fn reads_agree(&self) -> bool {
+        false
+    }
+    fn crash(&mut self) {
+        self.server.kill();
+    }
+    fn recover(&mut self) {
+        self.runtime.block_on(self.server.start_again());
+        for store in &self.stores {
+            until_back(self.runtime, store);
+        }
+    }
+}
+
+/// Compare-and-set by three proxies at once, beside kills of the server.
+pub(super) fn histories_are_linearizable<S: Server>(kills: usize) {
+    let runtime = runtime();
+    let Some(server) = runtime.block_on(S::start()) else {
+        return;
+    };
+    let dirs: Vec<_> = (0..3)
+        .map(|_| TempDir::new().expect("a directory"))
+        .collect();
+    let bucket = BucketConfig::new("e", KIND, ValueKind::Bytes);
+    let stores = dirs.iter().map(|dir| {
+        let engine = server.engine(&server.address(), "histories");
+        store_on(engine, dir.path(), std::slice::from_ref(&bucket))
+    });
+    let mut fleet = Fleet {
+        stores: stores.collect(),
+        runtime: &runtime,
+        server,
+        _dirs: dirs,
+    };
+    is_explained(&mut fleet, kills);
+}

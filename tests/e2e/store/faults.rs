@@ -1,0 +1,167 @@
+//! Disks that are full or refuse to be written, and syncing later: with a real process on a real file.
+
+use crate::harness::proxy::{command_under, run_with};
+use crate::harness::{Request, Setup, TestProxy, TestUpstream, eventually};
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use std::collections::BTreeMap;
+
+/// A bucket of bytes on disk, and nothing that takes long to start.
+pub(super) const NOTES: &str = "
+[buckets.notes]
+values = \"bytes\"
+[[route]]
+name = \"all\"
+reply = { status = 204 }
+";
+
+/// All keys of the bucket with their values.
+pub(super) async fn export(proxy: &TestProxy) -> BTreeMap<String, String> {
+    let lines = proxy.admin().get("/v1/kv/notes?format=ndjson").await.text();
+    let entry = |line: &str| {
+        let entry: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let text = |name: &str| entry[name].as_str().expect("text").to_owned();
+        (text("key"), text("value"))
+    };
+    lines.lines().map(entry).collect()
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_keeps_what_was_acknowledged_and_takes_writes_again() {
+    let upstream = TestUpstream::saying("hello").await;
+    let routed = format!(
+        "[buckets.notes]\nvalues = \"bytes\"\n[[route]]\nname = \"all\"\nto = \"{}\"\n",
+        upstream.address
+    );
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = Setup::new(routed).text();
+    std::fs::write(dir.path().join("throwbar.toml"), text).expect("written");
+    // A write beyond the limit is an error then, and does not end the process.
+    let under = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
+    let mut proxy = TestProxy::start_under(dir, &under, &["serve", "throwbar.toml"]).await;
+    let pid = Pid::from_raw(proxy.pid() as i32).expect("a process id");
+    let size = std::fs::metadata(proxy.file("data/store.redb"))
+        .expect("a file")
+        .len();
+    let limit = |current| Rlimit {
+        current,
+        maximum: None,
+    };
+    prlimit(Some(pid), Resource::Fsize, limit(Some(size + (256 << 10)))).expect("it is ours");
+    let (admin, value) = (proxy.admin(), "x".repeat(50_000));
+    let mut acknowledged = BTreeMap::new();
+    let refused = loop {
+        let key = format!("key-{}", acknowledged.len());
+        let answer = admin
+            .put(&format!("/v1/kv/notes/{key}"), value.clone())
+            .await;
+        if answer.status != 201 {
+            break answer;
+        }
+        acknowledged.insert(key, value.clone());
+        assert!(acknowledged.len() < 1_000, "the limit is no limit");
+    };
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    let detail = refused.json()["detail"]
+        .as_str()
+        .expect("a reason")
+        .to_owned();
+    assert!(
+        detail.contains("store.redb") && detail.contains("File too large"),
+        "{detail}"
+    );
+    assert!(!acknowledged.is_empty());
+    // Reads and routing go on.
+    assert_eq!(export(&proxy).await, acknowledged);
+    assert_eq!(proxy.get("/", &[]).await.status, 200);
+
+    prlimit(Some(pid), Resource::Fsize, limit(None)).expect("it is ours");
+    admin.set("notes", "after", "1").await;
+    acknowledged.insert("after".to_owned(), "1".to_owned());
+    proxy.kill().await;
+    proxy.start_again().await;
+    assert_eq!(export(&proxy).await, acknowledged);
+}
+
+#[tokio::test]
+async fn a_disk_that_may_only_be_read_is_told_at_the_start_and_left_as_it_is() {
+    let mut proxy = TestProxy::start(NOTES).await;
+    proxy.admin().set("notes", "k", "1").await;
+    proxy.signal(Signal::TERM);
+    proxy.ended().await;
+    let file = proxy.file("data/store.redb");
+    let whole = std::fs::read(&file).expect("the data file");
+    let script = "mount --bind data data && mount -o remount,bind,ro data || exit 77; exec \"$@\"";
+    let under = ["unshare", "-rm", "sh", "-c", script, "sh"].map(str::to_owned);
+    let ended = run_with(
+        command_under(&under),
+        proxy.dir(),
+        &["serve", "throwbar.toml"],
+    )
+    .await;
+    if ended.code == 77 || ended.stderr.contains("unshare") {
+        eprintln!("NOT TESTED, for this user may not mount: {}", ended.stderr);
+        return;
+    }
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("store.redb"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("Read-only file system"),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(std::fs::read(&file).expect("the data file"), whole);
+    proxy.start_again().await;
+    assert_eq!(export(&proxy).await["k"], "1");
+}
+
+#[tokio::test]
+async fn a_store_that_syncs_later_loses_the_newest_by_a_kill_and_nothing_by_a_regular_end() {
+    let config = format!("[store.embedded]\nsync = \"interval\"\nsync_interval = \"60s\"\n{NOTES}");
+    let mut proxy = TestProxy::start(&config).await;
+    let put = async |proxy: &TestProxy, from: u32, to: u32| {
+        let admin = proxy.admin();
+        for number in from..to {
+            admin.set("notes", &format!("{number:03}"), "1").await;
+        }
+    };
+    put(&proxy, 0, 30).await;
+    proxy.signal(Signal::TERM);
+    proxy.ended().await;
+    proxy.start_again().await;
+    assert_eq!(export(&proxy).await.len(), 30);
+    put(&proxy, 30, 60).await;
+    proxy.kill().await;
+    proxy.start_again().await;
+    // As it was after one of the writes: here, after the last that was synced.
+    assert_eq!(export(&proxy).await.len(), 30);
+    let config = config.replace("60s", "5ms");
+    std::fs::write(proxy.file("throwbar.toml"), Setup::new(config).text()).expect("written");
+    proxy.kill().await;
+    proxy.start_again().await;
+    put(&proxy, 30, 40).await;
+    // Some time after the last one it is on disk: the file says so.
+    eventually("everything is synced", async || {
+        let copy = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(copy.path().join("data")).expect("made");
+        let from = std::fs::read(proxy.file("data/store.redb")).expect("the data file");
+        std::fs::write(copy.path().join("data/store.redb"), from).expect("written");
+        let text = Setup::new(NOTES).text();
+        std::fs::write(copy.path().join("throwbar.toml"), text).expect("written");
+        let other = TestProxy::start_in(copy, &["serve", "throwbar.toml"]).await;
+        (export(&other).await.len() == 40).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_of_how_the_file_is_synced_needs_a_restart() {
+    let proxy = TestProxy::start(NOTES).await;
+    let config = format!("[store.embedded]\nsync = \"interval\"\n{NOTES}");
+    let request = Request::new("PUT", "/v1/config").body(Setup::new(config).text());
+    let answer = proxy.admin().send(request).await;
+    assert!(
+        answer.text().contains("store.embedded: needs a restart"),
+        "{}",
+        answer.text()
+    );
+}
