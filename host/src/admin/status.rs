@@ -61,7 +61,7 @@ DELETE /v1/streams/drain/{id}       close no more of them
 GET    /id/{id}/mappings            a bucket as Caddy shows a map
 PATCH  /id/{id}/mappings            replace it as Caddy does, closing nothing; If-Match
 
-Changes take ?dry_run=true. Errors are application/problem+json.
+Changes but of /v1/store take ?dry_run=true. Errors are application/problem+json.
 ";
 
 /// `GET /`

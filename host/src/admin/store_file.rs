@@ -2,7 +2,7 @@
 
 use super::Data;
 use super::handed::Handed;
-use super::input::{Actor, audit};
+use super::input::{Actor, Query, audit};
 use super::problem::Problem;
 use crate::store::data_file::{Backup, FileError};
 use axum::Json;
@@ -22,8 +22,17 @@ const CHUNKS_AHEAD: usize = 4;
 const KEYS: HeaderName = HeaderName::from_static("throwbar-keys");
 const REVISION: HeaderName = HeaderName::from_static("throwbar-revision");
 
+/// Nothing: what a compaction would come to is only known when it is done, so it has no dry run.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoQuery {}
+
 /// `POST /v1/store/backup`
-pub(super) async fn backup(State(data): State<Data>, actor: Actor) -> Result<Response, Problem> {
+pub(super) async fn backup(
+    State(data): State<Data>,
+    Query(NoQuery {}): Query<NoQuery>,
+    actor: Actor,
+) -> Result<Response, Problem> {
     let path = "/v1/store/backup";
     let backup = audited(data.store.backup().await, &actor, path, "copied")?;
     let (contents, bytes) = (backup.contents, backup.bytes);
@@ -47,7 +56,11 @@ pub(super) async fn backup(State(data): State<Data>, actor: Actor) -> Result<Res
 }
 
 /// `POST /v1/store/compact`
-pub(super) async fn compact(State(data): State<Data>, actor: Actor) -> Result<Response, Problem> {
+pub(super) async fn compact(
+    State(data): State<Data>,
+    Query(NoQuery {}): Query<NoQuery>,
+    actor: Actor,
+) -> Result<Response, Problem> {
     let path = "/v1/store/compact";
     let compacted = audited(data.store.compact().await, &actor, path, "compacted")?;
     let sizes = json!({ "bytes_before": compacted.before, "bytes_after": compacted.after });

@@ -22,7 +22,7 @@ pub enum SyncPolicy {
     /// Before they are acknowledged: an acknowledged write survives a crash of the process and of the machine.
     #[default]
     Always,
-    /// Within this time: a crash of the process or of the machine loses what was acknowledged since the last sync, all
+    /// Within this time, or as soon as what is under way then has ended: a crash of the process or of the machine loses what was acknowledged since the last sync, all
     /// of it and nothing of before. Closing the store, as SIGTERM does, syncs.
     Interval(Duration),
 }

@@ -91,6 +91,12 @@ async fn a_compacted_file_is_smaller_and_the_proxy_goes_on() {
         .expect("a file")
         .len();
     assert_eq!(bytes("bytes_after"), size);
+    let tried = proxy
+        .admin()
+        .post("/v1/store/compact?dry_run=true", "")
+        .await;
+    assert_eq!(tried.status, 400, "{}", tried.text());
+    assert!(tried.text().contains("dry_run"), "{}", tried.text());
     proxy.admin().set("notes", "k", "2").await;
     assert_eq!(export(&proxy).await["k"], "2");
 }
