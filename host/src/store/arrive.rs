@@ -109,6 +109,8 @@ fn change(
         bucket_before: bucket.revision,
         bucket_after: bucket.revision,
         expired,
+        // Who wrote it, only the process knows that did.
+        origin: None,
     };
     if !change.is_touch() {
         change.bucket_after = bucket.revision.max(revision);

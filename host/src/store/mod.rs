@@ -20,6 +20,7 @@ pub mod batch;
 pub mod bucket;
 mod clock;
 mod expiry;
+pub mod history;
 mod hold;
 pub mod log;
 pub mod shared;
@@ -27,6 +28,7 @@ pub mod snapshot;
 mod table;
 #[cfg(test)]
 mod tests;
+mod undo;
 pub mod value;
 pub mod watch;
 mod writer;
@@ -34,8 +36,10 @@ mod writer;
 pub use batch::{Action, CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key};
 pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use clock::{Deadline, check_ttl};
+pub use history::{Event, Past};
 pub use hold::Hold;
 pub use snapshot::{Bucket, Entry, Page, Snapshot};
+pub use undo::UndoError;
 pub use value::{Target, Value, ValueError};
 pub use watch::{Position, Watch, WatchError};
 
@@ -87,6 +91,7 @@ struct Inner {
     submitted: Arc<Semaphore>,
     published: tokio::sync::watch::Receiver<Revision>,
     log: Arc<Log>,
+    past: Arc<history::Memory>,
     /// A mark of this process, which its memory buckets do not outlive.
     life: u32,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -179,11 +184,13 @@ impl Store {
         let newest = Arc::new(ArcSwap::from_pointee(first));
         let (publish, published) = tokio::sync::watch::channel(Revision::default());
         let log = Arc::new(Log::default());
+        let past = Arc::new(history::Memory::default());
         let writer = Writer::new(
             Arc::clone(&newest),
             backends,
             clock,
             Arc::clone(&log),
+            Arc::clone(&past),
             publish,
         );
         let thread = std::thread::Builder::new()
@@ -198,6 +205,7 @@ impl Store {
                 submitted: Arc::new(Semaphore::new(SUBMITTED_BATCHES_MAX)),
                 published,
                 log,
+                past,
                 life: ahash::RandomState::new().hash_one(0) as u32,
                 writer: Mutex::new(Some(thread)),
             }),

@@ -12,6 +12,7 @@ mod changes;
 mod deadlines;
 mod fleet;
 mod model;
+mod past;
 mod table;
 mod watching;
 

@@ -16,6 +16,7 @@ use super::backend::{Backends, Change, Failed, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
 use super::clock::Clock;
 use super::expiry::Deadlines;
+use super::history::{self, Histories};
 use super::log::Log;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
@@ -42,6 +43,11 @@ pub(super) enum Command {
     Reconfigure(Vec<BucketConfig>, oneshot::Sender<Result<(), OpenError>>),
     /// Other processes have written to a backend.
     Arrived(Wake),
+    /// What a backend keeps of the past of keys.
+    Histories(
+        BackendKind,
+        oneshot::Sender<Result<Box<dyn Histories>, String>>,
+    ),
     Close,
 }
 
@@ -64,6 +70,7 @@ pub(super) struct Writer {
     /// No entries are ended before.
     next_sweep: Instant,
     log: Arc<Log>,
+    past: Arc<history::Memory>,
     /// Old snapshots that a reader may still hold. Kept here so that it is this thread that frees them: what only
     /// they hold can be a whole bucket, too long a work for a thread that serves requests.
     retired: Vec<Arc<Snapshot>>,
@@ -86,12 +93,14 @@ impl Writer {
         backends: Backends,
         clock: Clock,
         log: Arc<Log>,
+        past: Arc<history::Memory>,
         published: watch::Sender<Revision>,
     ) -> Self {
         let mut deadlines = Deadlines::default();
         let first = newest.load_full();
         deadlines.read(&Snapshot::empty(), &first);
         log.read(&first);
+        past.read(&first);
         Self {
             newest,
             backends,
@@ -99,6 +108,7 @@ impl Writer {
             deadlines,
             next_sweep: Instant::now(),
             log,
+            past,
             retired: Vec::new(),
             published,
         }
@@ -148,6 +158,9 @@ impl Writer {
                     let _ = done.send(self.reconfigure(&buckets));
                 }
                 Command::Arrived(wake) => self.follow(wake.take()),
+                Command::Histories(backend, done) => {
+                    let _ = done.send(self.backends.histories(backend));
+                }
                 Command::Close => return,
             }
         }
@@ -206,7 +219,7 @@ impl Writer {
         let mut next = Snapshot::clone(&published);
         drop(published);
         let mut changes = Vec::with_capacity(ended.len());
-        expire(&mut next, ended, &mut changes);
+        expire(&mut next, ended, now, &mut changes);
         let pause = match self.backends.write(next.revision, &changes) {
             Ok(()) => {
                 self.publish(next, &changes);
@@ -275,6 +288,7 @@ impl Writer {
         let next = configure(&before, buckets, &mut self.backends)?;
         self.deadlines.read(&before, &next);
         self.log.read(&next);
+        self.past.read(&next);
         self.publish(next, &[]);
         Ok(())
     }
@@ -282,6 +296,8 @@ impl Writer {
     /// Makes a state the newest one, and tells of what it changed.
     fn publish(&mut self, next: Snapshot, changes: &[Change]) {
         let revision = next.revision;
+        // Whoever sees a change finds it in the past of its key.
+        self.past.add(changes, self.clock.now());
         self.retired.push(self.newest.swap(Arc::new(next)));
         for change in changes {
             self.deadlines.change(change);

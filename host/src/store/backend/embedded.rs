@@ -1,6 +1,6 @@
 //! The backend in one file, `store.redb` of the data directory: what it has acknowledged survives a crash.
 //!
-//! Four tables: `entries` maps (bucket, key) to (revision, value); `deadlines` has when those end that do; `buckets` maps a
+//! Four tables (and those of `history`): `entries` maps (bucket, key) to (revision, value); `deadlines` has when those end that do; `buckets` maps a
 //! bucket to its revision, its number of entries and the sum of their hashes, so that a damaged file is noticed when it is
 //! loaded and not when a request goes astray; `meta` has the format, the store's revision and the number of transactions.
 //! Each group of batches is one transaction.
@@ -19,9 +19,12 @@ use std::time::{Duration, Instant};
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::{Backend, Change, Loaded, WriteError};
+use crate::store::history::Histories;
 use crate::store::table::Record;
 use crate::store::{BucketConfig, Deadline, Entry, OpenError, Revision, Value};
 
+mod deadlines;
+mod history;
 mod sum;
 
 use sum::Sum;
@@ -47,8 +50,6 @@ type Key = (&'static [u8], &'static [u8]);
 const ENTRIES: TableDefinition<Key, (u64, &[u8])> = TableDefinition::new("entries");
 /// Bucket to (revision, entries, sum of their hashes).
 const BUCKETS: TableDefinition<&[u8], (u64, u64, u64)> = TableDefinition::new("buckets");
-/// [`Key`] to when its entry ends, in milliseconds of Unix time. Made with the first such entry.
-const DEADLINES: TableDefinition<Key, u64> = TableDefinition::new("deadlines");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 const META_REVISION: &str = "revision";
@@ -186,6 +187,15 @@ impl Backend for Embedded {
             }
         }
     }
+
+    fn histories(&mut self) -> Result<Box<dyn Histories>, String> {
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => self.reopen()?,
+        };
+        let read = guarded(|| Ok(self.db.insert(db).begin_read()?))?;
+        Ok(Box::new(history::Read(read)))
+    }
 }
 
 fn reversed(change: &Change) -> Change {
@@ -194,6 +204,7 @@ fn reversed(change: &Change) -> Change {
         after: change.before.clone(),
         bucket_before: change.bucket_after,
         bucket_after: change.bucket_before,
+        origin: None,
         ..change.clone()
     }
 }
@@ -360,7 +371,7 @@ fn read_bucket(
     let mut records =
         Vec::with_capacity(usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0));
     let mut refused = None;
-    let mut deadlines = read_deadlines(&transaction, name)?.into_iter().peekable();
+    let mut deadlines = deadlines::read(&transaction, name)?.into_iter().peekable();
     let entries = transaction.open_table(ENTRIES)?;
     let end = end_of(name);
     for entry in entries.range((name, &[][..])..(end.as_slice(), &[][..]))? {
@@ -405,56 +416,13 @@ fn end_of(name: &[u8]) -> Vec<u8> {
     [name, &[0]].concat()
 }
 
-/// Keys of a bucket that end, and when, in order.
-fn read_deadlines(
-    transaction: &redb::ReadTransaction,
-    name: &[u8],
-) -> Result<Vec<(Vec<u8>, u64)>, redb::Error> {
-    let table = match transaction.open_table(DEADLINES) {
-        Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let end = end_of(name);
-    let range = table.range((name, &[][..])..(end.as_slice(), &[][..]))?;
-    range
-        .map(|deadline| {
-            let (key, millis) = deadline?;
-            Ok((key.value().1.to_vec(), millis.value()))
-        })
-        .collect()
-}
-
-fn write_deadlines(
-    transaction: &redb::WriteTransaction,
-    changes: &[&Change],
-) -> Result<(), redb::Error> {
-    let deadline = |record: &Option<std::sync::Arc<Record>>| record.as_ref()?.entry.deadline;
-    let mut ending = changes
-        .iter()
-        .filter(|change| deadline(&change.before) != deadline(&change.after))
-        .peekable();
-    // Most groups have none, and need not look at the table.
-    if ending.peek().is_none() {
-        return Ok(());
-    }
-    let mut table = transaction.open_table(DEADLINES)?;
-    for change in ending {
-        let key = (change.bucket.name.as_bytes(), change.key());
-        match deadline(&change.after) {
-            Some(deadline) => table.insert(key, deadline.millis())?,
-            None => table.remove(key)?,
-        };
-    }
-    Ok(())
-}
-
 fn transact(db: &Database, mark: Mark, changes: &[Change]) -> Result<(), redb::Error> {
     // In order of place in the file; the changes of one key keep their order.
     let mut ordered: Vec<&Change> = changes.iter().collect();
     ordered.sort_by_key(|change| (change.bucket.name.as_bytes(), change.key()));
     let transaction = db.begin_write()?;
-    write_deadlines(&transaction, &ordered)?;
+    deadlines::write(&transaction, &ordered)?;
+    history::write(&transaction, &ordered)?;
     {
         let mut entries = transaction.open_table(ENTRIES)?;
         for change in ordered.into_iter().filter(|change| !change.is_touch()) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
+use super::history::{Histories, Origin};
 use super::table::Record;
 use super::writer::Command;
 use super::{BackendKind, BucketConfig, BucketId, Entry, OpenError, Revision};
@@ -31,6 +32,8 @@ pub(super) struct Change {
     pub(super) bucket_after: Revision,
     /// Whether it was deleted because its deadline had come.
     pub(super) expired: bool,
+    /// Who made it, if its bucket keeps a history and that is known.
+    pub(super) origin: Option<Arc<Origin>>,
 }
 
 impl Change {
@@ -152,6 +155,12 @@ pub(super) trait Backend: Send {
     /// to has nothing to say.
     fn follow(&mut self, _wake: Wake) {}
 
+    /// Reads, on another thread, what it keeps of the past of keys: that of every write so far. Only asked of a backend that
+    /// [keeps it](BackendKind::keeps_history).
+    fn histories(&mut self) -> Result<Box<dyn Histories>, String> {
+        Err("this backend keeps no history".into())
+    }
+
     /// What others have written since this was asked last. Values that do not fit their bucket are left out, and logged.
     fn arrived(&mut self) -> Vec<Arrival> {
         Vec::new()
@@ -233,6 +242,12 @@ impl Backends {
             .map_err(|error| WriteError::Unavailable(error.to_string()))
             .and_then(|embedded| embedded.write(revision, changes))
             .map_err(|error| Failed { backend, error })
+    }
+
+    /// What a backend keeps of the past of keys.
+    pub(super) fn histories(&mut self, kind: BackendKind) -> Result<Box<dyn Histories>, String> {
+        let backend = self.open(kind).map_err(|error| error.to_string())?;
+        backend.histories()
     }
 
     /// What others have written to a backend.
