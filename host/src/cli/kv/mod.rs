@@ -1,10 +1,13 @@
 //! `throwbar kv`: read and change the buckets of the store, through the admin API.
 
+mod chunks;
 mod export;
 mod foreign;
 mod format;
+mod history;
 mod import;
 mod list;
+mod source;
 mod watch;
 mod write;
 
@@ -191,6 +194,10 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Print the last values of a key, with the time and who wrote them
+    History(history::HistoryArgs),
+    /// Make a key, or all that one revision changed, what was before
+    Undo(history::UndoArgs),
     Import(import::Args),
     /// Write a whole bucket, as of one revision, to standard output or a file
     #[command(after_help = "\
@@ -205,6 +212,9 @@ Examples:
         /// The format
         #[arg(long, value_enum, default_value_t = Format::Lines)]
         format: Format,
+        /// Leave out when keys end; lines and one JSON object cannot say it
+        #[arg(long)]
+        without_deadlines: bool,
     },
 }
 
@@ -283,12 +293,24 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             limit,
             json,
         } => list::keys(&client, &bucket, prefix, limit, json).await,
+        Command::History(args) => history::history(&client, &args).await,
+        Command::Undo(args) => history::undo(&client, &args).await,
         Command::Import(args) => import::run(&client, &args).await,
         Command::Export {
             bucket,
             file,
             format,
-        } => export::run(&client, &bucket, file.as_deref(), format).await,
+            without_deadlines,
+        } => {
+            export::run(
+                &client,
+                &bucket,
+                file.as_deref(),
+                format,
+                !without_deadlines,
+            )
+            .await
+        }
     }
 }
 
