@@ -87,7 +87,7 @@ pub(super) async fn post(
             if query.chunk.is_some() {
                 // Whatever its length: only a chunk of it is held.
                 let body = Chunks::endless(&headers, body)?;
-                return Ok(chunks::import(order, intake, body));
+                return chunks::import(order, intake, body).await;
             }
             let mut body = Chunks::new(&headers, body, data.body_bytes_max)?;
             let (batch, ended) = import::take(intake, &mut body).await?;

@@ -303,3 +303,54 @@ impl Remembered {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{BackendKind, BucketConfig, Entry, Value, ValueKind};
+
+    #[test]
+    fn what_others_wrote_is_remembered_without_their_name() {
+        let config = BucketConfig {
+            history: 2,
+            ..BucketConfig::new("b", BackendKind::Memory, ValueKind::Bytes)
+        };
+        let config = Arc::new(config);
+        let record = |revision: u64| {
+            let entry = Entry {
+                value: Value::Bytes(revision.to_string().into_bytes().into()),
+                revision: Revision(revision),
+                deadline: None,
+            };
+            Record::new("k", entry)
+        };
+        let change = |before: Option<u64>, after: u64| Change {
+            bucket: Arc::clone(&config),
+            id: BucketId(0),
+            before: before.map(record),
+            after: Some(record(after)),
+            bucket_before: Revision(before.unwrap_or(0)),
+            bucket_after: Revision(after),
+            expired: false,
+            origin: None,
+        };
+        let memory = Memory::default();
+        memory.lock().push(Remembered::default());
+        memory.add(&[change(Some(3), 5), change(Some(5), 9)], 1_000);
+        let rows = memory.of_key(BucketId(0), "k");
+        let told = rows
+            .iter()
+            .map(|row| (row.revision.0, row.event, row.at, row.by.clone()));
+        let expected = [
+            (9, Event::Changed, Some(1_000), None),
+            (5, Event::Changed, Some(1_000), None),
+        ];
+        assert_eq!(told.collect::<Vec<_>>(), expected);
+        let steps = memory.of_revision(BucketId(0), Revision(9));
+        let [step] = &steps[..] else {
+            panic!("{steps:?}");
+        };
+        let before = step.before.as_ref().map(|row| row.revision.0);
+        assert_eq!((before, step.last.0), (Some(5), 9));
+    }
+}

@@ -166,6 +166,7 @@ impl Store {
     pub fn scratch(buckets: &[BucketConfig]) -> Result<Store, OpenError> {
         let in_memory = |bucket: &BucketConfig| BucketConfig {
             backend: BackendKind::Memory,
+            history: 0,
             ..bucket.clone()
         };
         let buckets: Vec<_> = buckets.iter().map(in_memory).collect();

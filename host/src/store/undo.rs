@@ -86,9 +86,12 @@ impl Store {
         if !config.backend.keeps_history() {
             return Ok(self.inner.past.of_key(bucket, key));
         }
-        let key = key.to_owned();
-        self.read_past(config.backend, move |past| past.of_key(&config.name, &key))
-            .await
+        let (key, kept) = (key.to_owned(), config.history as usize);
+        let rows = self.read_past(config.backend, move |past| past.of_key(&config.name, &key));
+        let mut rows = rows.await?;
+        // More are there until it is written again, if the config asks for fewer than before.
+        rows.truncate(kept);
+        Ok(rows)
     }
 
     /// A batch that makes a key what it was before its last change, or at a revision.
@@ -101,12 +104,13 @@ impl Store {
         key: &str,
         to: Option<Revision>,
     ) -> Result<WriteBatch, UndoError> {
-        let rows = self.history(bucket, key).await?;
+        // Taken first, so the rows have all that it has.
         let snapshot = self.snapshot();
+        let rows = self.history(bucket, key).await?;
         let found = snapshot.bucket(bucket).ok_or(UndoError::NoSuchBucket)?;
         let entry = found.get(key).map(|entry| entry.revision);
         let last = rows.first();
-        // What was written while no history was kept is not in the rows. But they may be newer than the snapshot.
+        // What was written while no history was kept is not in the rows. They may be newer than the snapshot.
         let is_seen = match (entry, last) {
             (_, Some(row)) if row.revision > snapshot.revision() => true,
             (Some(entry), Some(row)) => entry <= row.revision,

@@ -30,7 +30,16 @@ const REST_TIMEOUT: Duration = Duration::from_secs(5);
 const LINES_AHEAD: usize = 4;
 
 /// The answer, lines of JSON, which does the work while it is taken. The last line has either `outcome` or `problem`.
-pub(super) fn import(order: Order, intake: Intake, body: Chunks) -> Response {
+///
+/// # Errors
+/// If nothing arrives. It is waited for, because a client may hold its body back until it is asked for: once the answer has
+/// begun it is too late for that.
+pub(super) async fn import(
+    order: Order,
+    intake: Intake,
+    mut body: Chunks,
+) -> Result<Response, Problem> {
+    let first = body.next().await?;
     let (lines, told) = mpsc::channel(LINES_AHEAD);
     let work = async move {
         let mut run = Run {
@@ -41,8 +50,7 @@ pub(super) fn import(order: Order, intake: Intake, body: Chunks) -> Response {
             line: 0,
             sum: None,
         };
-        let mut body = body;
-        match run.all(intake, &mut body).await {
+        match run.all(intake, first, &mut body).await {
             Ok(ended) => run.tell(&run.done(ended)).await,
             Err(problem) => {
                 run.tell(&run.progress(Some(&problem))).await;
@@ -53,7 +61,7 @@ pub(super) fn import(order: Order, intake: Intake, body: Chunks) -> Response {
         }
     };
     let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    (content_type, Body::new(Worked::new(Box::pin(work), told))).into_response()
+    Ok((content_type, Body::new(Worked::new(Box::pin(work), told))).into_response())
 }
 
 struct Run {
@@ -69,9 +77,13 @@ struct Run {
 
 impl Run {
     /// Applies all, and returns how many entries had ended.
-    async fn all(&mut self, mut intake: Intake, body: &mut Chunks) -> Result<u64, Problem> {
+    async fn all(
+        &mut self,
+        mut intake: Intake,
+        mut data: Option<Bytes>,
+        body: &mut Chunks,
+    ) -> Result<u64, Problem> {
         loop {
-            let data = body.next().await?;
             let is_end = data.is_none();
             intake = offload(move || {
                 match data {
@@ -91,6 +103,7 @@ impl Run {
             if is_end {
                 return Ok(intake.ended());
             }
+            data = body.next().await?;
         }
     }
 

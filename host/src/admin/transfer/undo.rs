@@ -1,7 +1,7 @@
 //! `POST /v1/kv/{bucket}/undo`: makes a key, or all that one revision changed, what was before, by a write like any other.
 
 use super::Order;
-use crate::admin::input::{parse_json, read_body};
+use crate::admin::input::{audit, parse_json, read_body};
 use crate::admin::kv::{bucket_condition, condition, undo_problem};
 use crate::admin::problem::Problem;
 use crate::store::{Expect, Revision, Write, WriteBatch};
@@ -35,13 +35,29 @@ pub(super) async fn post(
         return Err(super::bad_query("replace makes no sense for an undo"));
     }
     let body = read_body(headers, body, BODY_BYTES_MAX).await?;
-    let (batch, left_out) = match parse_json(&body)? {
+    let planned = plan(&order, headers, &body).await;
+    let (batch, left_out) = planned
+        .inspect_err(|problem| audit(&order.actor, "POST", &order.path, problem.code, None))?;
+    let mut answer = order.commit(batch).await?;
+    if let Some(left_out) = left_out {
+        answer["left_out"] = left_out.into();
+    }
+    Ok(Json(answer).into_response())
+}
+
+/// What is to be written, and how many keys are left as they are, if some may be.
+async fn plan(
+    order: &Order,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<(WriteBatch, Option<usize>), Problem> {
+    match parse_json(body)? {
         Sent {
             key: Some(key),
             to,
             revision: None,
             skip_changed: false,
-        } => (of_key(&order, headers, &key, to).await?, None),
+        } => Ok((of_key(order, headers, &key, to).await?, None)),
         Sent {
             key: None,
             to: None,
@@ -53,26 +69,19 @@ pub(super) async fn post(
                 let bucket = snapshot.bucket(order.bucket);
                 bucket.map_or(Ok(Expect::Any), |bucket| bucket_condition(headers, bucket))?
             };
-            let prefix = order.caller.prefix();
-            let undone =
-                order
-                    .store
-                    .undo_revision(order.bucket, Revision(revision), skip_changed, prefix);
+            let (revision, prefix) = (Revision(revision), order.caller.prefix());
+            let undone = order
+                .store
+                .undo_revision(order.bucket, revision, skip_changed, prefix);
             let (mut batch, left_out) = undone.await.map_err(undo_problem)?;
             batch.expect = vec![(order.bucket, expect)];
-            (batch, skip_changed.then_some(left_out))
+            Ok((batch, skip_changed.then_some(left_out)))
         }
-        _ => {
-            let detail =
-                "body: expected key, and to if need be; or revision, and skip_changed if need be";
-            return Err(Problem::invalid("invalid-body", detail));
-        }
-    };
-    let mut answer = order.commit(batch).await?;
-    if let Some(left_out) = left_out {
-        answer["left_out"] = left_out.into();
+        _ => Err(Problem::invalid(
+            "invalid-body",
+            "body: expected key, and to if need be; or revision, and skip_changed if need be",
+        )),
     }
-    Ok(Json(answer).into_response())
 }
 
 async fn of_key(

@@ -13,16 +13,12 @@ use http::{Method, header};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-/// Arguments of `kv import`.
-///
 /// Write a whole file into a bucket, all or none, under one revision
 ///
 /// The format is found by itself if it is one of: lines `KEY VALUE` (`#` begins a comment line), lines of JSON
 /// {"key":…,"value":…}, or one JSON object {"KEY":"VALUE",…}.
 #[derive(Debug, clap::Args)]
-#[command(
-    about = "Write a whole file into a bucket, all or none, under one revision",
-    after_help = "\
+#[command(after_help = "\
 Examples:
   throwbar kv import upstreams map.txt
   throwbar kv import upstreams map.txt --replace     the file becomes the whole bucket
@@ -31,8 +27,7 @@ Examples:
   throwbar kv import upstreams huge.ndjson --chunk 10000   any length, written 10,000 rows at a time
   throwbar kv import upstreams hosts.map --format haproxy-map
   throwbar kv import upstreams nginx.conf --format nginx-map --map '$upstream'
-  generate-map | throwbar kv import upstreams -"
-)]
+  generate-map | throwbar kv import upstreams -")]
 pub(super) struct Args {
     /// The bucket
     bucket: String,

@@ -124,6 +124,34 @@ fn what_ended_is_in_the_past_and_comes_back() {
 }
 
 #[test]
+fn a_value_comes_back_with_the_deadline_it_was_written_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, bucket) = open(&keeping(BackendKind::Embedded, 5), dir.path());
+    commit(
+        &store,
+        put_for(bucket, "k", "1", Some(Duration::from_secs(3600))),
+    );
+    let deadline = |store: &Store| {
+        let snapshot = store.snapshot();
+        snapshot.bucket(bucket).unwrap().get("k").unwrap().deadline
+    };
+    let given = deadline(&store);
+    commit(&store, put(bucket, "k", "2"));
+    assert_eq!(deadline(&store), None);
+    commit(&store, undo(&store, bucket, "k", None));
+    assert_eq!(
+        (value(&store, bucket, "k").as_deref(), deadline(&store)),
+        (Some("1"), given)
+    );
+    let beyond = Write {
+        until: Deadline::from_millis(u64::MAX),
+        ..Write::put(bucket, "k", *b"3")
+    };
+    let refused = wait(store.commit(batch(vec![beyond]))).unwrap_err();
+    assert!(refused.to_string().contains("within 3650d"), "{refused}");
+}
+
+#[test]
 fn a_key_goes_back_step_by_step_or_to_a_revision_unless_it_was_changed_meanwhile() {
     for kind in KINDS {
         let dir = tempfile::tempdir().unwrap();

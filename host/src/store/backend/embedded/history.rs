@@ -4,7 +4,6 @@
 //! key became; `history_order` has the same rows by (bucket, revision, key) with their sizes, so that the oldest of a
 //! bucket are found, and all of one revision; `history_sizes` maps a bucket to the sum of these.
 
-use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, TableError, WriteTransaction};
@@ -40,53 +39,42 @@ pub(super) fn write(
     changes: &[&Change],
 ) -> Result<(), redb::Error> {
     let is_kept = |change: &&&Change| change.bucket.history > 0 && !change.is_touch();
-    let mut kept = changes.iter().filter(is_kept).peekable();
+    let kept: Vec<&Change> = changes.iter().filter(is_kept).copied().collect();
     // Most groups have none, and need not look at the tables.
-    if kept.peek().is_none() {
+    if kept.is_empty() {
         return Ok(());
     }
-    let mut tables = Tables::open(transaction)?;
-    let mut configs: HashMap<&str, &BucketConfig> = HashMap::new();
-    for change in kept {
-        let name = change.bucket.name.as_str();
-        match change.origin {
-            Some(_) => tables.add(change)?,
-            None => tables.remove(name.as_bytes(), change.key(), change.bucket_before.0)?,
+    let mut sizes = transaction.open_table(SIZES)?;
+    let mut tables = Tables {
+        rows: transaction.open_table(ROWS)?,
+        order: transaction.open_table(ORDER)?,
+        size: 0,
+    };
+    // They are in the order of buckets.
+    for changes in kept.chunk_by(|one, next| one.bucket.name == next.bucket.name) {
+        let [.., last] = changes else { continue };
+        let bucket = last.bucket.name.as_bytes();
+        tables.size = sizes.get(bucket)?.map_or(0, |size| size.value());
+        for change in changes {
+            match change.origin {
+                Some(_) => tables.add(change)?,
+                None => tables.remove(bucket, change.key(), change.bucket_before.0)?,
+            }
         }
-        configs.insert(name, &change.bucket);
+        tables.shrink(&last.bucket)?;
+        sizes.insert(bucket, tables.size)?;
     }
-    for config in configs.into_values() {
-        tables.shrink(config)?;
-    }
-    tables.write_sizes()
+    Ok(())
 }
 
 struct Tables<'t> {
     rows: redb::Table<'t, Key, Value>,
     order: redb::Table<'t, (&'static [u8], u64, &'static [u8]), u64>,
-    /// Sizes of buckets as far as they were changed.
-    sizes: HashMap<Box<[u8]>, u64>,
-    stored: redb::Table<'t, &'static [u8], u64>,
+    /// Of the bucket that is written to.
+    size: u64,
 }
 
-impl<'t> Tables<'t> {
-    fn open(transaction: &'t WriteTransaction) -> Result<Self, redb::Error> {
-        Ok(Self {
-            rows: transaction.open_table(ROWS)?,
-            order: transaction.open_table(ORDER)?,
-            sizes: HashMap::new(),
-            stored: transaction.open_table(SIZES)?,
-        })
-    }
-
-    fn size(&mut self, bucket: &[u8]) -> Result<&mut u64, redb::Error> {
-        if !self.sizes.contains_key(bucket) {
-            let stored = self.stored.get(bucket)?.map_or(0, |size| size.value());
-            self.sizes.insert(bucket.into(), stored);
-        }
-        Ok(self.sizes.entry(bucket.into()).or_default())
-    }
-
+impl Tables<'_> {
     fn add(&mut self, change: &Change) -> Result<(), redb::Error> {
         let record = change.after.as_ref().or(change.before.as_ref());
         let Some(key) = record.map(|record| record.key()) else {
@@ -94,7 +82,7 @@ impl<'t> Tables<'t> {
         };
         let bucket = change.bucket.name.as_bytes();
         let all = all_of(bucket, key.as_bytes());
-        let last = match self.rows.range(all.clone())?.next_back() {
+        let last = match self.rows.range(all)?.next_back() {
             None => None,
             Some(row) => {
                 let (at, row) = row?;
@@ -112,20 +100,27 @@ impl<'t> Tables<'t> {
             self.insert(bucket, key, &row)?;
         }
         let kept = u64::from(change.bucket.history);
+        match newest.checked_sub(kept) {
+            Some(last) => self.trim(bucket, key.as_bytes(), last),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets the rows of a key go up to a place.
+    fn trim(&mut self, bucket: &[u8], key: &[u8], last: u64) -> Result<(), redb::Error> {
         loop {
-            let oldest = match self.rows.range(all.clone())?.next() {
-                None => break,
+            let (revision, place) = match self.rows.range(all_of(bucket, key))?.next() {
+                None => return Ok(()),
                 Some(row) => {
                     let (at, row) = row?;
                     (at.value().2, row.value().0)
                 }
             };
-            if oldest.1 + kept > newest {
-                break;
+            if place > last {
+                return Ok(());
             }
-            self.remove(bucket, key.as_bytes(), oldest.0)?;
+            self.remove(bucket, key, revision)?;
         }
-        Ok(())
     }
 
     fn insert(&mut self, bucket: &[u8], key: &str, row: &Row) -> Result<(), redb::Error> {
@@ -159,8 +154,7 @@ impl<'t> Tables<'t> {
             .order
             .insert((bucket, revision, key.as_bytes()), bytes)?
             .map_or(0, |bytes| bytes.value());
-        let size = self.size(bucket)?;
-        *size = size.saturating_sub(replaced).saturating_add(bytes);
+        self.size = self.size.saturating_sub(replaced).saturating_add(bytes);
         Ok(())
     }
 
@@ -170,8 +164,7 @@ impl<'t> Tables<'t> {
             .order
             .remove((bucket, revision, key))?
             .map_or(0, |bytes| bytes.value());
-        let size = self.size(bucket)?;
-        *size = size.saturating_sub(bytes);
+        self.size = self.size.saturating_sub(bytes);
         Ok(())
     }
 
@@ -179,7 +172,7 @@ impl<'t> Tables<'t> {
     fn shrink(&mut self, config: &BucketConfig) -> Result<(), redb::Error> {
         let bucket = config.name.as_bytes();
         let end = end_of(bucket);
-        while *self.size(bucket)? > config.history_bytes_max {
+        while self.size > config.history_bytes_max {
             let all = (bucket, 0, &[][..])..(&end[..], 0, &[][..]);
             let (revision, key) = match self.order.range(all)?.next() {
                 None => break,
@@ -190,13 +183,6 @@ impl<'t> Tables<'t> {
                 }
             };
             self.remove(bucket, &key, revision)?;
-        }
-        Ok(())
-    }
-
-    fn write_sizes(mut self) -> Result<(), redb::Error> {
-        for (bucket, size) in &self.sizes {
-            self.stored.insert(&**bucket, size)?;
         }
         Ok(())
     }
