@@ -321,6 +321,7 @@ async fn sow(store: &Store, seed: Vec<Seed>) -> anyhow::Result<()> {
     store
         .commit(WriteBatch {
             writes,
+            by: Some("throwbar serve".into()),
             ..WriteBatch::default()
         })
         .await?;

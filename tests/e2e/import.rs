@@ -180,7 +180,7 @@ async fn maps_of_haproxy_and_nginx_and_tables_become_entries() {
         .stdout;
     assert_eq!(
         all,
-        "key,value,revision\na.example.com,app one,1\nid1,10.0.0.1,2\n\"k,1\",\"v \"\"1\"\"\",3\n"
+        "key,value,revision,expires_at\na.example.com,app one,1,\nid1,10.0.0.1,2,\n\"k,1\",\"v \"\"1\"\"\",3,\n"
     );
     let lines = kv(&proxy, &["export", "names"]).await;
     assert_eq!(
@@ -240,7 +240,7 @@ async fn an_export_that_its_format_cannot_hold_is_refused_whole() {
     );
     assert_eq!(
         get("csv").await.text(),
-        "key,value,revision\nwith space,v,1\n"
+        "key,value,revision,expires_at\nwith space,v,1,\n"
     );
     assert_eq!(get("xml").await.status, 400);
     let cut = kv(&proxy, &["export", "names", "out.txt"]).await;

@@ -75,6 +75,7 @@ pub(super) async fn post(
             return Err(Problem::invalid("invalid-body", detail));
         }
     };
+    batch.by = Some(actor.0.as_str().into());
     let change = Change::new(&state, &activate.plugin, &headers, dry_run);
     let _turn = change.begin()?;
     let order = Order {

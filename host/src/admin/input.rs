@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a body may pause.
 const BODY_PAUSE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -141,39 +142,90 @@ pub(super) fn audit(actor: &Actor, method: &str, path: &str, outcome: &str, revi
 /// passes the limit.
 pub(super) async fn read_body(
     headers: &HeaderMap,
-    mut body: Body,
+    body: Body,
     limit: usize,
 ) -> Result<Bytes, Problem> {
-    let announced = content_length(headers)?;
-    if announced.is_some_and(|length| length > limit as u64) {
-        return Err(Problem::too_large(limit));
+    let mut chunks = Chunks::new(headers, body, limit)?;
+    let announced = content_length(headers)?.unwrap_or(0);
+    let mut buffer = Vec::with_capacity(announced.min(1 << 20) as usize);
+    while let Some(data) = chunks.next().await? {
+        buffer.extend_from_slice(&data);
     }
-    let late = || {
-        Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "body-timeout",
-            "the body did not arrive in time",
-        )
-    };
-    let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
-    let mut buffer = Vec::with_capacity(announced.unwrap_or(0).min(1 << 20) as usize);
-    loop {
-        let pause = (tokio::time::Instant::now() + BODY_PAUSE_TIMEOUT).min(deadline);
-        let frame = match tokio::time::timeout_at(pause, body.frame()).await {
-            Err(_) => return Err(late()),
-            Ok(None) => return Ok(buffer.into()),
-            Ok(Some(Err(error))) => {
-                return Err(Problem::bad_request("body", format!("body: {error}")));
-            }
-            Ok(Some(Ok(frame))) => frame,
-        };
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        if data.len() > limit - buffer.len() {
+    Ok(buffer.into())
+}
+
+/// A body as it arrives.
+pub(super) struct Chunks {
+    body: Body,
+    /// How much may come yet, of how much altogether.
+    left: u64,
+    limit: usize,
+    /// When it has to be whole, if it has to be.
+    deadline: Option<Instant>,
+}
+
+impl Chunks {
+    /// A body of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// 413 if it says that it is longer.
+    pub(super) fn new(headers: &HeaderMap, body: Body, limit: usize) -> Result<Self, Problem> {
+        if content_length(headers)?.is_some_and(|length| length > limit as u64) {
             return Err(Problem::too_large(limit));
         }
-        buffer.extend_from_slice(&data);
+        Ok(Self {
+            body,
+            left: limit as u64,
+            limit,
+            deadline: Some(Instant::now() + BODY_TIMEOUT),
+        })
+    }
+
+    /// A body of any length, for as long as it goes on arriving.
+    ///
+    /// # Errors
+    /// 400 if its length is no number.
+    pub(super) fn endless(headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
+        content_length(headers)?;
+        Ok(Self {
+            body,
+            left: u64::MAX,
+            limit: usize::MAX,
+            deadline: None,
+        })
+    }
+
+    /// What arrives next; none at the end.
+    ///
+    /// # Errors
+    /// If it is too long, too slow, or breaks off.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        loop {
+            let pause = Instant::now() + BODY_PAUSE_TIMEOUT;
+            let pause = self.deadline.map_or(pause, |end| end.min(pause));
+            let frame = match tokio::time::timeout_at(pause, self.body.frame()).await {
+                Err(_) => {
+                    return Err(Problem::new(
+                        StatusCode::REQUEST_TIMEOUT,
+                        "body-timeout",
+                        "the body did not arrive in time",
+                    ));
+                }
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(error))) => {
+                    return Err(Problem::bad_request("body", format!("body: {error}")));
+                }
+                Ok(Some(Ok(frame))) => frame,
+            };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            self.left = self
+                .left
+                .checked_sub(data.len() as u64)
+                .ok_or_else(|| Problem::too_large(self.limit))?;
+            return Ok(Some(data));
+        }
     }
 }
 

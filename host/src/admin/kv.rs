@@ -1,12 +1,13 @@
 //! `/v1/kv`: buckets, pages of keys, single keys, changes as they happen.
 
+mod history;
 mod watch;
 mod write;
 
 use super::Data;
 use super::input::{Path, Query, Tags, etag};
 use super::problem::Problem;
-use super::transfer::{self, ExportFormat};
+use super::transfer::{self, Export, ExportFormat};
 use crate::store::{
     Bucket, BucketId, CommitError, Deadline, Entry, Expect, OnChange, Revision, Snapshot, Store,
     Value,
@@ -20,6 +21,7 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 use jiff::Timestamp;
 use serde_json::json;
 
+pub(super) use history::undo_problem;
 pub(super) use write::{delete, patch, put};
 
 /// When the entry ends, if it does.
@@ -52,6 +54,7 @@ pub(super) fn bucket_json(bucket: &Bucket) -> serde_json::Value {
         "bytes_max": config.bytes_max,
         "revision": bucket.revision(),
         "on_change": on_change_json(config.on_change),
+        "history": config.history,
     })
 }
 
@@ -78,6 +81,7 @@ pub(super) struct ListQuery {
     watch: Option<String>,
     since: Option<String>,
     heartbeat: Option<String>,
+    deadlines: Option<bool>,
 }
 
 /// `GET /v1/kv/{bucket}`
@@ -105,7 +109,18 @@ pub(super) async fn list(
                 format!("query: format={name} exports everything: it takes no limit and no cursor"),
             ));
         }
-        return transfer::export(snapshot, id, query.prefix, format).await;
+        let export = Export {
+            format,
+            prefix: query.prefix,
+            deadlines: query.deadlines.unwrap_or(true),
+        };
+        return transfer::export(snapshot, id, export).await;
+    }
+    if query.deadlines.is_some() {
+        return Err(Problem::bad_request(
+            "query",
+            "query: deadlines is for an export: expected format beside it",
+        ));
     }
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {
@@ -130,12 +145,23 @@ pub(super) async fn list(
     Ok((tag, staleness, Json(page)).into_response())
 }
 
+/// What of a key.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GetQuery {
+    history: Option<String>,
+}
+
 /// `GET /v1/kv/{bucket}/{key}`
 pub(super) async fn get(
     State(data): State<Data>,
     Path((name, key)): Path<(String, String)>,
+    Query(query): Query<GetQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    if history::is_wanted(&query)? {
+        return history::get(&data, &name, &key).await;
+    }
     let snapshot = data.store.snapshot();
     let (_, bucket) = find(&snapshot, &name)?;
     let staleness = staleness(&data.store, bucket);
@@ -200,7 +226,7 @@ fn no_key(bucket: &str, key: &str) -> Problem {
 }
 
 /// What `If-Match` and `If-None-Match` require of an entry or a bucket, `subject`, which is at `current`.
-fn condition(
+pub(super) fn condition(
     headers: &HeaderMap,
     subject: &str,
     current: Option<Revision>,
@@ -270,9 +296,13 @@ pub(super) fn commit_problem(error: CommitError) -> Problem {
 
 /// A value in JSON: text, or an object when it is not UTF-8.
 pub(super) fn value_json(value: &Value) -> serde_json::Value {
-    match value.text() {
-        Some(text) => text.into(),
-        None => json!({ "base64": STANDARD.encode(value.to_bytes()) }),
+    bytes_json(&value.to_bytes())
+}
+
+fn bytes_json(bytes: &[u8]) -> serde_json::Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({ "base64": STANDARD.encode(bytes) }),
     }
 }
 
@@ -286,12 +316,12 @@ fn entry_json(key: &str, entry: &Entry) -> serde_json::Value {
 }
 
 /// When an entry ends, as text of RFC 3339.
-fn expires_json(deadline: Deadline) -> serde_json::Value {
+pub(super) fn expires_json(deadline: Deadline) -> serde_json::Value {
     expires_text(deadline).map_or(serde_json::Value::Null, Into::into)
 }
 
 /// None for a time that has no such text, thousands of years away.
-fn expires_text(deadline: Deadline) -> Option<String> {
+pub(super) fn expires_text(deadline: Deadline) -> Option<String> {
     let time = Timestamp::from_millisecond(deadline.millis().try_into().ok()?).ok()?;
     Some(format!("{time:.3}"))
 }

@@ -44,6 +44,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 }
 
 impl Caller {
+    /// How every key has to begin that the caller may see or write.
+    pub(super) fn prefix(&self) -> &str {
+        match self {
+            Self::Admin => "",
+            Self::Limited(token) => &token.prefix,
+        }
+    }
+
     /// Whether the writes of a batch are all within the caller's rights. The gate has looked at the bucket.
     ///
     /// # Errors
@@ -81,7 +89,9 @@ impl LimitedToken {
             Some(_) => match key {
                 None => self.permit_list(uri.query().unwrap_or_default()),
                 // Whatever is named in the body is looked at when it is read.
-                Some(key) if *method == Method::POST && matches!(&*key, "batch" | "import") => {
+                Some(key)
+                    if *method == Method::POST && matches!(&*key, "batch" | "import" | "undo") =>
+                {
                     Ok(())
                 }
                 Some(key) if self.has_key(&key) => Ok(()),

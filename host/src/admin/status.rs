@@ -43,14 +43,17 @@ PUT    /v1/plugins/{name}/shadow    begin: version, sample; or a component with 
 DELETE /v1/plugins/{name}/shadow    end
 POST   /v1/batch                    writes to any buckets, and the activation of a version, in one step
 GET    /v1/kv                       buckets
-GET    /v1/kv/{bucket}              page of keys: prefix, limit, cursor; format=ndjson, csv or lines exports
+GET    /v1/kv/{bucket}              page of keys: prefix, limit, cursor; format=ndjson, csv or lines exports: deadlines
 GET    /v1/kv/{bucket}?watch        changes as they happen: prefix, since, heartbeat; Last-Event-ID
 GET    /v1/kv/{bucket}/{key}        value; If-None-Match
+GET    /v1/kv/{bucket}/{key}?history  what it was, when, and by whom
 PUT    /v1/kv/{bucket}/{key}        set: ttl; If-Match, If-None-Match: *
 PATCH  /v1/kv/{bucket}/{key}        count or renew: increment, ttl; If-Match, If-None-Match: *
 DELETE /v1/kv/{bucket}/{key}        delete; If-Match
 POST   /v1/kv/{bucket}/batch        sets, deletes, increments, all or none; If-Match, If-None-Match: *
-POST   /v1/kv/{bucket}/import       lines of JSON or text, or CSV, all or none; dry_run, diff; If-Match, If-None-Match: *
+POST   /v1/kv/{bucket}/import       lines of JSON or text, or CSV, all or none; dry_run, diff; If-Match, If-None-Match: *;
+                                    chunk: any length, so many rows at a time
+POST   /v1/kv/{bucket}/undo         key (to) or revision (skip_changed) back to what was before; diff; If-Match
 POST   /v1/store/backup             a copy of the data file as it is now
 POST   /v1/store/compact            make the data file smaller; writes wait
 GET    /v1/streams                  open streams: key, upstream, route, plugin, version, client, older_than, limit

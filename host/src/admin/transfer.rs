@@ -1,16 +1,19 @@
-//! `/v1/kv/{bucket}/batch` and `/import`, and the export: many keys at once, all or none.
+//! `/v1/kv/{bucket}/batch`, `/import` and `/undo`, and the export: many keys at once, all or none.
 
 mod batch;
+mod chunks;
 mod diff;
 mod export;
 mod import;
+mod table;
+mod undo;
 
 use super::Data;
-use super::input::{Actor, Path, Query, audit, read_body};
+use super::input::{Actor, Chunks, Path, Query, audit, read_body};
 use super::kv::{bucket_condition, commit_problem, find};
 use super::problem::Problem;
 use super::rights::Caller;
-use crate::store::{CommitError, Committed, Store, WriteBatch};
+use crate::store::{BucketId, CommitError, Committed, Expect, Store, WriteBatch};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -18,9 +21,9 @@ use axum::response::{IntoResponse, Response};
 use batch::parse_batch;
 pub(super) use batch::{BatchBody, Content};
 use diff::diff;
-pub(super) use export::{ExportFormat, export};
+pub(super) use export::{Export, ExportFormat, export};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use import::{Format, parse_import};
+use import::{Format, Intake};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -34,9 +37,11 @@ pub(super) struct TransferQuery {
     replace: bool,
     #[serde(default)]
     diff: bool,
+    /// Rows of an import that are written at a time, each so many all or none; without it, all of them are.
+    chunk: Option<usize>,
 }
 
-/// `POST /v1/kv/{bucket}/batch` and `POST /v1/kv/{bucket}/import`
+/// `POST /v1/kv/{bucket}/batch`, `POST /v1/kv/{bucket}/import` and `POST /v1/kv/{bucket}/undo`
 pub(super) async fn post(
     State(data): State<Data>,
     Path((name, action)): Path<(String, String)>,
@@ -52,55 +57,115 @@ pub(super) async fn post(
         let expect = bucket_condition(&headers, bucket)?;
         (id, bucket.config().values, expect)
     };
-    let format = match action.as_str() {
-        "batch" => None,
-        "import" => Some(Format::of(&headers)?),
-        _ => return Err(post_on_key(&name, &action)),
-    };
     if query.diff && !query.dry_run {
-        return Err(Problem::bad_request(
-            "query",
-            "query: diff=true shows what would be changed: expected dry_run=true beside it",
+        return Err(bad_query(
+            "diff=true shows what would be changed: expected dry_run=true beside it",
         ));
     }
-    let body = read_body(&headers, body, data.body_bytes_max).await?;
-    // A large body takes long to parse: the thread that answers probes is not for that.
-    let parsed = offload(move || match format {
-        None => parse_batch(&body, bucket),
-        Some(format) => parse_import(&body, format, bucket, kind),
-    })
-    .await?;
-    let mut batch = parsed?;
-    batch.dry_run = query.dry_run;
+    let order = Order {
+        path: format!("/v1/kv/{name}/{action}"),
+        store: data.store,
+        bucket,
+        query,
+        caller,
+        actor,
+    };
+    let (mut batch, ended) = match action.as_str() {
+        "batch" => {
+            query.check_chunk(false)?;
+            let body = read_body(&headers, body, data.body_bytes_max).await?;
+            // A large body takes long to parse: the thread that answers probes is not for that.
+            (offload(move || parse_batch(&body, bucket)).await??, None)
+        }
+        "undo" => {
+            query.check_chunk(false)?;
+            return undo::post(order, &headers, body).await;
+        }
+        "import" => {
+            query.check_chunk(expect == Expect::Any)?;
+            let intake = Intake::new(Format::of(&headers)?, bucket, kind, query.chunk);
+            if query.chunk.is_some() {
+                // Whatever its length: only a chunk of it is held.
+                let body = Chunks::endless(&headers, body)?;
+                return chunks::import(order, intake, body).await;
+            }
+            let mut body = Chunks::new(&headers, body, data.body_bytes_max)?;
+            let (batch, ended) = import::take(intake, &mut body).await?;
+            (batch, Some(ended))
+        }
+        _ => return Err(post_on_key(&name, &action)),
+    };
     batch.expect = vec![(bucket, expect)];
     if query.replace {
         batch.replace = vec![bucket];
     }
-    let path = format!("/v1/kv/{name}/{action}");
-    caller
-        .may_commit(&batch)
-        .inspect_err(|problem| audit(&actor, "POST", &path, problem.code, None))?;
-    let changes = if query.diff {
-        let snapshot = data.store.snapshot();
-        let (changes, kept) = offload(move || {
-            let changes = snapshot.bucket(bucket).map(|bucket| diff(bucket, &batch));
-            (changes, batch)
-        })
-        .await?;
-        batch = kept;
-        changes
-    } else {
-        None
-    };
-    let committed = commit(&data.store, batch, &actor, "POST", &path)
-        .await
-        .map_err(commit_problem)?;
-    let mut answer = committed_json(committed, query.dry_run);
-    if let Some((changes, more)) = changes {
-        answer["changes"] = changes.into();
-        answer["changes_not_shown"] = more.into();
+    let mut answer = order.commit(batch).await?;
+    if let Some(ended) = ended {
+        answer["ended"] = ended.into();
     }
     Ok(Json(answer).into_response())
+}
+
+impl TransferQuery {
+    /// Whether an import in chunks, if it is one, can do the rest of what is asked for.
+    fn check_chunk(&self, may_be: bool) -> Result<(), Problem> {
+        match self.chunk {
+            None => Ok(()),
+            Some(_) if !may_be || self.replace || self.dry_run => Err(bad_query(
+                "chunk is for an import that is neither a dry run nor replaces the bucket, and has no condition",
+            )),
+            Some(chunk) if !(1..=chunks::ROWS_MAX).contains(&chunk) => Err(bad_query(format!(
+                "chunk {chunk}: expected 1 to {}",
+                chunks::ROWS_MAX
+            ))),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+fn bad_query(detail: impl std::fmt::Display) -> Problem {
+    Problem::bad_request("query", format!("query: {detail}"))
+}
+
+/// Many writes to a bucket, and who wants them.
+struct Order {
+    path: String,
+    store: Store,
+    bucket: BucketId,
+    query: TransferQuery,
+    caller: Caller,
+    actor: Actor,
+}
+
+impl Order {
+    /// Commits a batch, or says what it would do.
+    async fn commit(&self, mut batch: WriteBatch) -> Result<serde_json::Value, Problem> {
+        batch.dry_run = self.query.dry_run;
+        self.caller
+            .may_commit(&batch)
+            .inspect_err(|problem| audit(&self.actor, "POST", &self.path, problem.code, None))?;
+        let changes = if self.query.diff {
+            let (snapshot, bucket) = (self.store.snapshot(), self.bucket);
+            let (changes, kept) = offload(move || {
+                let changes = snapshot.bucket(bucket).map(|bucket| diff(bucket, &batch));
+                (changes, batch)
+            })
+            .await?;
+            batch = kept;
+            changes
+        } else {
+            None
+        };
+        let committed = commit(&self.store, batch, &self.actor, "POST", &self.path)
+            .await
+            .map_err(commit_problem)?;
+        let mut answer = committed_json(committed, self.query.dry_run);
+        if let Some((changes, more)) = changes {
+            answer["changes"] = changes.into();
+            answer["changes_not_shown"] = more.into();
+        }
+        Ok(answer)
+    }
 }
 
 fn post_on_key(bucket: &str, key: &str) -> Problem {
@@ -108,7 +173,7 @@ fn post_on_key(bucket: &str, key: &str) -> Problem {
         StatusCode::METHOD_NOT_ALLOWED,
         "method-not-allowed",
         format!(
-            "POST is not allowed on \"/v1/kv/{bucket}/{key}\": expected PUT or PATCH, or POST on batch or import"
+            "POST is not allowed on \"/v1/kv/{bucket}/{key}\": expected PUT or PATCH, or POST on batch, import or undo"
         ),
     )
     .with_header(
@@ -117,14 +182,15 @@ fn post_on_key(bucket: &str, key: &str) -> Problem {
     )
 }
 
-/// Commits and writes the audit line.
+/// Commits in the name of the actor, and writes the audit line.
 pub(super) async fn commit(
     store: &Store,
-    batch: WriteBatch,
+    mut batch: WriteBatch,
     actor: &Actor,
     method: &str,
     path: &str,
 ) -> Result<Committed, CommitError> {
+    batch.by = Some(actor.0.as_str().into());
     let dry_run = batch.dry_run;
     let result = store.commit(batch).await;
     match &result {

@@ -12,7 +12,6 @@ use http::{HeaderName, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -26,6 +25,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// A JSON answer; exports are streamed and have no bound.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// Why a body could not be made.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a request to the admin API gave no answer to go on with.
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +183,41 @@ impl Client {
         super::progress::watch(total, sent, after, work).await
     }
 
+    /// Sends a body of any length for an answer that waits for all of it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn upload_all<B>(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, String)],
+        body: B,
+    ) -> Result<Answer, ClientError>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.send(method, path, headers, body, Some(UPLOAD_TIMEOUT))
+            .await
+    }
+
+    /// Sends a body of any length while the caller takes the frames of the answer to it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn exchange_streams<B>(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, String)],
+        body: B,
+    ) -> Result<Response<Incoming>, ClientError>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.open(method, path, headers, body).await
+    }
+
     /// Sends a request and reads the answer.
     ///
     /// # Errors
@@ -194,7 +231,7 @@ impl Client {
         timeout: Option<Duration>,
     ) -> Result<Answer, ClientError>
     where
-        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let timeout = timeout.unwrap_or(ANSWER_TIMEOUT);
         let walk = async {
@@ -274,7 +311,7 @@ impl Client {
         body: B,
     ) -> Result<Response<Incoming>, ClientError>
     where
-        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let mut request = Request::builder()
             .method(method)
@@ -337,7 +374,7 @@ impl Client {
     ) -> Result<Response<Incoming>, ClientError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket))
             .await

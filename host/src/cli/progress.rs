@@ -1,5 +1,6 @@
 //! Progress of what takes over a second, on a terminal only: an upload with its bytes, things done of many, or a wait.
 
+use super::output;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -16,6 +17,8 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(1);
 const REDRAW: Duration = Duration::from_millis(100);
 const COUNTED: &str = "{spinner} {bar:30} {pos}/{len}  {elapsed}";
+const ROWS: &str = "{spinner} {bar:30} {bytes}/{total_bytes}  {msg}  {elapsed}";
+const ROWS_OF_UNKNOWN: &str = "{spinner} {bytes}  {msg}  {elapsed}";
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// A request body sent in chunks that counts what was sent.
@@ -104,6 +107,86 @@ pub(crate) async fn watch<F: Future>(
     output
 }
 
+/// How far rows are that are sent from a file.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    /// Bytes of all, if that is known.
+    total: Option<u64>,
+    bytes: AtomicU64,
+    rows: AtomicU64,
+    applied: AtomicU64,
+}
+
+impl Sent {
+    /// Nothing of so much is sent.
+    pub(crate) fn of(total: Option<u64>) -> Self {
+        Self {
+            total,
+            ..Self::default()
+        }
+    }
+
+    /// This was handed to the connection.
+    pub(crate) fn add(&self, chunk: &[u8]) {
+        let rows = memchr::memchr_iter(b'\n', chunk).count();
+        self.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        self.rows.fetch_add(rows as u64, Ordering::Relaxed);
+    }
+
+    /// So many rows are written.
+    pub(crate) fn applied(&self, rows: u64) {
+        self.applied.store(rows, Ordering::Relaxed);
+    }
+
+    /// Bytes so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Rows so far.
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows.load(Ordering::Relaxed)
+    }
+
+    fn told(&self, after: &str) -> String {
+        let sent = format!("{} rows sent", output::count(self.rows()));
+        match self.applied.load(Ordering::Relaxed) {
+            0 if self.total == Some(self.bytes()) => format!("{sent}, {after}"),
+            0 => sent,
+            rows => format!("{sent}, {} written", output::count(rows)),
+        }
+    }
+}
+
+/// Waits for `work`, showing how far the rows are and then `after`, once it has taken over a second.
+pub(crate) async fn watch_rows<F: Future>(sent: &Sent, after: &str, work: F) -> F::Output {
+    let mut work = std::pin::pin!(work);
+    if !std::io::stderr().is_terminal() {
+        return work.await;
+    }
+    if let Ok(output) = tokio::time::timeout(PATIENCE, &mut work).await {
+        return output;
+    }
+    let bar = ProgressBar::with_draw_target(sent.total, ProgressDrawTarget::stderr());
+    bar.set_style(style(match sent.total {
+        Some(_) => ROWS,
+        None => ROWS_OF_UNKNOWN,
+    }));
+    let mut redraw = tokio::time::interval(REDRAW);
+    let output = loop {
+        tokio::select! {
+            output = &mut work => break output,
+            _ = redraw.tick() => {
+                bar.set_position(sent.bytes());
+                bar.set_message(sent.told(after));
+                bar.tick();
+            }
+        }
+    };
+    bar.finish_and_clear();
+    output
+}
+
 /// Things done of many; hidden where there is no terminal.
 pub(crate) struct Bar(ProgressBar);
 
@@ -159,6 +242,19 @@ mod tests {
         style("{spinner} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}");
         style("{spinner} {msg}  {elapsed}");
         style(COUNTED);
+        style(ROWS);
+        style(ROWS_OF_UNKNOWN);
+    }
+
+    #[test]
+    fn rows_are_told_as_sent_then_as_written() {
+        let sent = Sent::of(Some(8));
+        sent.add(b"a 1\n");
+        assert_eq!(sent.told("writing"), "1 rows sent");
+        sent.add(b"b 2\n");
+        assert_eq!(sent.told("writing"), "2 rows sent, writing");
+        sent.applied(1);
+        assert_eq!(sent.told("writing"), "2 rows sent, 1 written");
     }
 
     #[tokio::test]

@@ -365,6 +365,7 @@ impl Shared {
                 id,
                 plugin: config.name.as_str().into(),
                 digest: Arc::clone(&code.digest),
+                writer: generation::writer(&config.name, &code.digest),
                 since: SystemTime::now(),
                 streams: AtomicU64::new(0),
                 sessions: AtomicU64::new(0),

@@ -141,6 +141,8 @@ pub struct GenerationLabel {
     pub plugin: Arc<str>,
     /// The version: SHA-256 of the component, in hex.
     pub digest: Arc<str>,
+    /// Both, as the history of what it writes names it.
+    pub writer: Arc<str>,
     /// When it became active.
     pub since: SystemTime,
     /// Open streams that it accepted.
@@ -154,6 +156,12 @@ impl GenerationLabel {
     pub fn version(&self) -> &str {
         &self.digest[..12]
     }
+}
+
+/// How the history of keys names a version of a plugin.
+pub(super) fn writer(plugin: &str, digest: &str) -> Arc<str> {
+    let version = digest.get(..12).unwrap_or(digest);
+    format!("plugin {plugin}@{version}").into()
 }
 
 /// Upper bounds of the decision time histogram, in nanoseconds.

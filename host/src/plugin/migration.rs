@@ -172,7 +172,11 @@ impl Migration {
             conditions,
             expect,
             dry_run: _,
+            by,
+            undo: _,
         } = self.beside.clone();
+        // Of both together, it is the one who activates.
+        wish.batch.by = by.or(wish.batch.by);
         wish.batch.writes.extend(writes);
         wish.batch.replace.extend(replace);
         wish.batch.conditions.extend(conditions);
@@ -344,6 +348,7 @@ fn wish(state: &mut HostState, snapshot: &Snapshot) -> Wish {
     let mut batch = state.overlay.take_all();
     let survey = state.survey.take().unwrap_or_default();
     batch.conditions = survey.conditions(snapshot);
+    batch.by = Some(state.sandbox.label.writer.clone());
     let (mut written, mut deleted) = (0, 0);
     batch.writes.retain(|write| {
         let bucket = snapshot.bucket(write.bucket);
@@ -430,6 +435,7 @@ fn try_once(
         let mark = Mark::new(generation.id(), from, taking.record);
         let changed = wish.written + wish.deleted > 0;
         let marks = mark.writes(&snapshot, &generation.sandbox, &wish.batch, changed);
+        batch.by = batch.by.or(wish.batch.by.take());
         batch.conditions.append(&mut wish.batch.conditions);
         batch.writes.append(&mut wish.batch.writes);
         batch.replace.append(&mut wish.batch.replace);

@@ -1,5 +1,6 @@
 //! A batch against a snapshot: everything that can be wrong with it is found before anything changes.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use super::backend::Change;
 use super::batch::{
     Action, CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key,
 };
-use super::clock::{Deadline, check_ttl, deadline_after};
+use super::clock::{Deadline, check_ttl, check_until, deadline_after};
+use super::history::Origin;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::Record;
 use super::{BucketId, Revision, Value};
@@ -104,7 +106,18 @@ pub(super) fn apply(
     if batch.dry_run {
         return Ok(committed);
     }
-    execute(snapshot, committed.revision, planned, false, changes);
+    let origin = Origin {
+        by: batch.by.clone(),
+        at: now,
+        undo: batch.undo,
+    };
+    execute(
+        snapshot,
+        committed.revision,
+        planned,
+        (origin, false),
+        changes,
+    );
     committed.entry = batch
         .writes
         .last()
@@ -112,26 +125,35 @@ pub(super) fn apply(
     Ok(committed)
 }
 
-/// Deletes entries that have ended, under one revision.
+/// Deletes entries that have ended at the time `now`, under one revision.
 pub(super) fn expire(
     snapshot: &mut Snapshot,
     ended: Vec<(BucketId, Arc<Record>)>,
+    now: u64,
     changes: &mut Vec<Change>,
 ) {
     let revision = Revision(snapshot.revision.0 + 1);
     let planned = ended.into_iter();
     let planned = planned.map(|(id, record)| (id, Some(record), None));
-    execute(snapshot, revision, planned.collect(), true, changes);
+    let origin = Origin {
+        by: None,
+        at: now,
+        undo: false,
+    };
+    let planned = planned.collect();
+    execute(snapshot, revision, planned, (origin, true), changes);
 }
 
 fn execute(
     snapshot: &mut Snapshot,
     revision: Revision,
     planned: Vec<Planned>,
-    expired: bool,
+    (origin, expired): (Origin, bool),
     changes: &mut Vec<Change>,
 ) {
     snapshot.revision = revision;
+    // Made once, by the first change that needs it.
+    let origin = LazyCell::new(|| Arc::new(origin));
     for (id, before, after) in planned {
         let bucket = &mut snapshot.buckets[id.0 as usize];
         match (&before, &after) {
@@ -147,6 +169,7 @@ fn execute(
             bucket_before: bucket.revision,
             bucket_after: bucket.revision,
             expired,
+            origin: (bucket.config.history > 0).then(|| Arc::clone(&origin)),
         };
         if !change.is_touch() {
             change.bucket_after = revision;
@@ -203,7 +226,11 @@ fn check<'a>(
         let content = match &write.action {
             Action::Put { value, ttl } => {
                 let value = Value::parse(bucket.config.values, value);
-                Some((value.map_err(|error| invalid(error.0))?, ends(*ttl)?))
+                let value = value.map_err(|error| invalid(error.0))?;
+                if let Some(until) = write.until {
+                    check_until(now, until).map_err(invalid)?;
+                }
+                Some((value, write.until.or(ends(*ttl)?)))
             }
             Action::Delete => None,
             Action::Touch { ttl } => match current() {

@@ -159,5 +159,7 @@ fn change(
         after,
         bucket_before,
         bucket_after: bucket.revision,
+        // Who wrote it, only the process knows that did.
+        origin: None,
     });
 }

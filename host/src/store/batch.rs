@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::bucket::KEY_BYTES_MAX;
 use super::value::shown;
-use super::{BackendKind, BucketId, Revision};
+use super::{BackendKind, BucketId, Deadline, Revision};
 use std::sync::Arc;
 
 /// What a write requires of the entry as it is.
@@ -58,6 +58,8 @@ pub struct Write {
     pub action: Action,
     /// Checked before anything of the batch is applied.
     pub expect: Expect,
+    /// When what it puts ends, in place of a time to live: for what was written before, and is read in again.
+    pub until: Option<Deadline>,
 }
 
 impl Write {
@@ -68,6 +70,7 @@ impl Write {
             key: key.into(),
             action,
             expect: Expect::Any,
+            until: None,
         }
     }
 
@@ -103,6 +106,10 @@ pub struct WriteBatch {
     pub expect: Vec<(BucketId, Expect)>,
     /// Check only: what would be the result, without applying it.
     pub dry_run: bool,
+    /// Who writes, for the history of keys; none is the proxy itself.
+    pub by: Option<Arc<str>>,
+    /// Whether it puts back what was, for the history of keys.
+    pub undo: bool,
 }
 
 /// What a batch requires of the store beyond the entries that it writes.

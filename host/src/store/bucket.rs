@@ -44,6 +44,13 @@ impl BackendKind {
     }
 }
 
+impl BackendKind {
+    /// Whether it keeps the past of keys with their values. For any other, each process remembers what it has seen.
+    pub fn keeps_history(self) -> bool {
+        self == Self::Embedded
+    }
+}
+
 /// What a bucket's values are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -69,6 +76,10 @@ pub struct BucketConfig {
     pub bytes_max: u64,
     /// What becomes of streams when the entry they were routed by changes, unless their decision says so.
     pub on_change: OnChange,
+    /// Values of each key that are kept after they were changed or deleted, and said by whom; 0: none.
+    pub history: u32,
+    /// Most bytes of them together: beyond that, the oldest of the bucket go.
+    pub history_bytes_max: u64,
 }
 
 /// What becomes of a stream when the entry it was routed by gets another value, or is deleted.
@@ -92,6 +103,10 @@ pub enum OnChange {
 pub const KEYS_MAX_DEFAULT: u64 = 10_000_000;
 /// Most bytes of a bucket unless the config says otherwise.
 pub const BYTES_MAX_DEFAULT: u64 = 4 << 30;
+/// Most values of a key that are kept.
+pub const HISTORY_MAX: u32 = 100;
+/// Most bytes of kept values unless the config says otherwise.
+pub const HISTORY_BYTES_MAX_DEFAULT: u64 = 256 << 20;
 /// Longest key in bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest value in bytes.
@@ -107,6 +122,8 @@ impl BucketConfig {
             keys_max: KEYS_MAX_DEFAULT,
             bytes_max: BYTES_MAX_DEFAULT,
             on_change: OnChange::default(),
+            history: 0,
+            history_bytes_max: HISTORY_BYTES_MAX_DEFAULT,
         }
     }
 }

@@ -43,6 +43,17 @@ pub fn check_ttl(ttl: Duration) -> Result<(), String> {
     Err(format!("ttl of {ttl:?}: expected 1ms to 3650d"))
 }
 
+/// Checks when an entry may end.
+pub(super) fn check_until(now: u64, until: Deadline) -> Result<(), String> {
+    let left = Duration::from_millis(until.millis().saturating_sub(now));
+    if left <= TTL_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "it would end in {left:?}: expected a deadline within 3650d"
+    ))
+}
+
 /// The writer's clock. It reads the system's time once and counts on from there by the monotonic clock, so no jump of the
 /// system's time shortens or prolongs a life while the process runs. What is stored is compared with the system's time
 /// again at the next start.

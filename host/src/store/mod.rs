@@ -22,6 +22,7 @@ mod clock;
 pub mod data_file;
 mod expiry;
 mod gathering;
+pub mod history;
 mod hold;
 pub mod log;
 pub mod shared;
@@ -29,6 +30,7 @@ pub mod snapshot;
 mod table;
 #[cfg(test)]
 mod tests;
+mod undo;
 pub mod value;
 pub mod watch;
 mod writer;
@@ -37,8 +39,10 @@ pub use batch::{Action, CommitError, Committed, Condition, Expect, Write, WriteB
 pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use clock::{Deadline, check_ttl};
 pub use data_file::SyncPolicy;
+pub use history::{Event, Past};
 pub use hold::Hold;
 pub use snapshot::{Bucket, Entry, Page, Snapshot};
+pub use undo::UndoError;
 pub use value::{Target, Value, ValueError};
 pub use watch::{Position, Watch, WatchError};
 
@@ -95,6 +99,7 @@ struct Inner {
     submitted: Arc<Semaphore>,
     published: tokio::sync::watch::Receiver<Revision>,
     log: Arc<Log>,
+    past: Arc<history::Memory>,
     /// A mark of this process, which its memory buckets do not outlive.
     life: u32,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -206,6 +211,7 @@ impl Store {
     pub fn scratch(buckets: &[BucketConfig]) -> Result<Store, OpenError> {
         let in_memory = |bucket: &BucketConfig| BucketConfig {
             backend: BackendKind::Memory,
+            history: 0,
             ..bucket.clone()
         };
         let buckets: Vec<_> = buckets.iter().map(in_memory).collect();
@@ -232,11 +238,13 @@ impl Store {
         let copies = keep_copies(&committer).map_err(OpenError::Thread)?;
         let (publish, published) = tokio::sync::watch::channel(Revision::default());
         let log = Arc::new(Log::default());
+        let past = Arc::new(history::Memory::default());
         let writer = Writer::new(
             Arc::clone(&newest),
             backends,
             clock,
             Arc::clone(&log),
+            Arc::clone(&past),
             publish,
         );
         let thread = std::thread::Builder::new()
@@ -251,6 +259,7 @@ impl Store {
                 submitted: Arc::new(Semaphore::new(SUBMITTED_BATCHES_MAX)),
                 published,
                 log,
+                past,
                 life: ahash::RandomState::new().hash_one(0) as u32,
                 writer: Mutex::new(Some(thread)),
                 committer,

@@ -18,6 +18,7 @@ use super::clock::Clock;
 use super::data_file::FileTask;
 use super::expiry::Deadlines;
 use super::gathering::Gathering;
+use super::history::{self, Histories};
 use super::log::Log;
 use super::shared::link::Applied;
 use super::snapshot::{Bucket, Entry, Snapshot};
@@ -40,6 +41,8 @@ pub(super) enum Command {
     /// Other processes have written to a backend.
     Arrived(Wake),
     File(FileTask),
+    /// What the embedded backend keeps of the past of keys.
+    Histories(oneshot::Sender<Result<Box<dyn Histories>, String>>),
     Close,
 }
 
@@ -63,6 +66,7 @@ pub(super) struct Writer {
     /// No entries are ended before.
     next_sweep: Instant,
     log: Arc<Log>,
+    past: Arc<history::Memory>,
     /// Old snapshots that a reader may still hold. Kept here so that it is this thread that frees them: what only
     /// they hold can be a whole bucket, too long a work for a thread that serves requests.
     retired: Vec<Arc<Snapshot>>,
@@ -85,12 +89,14 @@ impl Writer {
         backends: Backends,
         clock: Clock,
         log: Arc<Log>,
+        past: Arc<history::Memory>,
         published: watch::Sender<Revision>,
     ) -> Self {
         let mut deadlines = Deadlines::default();
         let first = newest.load_full();
         deadlines.read(&Snapshot::empty(), &first);
         log.read(&first);
+        past.read(&first);
         Self {
             newest,
             backends,
@@ -99,6 +105,7 @@ impl Writer {
             deadlines,
             next_sweep: Instant::now(),
             log,
+            past,
             retired: Vec::new(),
             published,
         }
@@ -146,6 +153,9 @@ impl Writer {
                 }
                 Command::Arrived(wake) => self.follow(wake.take()),
                 Command::File(task) => task.run(&mut self.backends),
+                Command::Histories(done) => {
+                    let _ = done.send(self.backends.histories());
+                }
                 Command::Close => return self.sync(),
             }
         }
@@ -236,7 +246,7 @@ impl Writer {
         let mut next = Snapshot::clone(&published);
         drop(published);
         let mut changes = Vec::with_capacity(ended.len());
-        expire(&mut next, ended, &mut changes);
+        expire(&mut next, ended, now, &mut changes);
         let pause = match self.backends.write(next.revision, &changes) {
             Ok(()) => {
                 self.publish(next, &changes);
@@ -289,6 +299,7 @@ impl Writer {
         let next = configure(&before, buckets, &mut self.backends)?;
         self.deadlines.read(&before, &next);
         self.log.read(&next);
+        self.past.read(&next);
         self.publish(next, &[]);
         self.backends.follow();
         Ok(())
@@ -302,6 +313,8 @@ impl Writer {
     /// The same; the log is made ready for the changes by `prepare`.
     fn publish_after(&mut self, next: Snapshot, changes: &[Change], prepare: impl FnOnce(&Log)) {
         let revision = next.revision;
+        // Whoever sees a change finds it in the past of its key.
+        self.past.add(changes, self.clock.now());
         self.retired.push(self.newest.swap(Arc::new(next)));
         for change in changes {
             self.deadlines.change(change);

@@ -40,6 +40,7 @@ pub(super) fn is_wanted(query: &ListQuery) -> Result<bool, Problem> {
         ("limit", query.limit.is_some()),
         ("cursor", query.cursor.is_some()),
         ("format", query.format.is_some()),
+        ("deadlines", query.deadlines.is_some()),
     ];
     let changes = [
         ("since", query.since.is_some()),

@@ -170,6 +170,7 @@ async fn commit(data: &Data, order: &Order<'_>, actor: &Actor) -> Result<Committ
     let batch = WriteBatch {
         writes: vec![order.write.clone()],
         dry_run: order.dry_run,
+        by: Some(actor.0.as_str().into()),
         ..WriteBatch::default()
     };
     let committed = data

@@ -2,9 +2,9 @@
 
 use super::offload;
 use crate::admin::handed::Handed;
-use crate::admin::kv::value_json;
+use crate::admin::kv::{expires_json, expires_text, value_json};
 use crate::admin::problem::Problem;
-use crate::store::{Bucket, BucketId, Entry, Snapshot};
+use crate::store::{Bucket, BucketId, Deadline, Entry, Snapshot};
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, header};
@@ -20,9 +20,9 @@ const CHUNKS_AHEAD: usize = 4;
 /// How a bucket is written out; an import reads each of them back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExportFormat {
-    /// A JSON object a line, with the revision.
+    /// A JSON object a line, with the revision, and with `expires_at` if it ends.
     Ndjson,
-    /// `key,value,revision` under a line that names them, as RFC 4180 has it.
+    /// `key,value,revision,expires_at` under a line that names them, as RFC 4180 has it.
     Csv,
     /// `key value`
     Lines,
@@ -47,7 +47,7 @@ impl ExportFormat {
         })
     }
 
-    /// Whether an import would read back what this writes.
+    /// Whether an import would read back what this writes, its deadline apart.
     fn holds(self, key: &str, entry: &Entry) -> bool {
         let text = entry.value.text();
         match (self, text) {
@@ -62,6 +62,47 @@ impl ExportFormat {
                     && !value.contains(['\n', '\r'])
             }
         }
+    }
+}
+
+/// What is exported of a bucket, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Export {
+    /// How it is written.
+    pub(crate) format: ExportFormat,
+    /// How its keys begin.
+    pub(crate) prefix: String,
+    /// Whether to say when entries end.
+    pub(crate) deadlines: bool,
+}
+
+impl Export {
+    fn has(&self, key: &str) -> bool {
+        key.starts_with(&self.prefix)
+    }
+
+    /// What is said of when an entry ends.
+    fn deadline(&self, entry: &Entry) -> Option<Deadline> {
+        entry.deadline.filter(|_| self.deadlines)
+    }
+
+    /// Whether an import would read back what this writes of an entry.
+    fn check(&self, key: &str, entry: &Entry) -> Result<(), Problem> {
+        if !self.format.holds(key, entry) {
+            return Err(Problem::invalid(
+                "format",
+                format!("key {key:?}: it or its value does not fit this format: expected ndjson"),
+            ));
+        }
+        if self.format == ExportFormat::Lines && self.deadline(entry).is_some() {
+            return Err(Problem::invalid(
+                "format",
+                format!(
+                    "key {key:?}: it ends, which lines cannot say: expected ndjson or csv, or deadlines=false to leave that out"
+                ),
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -83,28 +124,40 @@ impl Output {
         }
     }
 
-    fn begin(&mut self) {
+    fn begin(&mut self, export: &Export) {
         if let Self::Csv(rows) = self {
-            rows.write_record(["key", "value", "revision"])
-                .expect(MEMORY);
+            let names = ["key", "value", "revision", "expires_at"];
+            let names = &names[..if export.deadlines { 4 } else { 3 }];
+            rows.write_record(names).expect(MEMORY);
         }
     }
 
-    fn write(&mut self, key: &str, entry: &Entry) {
+    fn write(&mut self, key: &str, entry: &Entry, export: &Export) {
+        let deadline = export.deadline(entry);
         match self {
             Self::Ndjson(out) => {
-                let line = json!({
+                let mut line = json!({
                     "key": key,
                     "value": value_json(&entry.value),
                     "revision": entry.revision,
                 });
+                if let Some(deadline) = deadline {
+                    line["expires_at"] = expires_json(deadline);
+                }
                 out.extend_from_slice(line.to_string().as_bytes());
                 out.push(b'\n');
             }
             Self::Csv(rows) => {
                 let revision = entry.revision.to_string();
-                rows.write_record([key.as_bytes(), &entry.value.to_bytes(), revision.as_bytes()])
-                    .expect(MEMORY);
+                let (key, value) = (key.as_bytes(), &entry.value.to_bytes());
+                let row = [key, value, revision.as_bytes()];
+                if export.deadlines {
+                    let expires = deadline.and_then(expires_text).unwrap_or_default();
+                    rows.write_record(row.iter().copied().chain([expires.as_bytes()]))
+                } else {
+                    rows.write_record(row)
+                }
+                .expect(MEMORY);
             }
             Self::Lines(out) => {
                 out.extend_from_slice(key.as_bytes());
@@ -137,31 +190,30 @@ impl Output {
     }
 }
 
-/// Why writing rows of three never fails.
+/// Why writing rows of one length never fails.
 const MEMORY: &str = "memory takes what is written";
 
-/// Every key of a bucket with this prefix at the snapshot's revision, in byte order.
+/// Every key asked for of a bucket at the snapshot's revision, in byte order.
 ///
 /// # Errors
 /// 422 if the format cannot hold one of them: nothing is sent then.
 pub(crate) async fn export(
     snapshot: Arc<Snapshot>,
     bucket: BucketId,
-    prefix: String,
-    format: ExportFormat,
+    export: Export,
 ) -> Result<Response, Problem> {
-    let revision = snapshot.revision().0;
-    let (for_check, wanted) = (Arc::clone(&snapshot), prefix.clone());
+    let (revision, format) = (snapshot.revision().0, export.format);
+    let (for_check, wanted) = (Arc::clone(&snapshot), export.clone());
     let keys = offload(move || {
         let bucket = for_check.bucket(bucket);
-        bucket.map_or(Ok(0), |bucket| count(bucket, &wanted, format))
+        bucket.map_or(Ok(0), |bucket| count(bucket, &wanted))
     })
     .await??;
     let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
     tokio::task::spawn_blocking(move || {
         if let Some(bucket) = snapshot.bucket(bucket) {
             // Ends early when the client is gone: nobody is there to be told.
-            let _ = write_all(bucket, &prefix, format, &sender);
+            let _ = write_all(bucket, &export, &sender);
         }
     });
     let headers = [
@@ -176,36 +228,29 @@ pub(crate) async fn export(
 }
 
 /// How many keys there are, if the format holds them all.
-fn count(bucket: &Bucket, prefix: &str, format: ExportFormat) -> Result<u64, Problem> {
+fn count(bucket: &Bucket, export: &Export) -> Result<u64, Problem> {
     let mut keys = 0;
     for (key, entry) in bucket.sorted() {
-        if !key.starts_with(prefix) {
-            continue;
+        if export.has(key) {
+            export.check(key, entry)?;
+            keys += 1;
         }
-        if !format.holds(key, entry) {
-            return Err(Problem::invalid(
-                "format",
-                format!("key {key:?}: it or its value does not fit this format: expected ndjson"),
-            ));
-        }
-        keys += 1;
     }
     Ok(keys)
 }
 
 fn write_all(
     bucket: &Bucket,
-    prefix: &str,
-    format: ExportFormat,
+    export: &Export,
     sender: &mpsc::Sender<Bytes>,
 ) -> Result<(), mpsc::error::SendError<Bytes>> {
-    let mut output = Output::new(format);
-    output.begin();
+    let mut output = Output::new(export.format);
+    output.begin(export);
     for (key, entry) in bucket.sorted() {
-        if !key.starts_with(prefix) {
+        if !export.has(key) {
             continue;
         }
-        output.write(key, entry);
+        output.write(key, entry, export);
         if output.len() >= CHUNK_BYTES {
             sender.blocking_send(output.take())?;
         }

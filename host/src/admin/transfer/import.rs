@@ -1,18 +1,27 @@
-//! The body of `import` into writes: lines of JSON, lines of text, or a table in CSV.
+//! The body of `import` into writes, as it arrives: lines of JSON, lines of text, or a table in CSV.
+//!
+//! What is held is the beginning of a row (at most [`ROW_BYTES_MAX`]), what has just arrived, and the writes that were made
+//! of the rows before: all of them if the import is to be applied whole, a chunk if it is not.
 
 use super::batch::Content;
-use crate::admin::input::media_type;
+use super::chunks::CHUNK_BYTES_MAX;
+use super::offload;
+use super::table::Rows;
+use crate::admin::input::{Chunks, media_type};
 use crate::admin::problem::Problem;
 use crate::store::batch::check_key;
-use crate::store::{BucketId, Value, ValueKind, Write, WriteBatch};
+use crate::store::{BucketId, Deadline, Value, ValueKind, Write, WriteBatch};
 use http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
 
-/// Bad lines of an import that are told one by one.
+/// Bad rows of an import that are told one by one.
 const ERRORS_MAX: usize = 100;
+/// The longest row: a value and a key of the largest size fit, however they are escaped.
+const ROW_BYTES_MAX: usize = 8 << 20;
 
-/// How the lines of an import are written.
+/// How the rows of an import are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// `{"key": …, "value": …}`
@@ -48,132 +57,323 @@ impl Format {
     }
 }
 
-/// Reads an import. In lines, empty ones and those that begin with `#` are skipped. All that is bad is told at once.
+/// Reads an import to its end: its writes, and how many of its entries have ended meanwhile and are left out.
 ///
 /// # Errors
-/// The bad lines, with their numbers.
-pub(super) fn parse_import(
-    body: &[u8],
+/// If the body breaks off or is too long, and if rows are bad: all of them, with their lines.
+pub(super) async fn take(
+    mut intake: Intake,
+    body: &mut Chunks,
+) -> Result<(WriteBatch, u64), Problem> {
+    while let Some(data) = body.next().await? {
+        intake = offload(move || {
+            intake.feed(&data);
+            intake
+        })
+        .await?;
+    }
+    offload(move || {
+        intake.end();
+        intake.batch()
+    })
+    .await?
+}
+
+/// An import, as far as it has arrived.
+pub(super) struct Intake {
     format: Format,
     bucket: BucketId,
     kind: ValueKind,
-) -> Result<WriteBatch, Problem> {
-    let mut reading = Reading {
-        bucket,
-        kind,
-        writes: Vec::new(),
-        errors: Vec::new(),
-        bad: 0,
-    };
-    match format {
-        Format::Csv => reading.table(body)?,
-        Format::Json | Format::Text => reading.lines(body, format),
-    }
-    reading.batch()
-}
-
-/// An import, as far as it is read.
-struct Reading {
-    bucket: BucketId,
-    kind: ValueKind,
+    /// Rows of a chunk, if it is not applied whole.
+    chunk: Option<usize>,
+    /// When it began, in milliseconds of Unix time.
+    now: u64,
+    /// The beginning of a row.
+    pending: Vec<u8>,
+    /// Lines of the rows before.
+    lines: u64,
+    table: Rows,
+    columns: Option<Columns>,
     writes: Vec<Write>,
+    /// Of keys and values of these.
+    bytes: usize,
+    /// Chunks that are whole.
+    ready: Vec<Chunk>,
+    /// Entries that have ended before they were read.
+    ended: u64,
     /// The first of what is bad.
     errors: Vec<serde_json::Value>,
     bad: u64,
+    /// Nothing more is read.
+    is_stopped: bool,
 }
 
-impl Reading {
-    fn lines(&mut self, body: &[u8], format: Format) {
-        for (number, line) in (1_u64..).zip(body.split(|byte| *byte == b'\n')) {
-            let line = line.trim_ascii();
-            if !line.is_empty() && line[0] != b'#' {
-                self.entry(number, parse_line(line, format));
+/// Rows that are applied together.
+pub(super) struct Chunk {
+    pub(super) writes: Vec<Write>,
+    /// The line of the last.
+    pub(super) line: u64,
+}
+
+/// Where the cells of a table are.
+#[derive(Clone, Copy)]
+struct Columns {
+    key: usize,
+    value: usize,
+    expires_at: Option<usize>,
+}
+
+/// A row that was read.
+struct Entry {
+    key: String,
+    value: Box<[u8]>,
+    until: Option<Deadline>,
+}
+
+impl Intake {
+    /// Nothing has arrived.
+    pub(super) fn new(
+        format: Format,
+        bucket: BucketId,
+        kind: ValueKind,
+        chunk: Option<usize>,
+    ) -> Self {
+        let now = Timestamp::now().as_millisecond();
+        Self {
+            format,
+            bucket,
+            kind,
+            chunk,
+            now: u64::try_from(now).unwrap_or(0),
+            pending: Vec::new(),
+            lines: 0,
+            table: Rows::default(),
+            columns: None,
+            writes: Vec::new(),
+            bytes: 0,
+            ready: Vec::new(),
+            ended: 0,
+            errors: Vec::new(),
+            bad: 0,
+            is_stopped: false,
+        }
+    }
+
+    /// Reads what has arrived.
+    pub(super) fn feed(&mut self, data: &[u8]) {
+        if self.is_stopped {
+            return;
+        }
+        let end = match self.format {
+            Format::Csv => self.table.read(data),
+            Format::Json | Format::Text => memchr::memrchr(b'\n', data).map(|at| at + 1),
+        };
+        let (whole, begun) = data.split_at(end.unwrap_or(0));
+        if !whole.is_empty() {
+            if self.pending.is_empty() {
+                self.rows(whole);
+            } else {
+                let mut rows = std::mem::take(&mut self.pending);
+                rows.extend_from_slice(whole);
+                self.rows(&rows);
+            }
+        }
+        if self.pending.len() + begun.len() > ROW_BYTES_MAX {
+            let message = format!("longer than {ROW_BYTES_MAX} bytes, nothing was read after it");
+            self.error(self.lines + 1, &message);
+            self.is_stopped = true;
+            self.pending = Vec::new();
+            return;
+        }
+        self.pending.extend_from_slice(begun);
+    }
+
+    /// Nothing more arrives.
+    pub(super) fn end(&mut self) {
+        let rest = std::mem::take(&mut self.pending);
+        if !self.is_stopped && !rest.is_empty() {
+            self.rows(&rest);
+        }
+        if self.format == Format::Csv && self.columns.is_none() && self.bad == 0 {
+            self.no_columns();
+        }
+        if self.chunk.is_some() && self.bad == 0 && !self.writes.is_empty() {
+            self.close_chunk(self.lines);
+        }
+    }
+
+    /// All of it as one batch, and how many entries have ended meanwhile.
+    ///
+    /// # Errors
+    /// The bad rows, with their lines.
+    pub(super) fn batch(self) -> Result<(WriteBatch, u64), Problem> {
+        if let Some(problem) = self.problem("nothing was imported") {
+            return Err(problem);
+        }
+        let batch = WriteBatch {
+            writes: self.writes,
+            ..WriteBatch::default()
+        };
+        Ok((batch, self.ended))
+    }
+
+    /// What is bad, if anything is.
+    pub(super) fn problem(&self, outcome: &str) -> Option<Problem> {
+        (self.bad > 0).then(|| {
+            let detail = format!("{} bad line(s), {outcome}", self.bad);
+            Problem::invalid("invalid-import", detail).with_errors(self.errors.clone())
+        })
+    }
+
+    /// Chunks that have come together, leaving none.
+    pub(super) fn take_ready(&mut self) -> Vec<Chunk> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// Entries that have ended before they were read.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended
+    }
+
+    /// Reads rows that are whole.
+    fn rows(&mut self, rows: &[u8]) {
+        match self.format {
+            Format::Csv => self.table(rows),
+            Format::Json | Format::Text => {
+                // In lines, empty ones and those that begin with `#` are skipped.
+                for line in rows
+                    .strip_suffix(b"\n")
+                    .unwrap_or(rows)
+                    .split(|b| *b == b'\n')
+                {
+                    self.lines += 1;
+                    let line = line.trim_ascii();
+                    if !line.is_empty() && line[0] != b'#' && !self.is_stopped {
+                        self.entry(self.lines, parse_line(line, self.format));
+                    }
+                }
             }
         }
     }
 
-    fn table(&mut self, body: &[u8]) -> Result<(), Problem> {
-        let mut rows = csv::ReaderBuilder::new().flexible(true).from_reader(body);
-        let names = rows
-            .byte_headers()
-            .map_err(|error| Problem::invalid("invalid-import", format!("csv: {error}")))?;
-        let column = |wanted: &str| {
-            let mut names = names.iter().map(<[u8]>::trim_ascii);
-            names.position(|name| name.eq_ignore_ascii_case(wanted.as_bytes()))
-        };
-        let (Some(key), Some(value)) = (column("key"), column("value")) else {
-            let detail = "csv: line 1: expected names of columns, among them key and value";
-            return Err(Problem::invalid("invalid-import", detail));
+    fn table(&mut self, rows: &[u8]) {
+        let mut reader = csv::ReaderBuilder::new()
+            .flexible(true)
+            .has_headers(self.columns.is_none())
+            .from_reader(rows);
+        let columns = match self.columns {
+            Some(columns) => columns,
+            None => match reader.byte_headers().ok().and_then(columns) {
+                Some(columns) => *self.columns.insert(columns),
+                None => return self.no_columns(),
+            },
         };
         let mut row = csv::ByteRecord::new();
-        loop {
-            match rows.read_byte_record(&mut row) {
-                Ok(false) => return Ok(()),
+        while !self.is_stopped {
+            match reader.read_byte_record(&mut row) {
+                Ok(false) => break,
                 Ok(true) => {
                     let line = row.position().map_or(0, csv::Position::line);
-                    self.entry(line, parse_row(&row, key, value));
+                    self.entry(self.lines + line, parse_row(&row, columns));
                 }
                 // Only reading fails, and this reads memory; a row of another length is flexible.
-                Err(error) => self.error(0, &error.to_string()),
+                Err(error) => self.error(self.lines, &error.to_string()),
             }
+        }
+        self.lines += memchr::memchr_iter(b'\n', rows).count() as u64;
+    }
+
+    fn no_columns(&mut self) {
+        self.error(
+            1,
+            "csv: expected names of columns, among them key and value",
+        );
+        self.is_stopped = true;
+    }
+
+    fn entry(&mut self, line: u64, entry: Result<Entry, String>) {
+        let entry = match entry.and_then(|entry| self.check(entry)) {
+            Ok(entry) => entry,
+            Err(message) => return self.error(line, &message),
+        };
+        if entry.until.is_some_and(|until| until.millis() <= self.now) {
+            self.ended += 1;
+            return;
+        }
+        if self.bad > 0 {
+            return;
+        }
+        self.bytes += entry.key.len() + entry.value.len();
+        self.writes.push(Write {
+            until: entry.until,
+            ..Write::put(self.bucket, entry.key, entry.value)
+        });
+        let is_whole = self
+            .chunk
+            .is_some_and(|rows| self.writes.len() >= rows || self.bytes >= CHUNK_BYTES_MAX);
+        if is_whole {
+            self.close_chunk(line);
         }
     }
 
-    fn entry(&mut self, line: u64, entry: Result<(String, Box<[u8]>), String>) {
-        match entry.and_then(|entry| check_entry(self.kind, entry)) {
-            Ok((key, value)) => self.writes.push(Write::put(self.bucket, key, value)),
-            Err(message) => self.error(line, &message),
+    fn close_chunk(&mut self, line: u64) {
+        self.bytes = 0;
+        let writes = std::mem::take(&mut self.writes);
+        self.ready.push(Chunk { writes, line });
+    }
+
+    /// The store checks each entry again; here it is known at which line it is.
+    fn check(&self, entry: Entry) -> Result<Entry, String> {
+        check_key(&entry.key)?;
+        match Value::parse(self.kind, &entry.value) {
+            Ok(_) => Ok(entry),
+            Err(error) => Err(format!("key {:?}: {error}", entry.key)),
         }
     }
 
     fn error(&mut self, line: u64, message: &str) {
         self.bad += 1;
+        // They will not be written.
+        self.writes = Vec::new();
+        // What comes after it would be written before it is put right.
+        self.is_stopped |= self.chunk.is_some();
         if self.errors.len() < ERRORS_MAX {
             self.errors
                 .push(json!({ "line": line, "message": message }));
         }
     }
-
-    fn batch(self) -> Result<WriteBatch, Problem> {
-        if self.bad > 0 {
-            let detail = format!("{} bad line(s), nothing was imported", self.bad);
-            return Err(Problem::invalid("invalid-import", detail).with_errors(self.errors));
-        }
-        Ok(WriteBatch {
-            writes: self.writes,
-            ..WriteBatch::default()
-        })
-    }
 }
 
-/// The store checks each entry again; here it is known at which line it is.
-fn check_entry(
-    kind: ValueKind,
-    (key, value): (String, Box<[u8]>),
-) -> Result<(String, Box<[u8]>), String> {
-    check_key(&key)?;
-    match Value::parse(kind, &value) {
-        Ok(_) => Ok((key, value)),
-        Err(error) => Err(format!("key {key:?}: {error}")),
-    }
+fn columns(names: &csv::ByteRecord) -> Option<Columns> {
+    let column = |wanted: &str| {
+        let mut names = names.iter().map(<[u8]>::trim_ascii);
+        names.position(|name| name.eq_ignore_ascii_case(wanted.as_bytes()))
+    };
+    Some(Columns {
+        key: column("key")?,
+        value: column("value")?,
+        expires_at: column("expires_at"),
+    })
 }
 
-fn parse_row(
-    row: &csv::ByteRecord,
-    key: usize,
-    value: usize,
-) -> Result<(String, Box<[u8]>), String> {
-    let (Some(key), Some(value)) = (row.get(key), row.get(value)) else {
+fn parse_row(row: &csv::ByteRecord, columns: Columns) -> Result<Entry, String> {
+    let (Some(key), Some(value)) = (row.get(columns.key), row.get(columns.value)) else {
         return Err(format!(
             "{} columns, expected as many as line 1 names",
             row.len()
         ));
     };
-    let key = std::str::from_utf8(key).map_err(|_| "not UTF-8".to_owned())?;
-    Ok((key.to_owned(), value.into()))
+    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned());
+    let until = columns.expires_at.and_then(|at| row.get(at));
+    let until = until.filter(|until| !until.is_empty());
+    Ok(Entry {
+        key: text(key)?.to_owned(),
+        value: value.into(),
+        until: until.map(text).transpose()?.map(parse_until).transpose()?,
+    })
 }
 
-fn parse_line(line: &[u8], format: Format) -> Result<(String, Box<[u8]>), String> {
+fn parse_line(line: &[u8], format: Format) -> Result<Entry, String> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Line {
@@ -182,88 +382,39 @@ fn parse_line(line: &[u8], format: Format) -> Result<(String, Box<[u8]>), String
         /// Exports have it; it is not imported.
         #[serde(rename = "revision")]
         _revision: Option<u64>,
+        expires_at: Option<String>,
     }
     match format {
-        Format::Json => serde_json::from_slice(line)
-            .map(|line: Line| (line.key, line.value.0))
-            .map_err(|error| error.to_string()),
+        Format::Json => {
+            let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+            Ok(Entry {
+                key: line.key,
+                value: line.value.0,
+                until: line.expires_at.as_deref().map(parse_until).transpose()?,
+            })
+        }
         Format::Text | Format::Csv => {
             let line = std::str::from_utf8(line).map_err(|_| "not UTF-8".to_owned())?;
             let (key, value) = line
                 .split_once([' ', '\t'])
                 .ok_or_else(|| format!("{line:?}: expected a key, a space and a value"))?;
-            Ok((key.to_owned(), value.trim_start().as_bytes().into()))
+            Ok(Entry {
+                key: key.to_owned(),
+                value: value.trim_start().as_bytes().into(),
+                until: None,
+            })
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::{HeaderValue, header};
-
-    const BUCKET: BucketId = BucketId(3);
-
-    fn write(key: &str, value: &[u8]) -> Write {
-        Write::put(BUCKET, key, value)
-    }
-
-    fn import(body: &[u8], format: Format) -> Result<Vec<Write>, Problem> {
-        parse_import(body, format, BUCKET, ValueKind::Bytes).map(|batch| batch.writes)
-    }
-
-    #[test]
-    fn imports_are_read_as_lines_of_text_or_json() {
-        let text = b"# the map\nid1 127.0.0.2\r\n\nid2\t  127.0.0.3";
-        let json = b"{\"key\":\"id1\",\"value\":\"127.0.0.2\",\"revision\":4}\n{\"key\":\"id2\",\"value\":\"127.0.0.3\"}\n";
-        let expected = [write("id1", b"127.0.0.2"), write("id2", b"127.0.0.3")];
-        assert_eq!(import(text, Format::Text).unwrap(), expected);
-        assert_eq!(import(json, Format::Json).unwrap(), expected);
-    }
-
-    #[test]
-    fn every_bad_line_is_told_with_its_number() {
-        let problem = import(b"id1 a\nid2\n\n\xff b\nid3 c", Format::Text).unwrap_err();
-        assert_eq!(problem.status, 422);
-        assert_eq!(problem.detail, "2 bad line(s), nothing was imported");
-        assert_eq!(problem.errors[0]["line"], 2);
-        assert_eq!(
-            problem.errors[1],
-            json!({ "line": 4, "message": "not UTF-8" })
-        );
-    }
-
-    #[test]
-    fn at_most_a_hundred_bad_lines_are_told_one_by_one() {
-        let problem = import("x\n".repeat(250).as_bytes(), Format::Json).unwrap_err();
-        assert_eq!(problem.errors.len(), ERRORS_MAX);
-        assert!(problem.detail.starts_with("250 "));
-    }
-
-    #[test]
-    fn the_format_of_an_import_is_its_media_type() {
-        let of = |value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
-            Format::of(&headers).map_err(|problem| problem.status.as_u16())
-        };
-        assert_eq!(of("text/plain; charset=utf-8"), Ok(Format::Text));
-        assert_eq!(of("Application/X-NDJSON"), Ok(Format::Json));
-        assert_eq!(of("application/x-www-form-urlencoded"), Err(415));
-    }
-
-    #[test]
-    fn a_table_names_its_columns_and_may_quote_them() {
-        let csv =
-            b"\xef\xbb\xbfValue,note, KEY\r\n127.0.0.2,first,id1\r\n\"a, \"\"b\"\"\nc\",,id2\n";
-        let expected = [write("id1", b"127.0.0.2"), write("id2", b"a, \"b\"\nc")];
-        assert_eq!(import(csv, Format::Csv).unwrap(), expected);
-        assert!(import(b"key,value\n", Format::Csv).unwrap().is_empty());
-        let detail = |csv: &[u8]| import(csv, Format::Csv).unwrap_err().detail;
-        assert!(detail(b"id1,127.0.0.2\n").contains("names of columns"));
-        assert!(detail(b"").contains("names of columns"));
-        let problem = import(b"key,value\na,1\nb\n\xff,2\n", Format::Csv).unwrap_err();
-        assert_eq!(problem.errors[0]["line"], 3);
-        assert_eq!(problem.errors[1]["line"], 4);
-    }
+/// When an entry ends, as exports say it.
+fn parse_until(text: &str) -> Result<Deadline, String> {
+    let time: Option<Timestamp> = text.parse().ok();
+    let millis = time.and_then(|time| u64::try_from(time.as_millisecond()).ok());
+    millis.and_then(Deadline::from_millis).ok_or_else(|| {
+        format!("expires_at {text:?}: expected a time such as 2027-01-31T12:00:00.000Z")
+    })
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,6 +197,7 @@ async fn fill(data: &Path, config: &Config, draft: &Draft) -> anyhow::Result<()>
     }
     let batch = WriteBatch {
         writes,
+        by: Some("throwbar import".into()),
         ..WriteBatch::default()
     };
     let committed = store.commit(batch).await;

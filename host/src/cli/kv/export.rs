@@ -1,7 +1,7 @@
 //! `throwbar kv export`: a whole bucket, as of one revision.
 
 use super::segment;
-use crate::cli::client::Client;
+use crate::cli::client::{Client, with_query};
 use crate::cli::output::{self, Out};
 use anyhow::Context;
 use http_body_util::BodyExt;
@@ -19,9 +19,9 @@ pub(super) enum Format {
     Lines,
     /// One JSON object {"KEY":"VALUE",…}
     Json,
-    /// A line of JSON for each key, with its revision
+    /// A line of JSON for each key, with its revision and when it ends
     Ndjson,
-    /// A table with the columns key, value and revision
+    /// A table with the columns key, value, revision and expires_at
     Csv,
 }
 
@@ -34,13 +34,20 @@ pub(super) async fn run(
     bucket: &str,
     file: Option<&Path>,
     format: Format,
+    deadlines: bool,
 ) -> anyhow::Result<()> {
     let sent = match format {
         Format::Lines => "lines",
         Format::Csv => "csv",
         Format::Json | Format::Ndjson => "ndjson",
     };
-    let path = format!("/v1/kv/{}?format={sent}", segment("bucket", bucket)?);
+    let path = with_query(
+        format!("/v1/kv/{}", segment("bucket", bucket)?),
+        &[
+            ("format", Some(sent.to_owned())),
+            ("deadlines", (!deadlines).then(|| "false".to_owned())),
+        ],
+    );
     let response = client.stream(&path, &[]).await?;
     let keys = response.headers().get("throwbar-keys");
     let keys = keys.and_then(|keys| keys.to_str().ok()?.parse::<u64>().ok());
@@ -108,6 +115,7 @@ struct JsonObject {
 struct Entry {
     key: String,
     value: Value,
+    expires_at: Option<String>,
 }
 
 impl JsonObject {
@@ -131,6 +139,11 @@ impl JsonObject {
 
     fn entry(&mut self, line: &[u8], out: &mut Out) -> anyhow::Result<()> {
         let entry: Entry = serde_json::from_slice(line).context("a line of the export")?;
+        anyhow::ensure!(
+            entry.expires_at.is_none(),
+            "key {:?}: it ends, which one JSON object cannot say: expected --format ndjson or csv, or --without-deadlines",
+            entry.key
+        );
         let begin = if self.entries == 0 { "{" } else { "," };
         let (key, value) = (Value::from(entry.key), entry.value);
         self.entries += 1;
@@ -171,5 +184,7 @@ mod tests {
         assert_eq!(object_of(&chunks).expect("whole"), expected);
         assert_eq!(object_of(&[]).expect("empty"), "{\n}\n");
         assert!(object_of(&chunks[..2]).is_err());
+        let ends = "{\"key\":\"a\",\"value\":\"\",\"expires_at\":\"2999-01-01T00:00:00Z\"}\n";
+        assert!(object_of(&[ends]).is_err_and(|error| error.to_string().contains("it ends")));
     }
 }

@@ -2,14 +2,36 @@
 
 use serde_json::{Value, json};
 
-/// What a file to import is, found from its first characters; an object of keys is made into lines of JSON.
+/// What a file to import is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Lines `KEY VALUE`.
+    Text,
+    /// Lines of JSON.
+    Ndjson,
+    /// One JSON object of keys, which is made into such lines.
+    Object,
+}
+
+/// Media type of lines of JSON.
+pub(super) const NDJSON: &str = "application/x-ndjson";
+
+/// Whether the beginning of a file shows what it is.
+pub(super) fn is_shown(head: &[u8]) -> bool {
+    match head.trim_ascii_start() {
+        [] => false,
+        [b'{', rest @ ..] => rest.contains(&b'\n'),
+        _ => true,
+    }
+}
+
+/// What a file to import is, found from its beginning.
 ///
 /// # Errors
 /// If it begins as JSON and is none of the forms.
-pub(super) fn body_of(text: Vec<u8>) -> Result<(&'static str, Vec<u8>), String> {
-    const NDJSON: &str = "application/x-ndjson";
-    let start = text.iter().position(|b| !b.is_ascii_whitespace());
-    match start.map(|at| text[at]) {
+pub(super) fn kind_of(head: &[u8]) -> Result<Kind, String> {
+    let head = head.trim_ascii_start();
+    match head.first() {
         Some(b'{') => {}
         Some(b'[') => {
             return Err(
@@ -18,21 +40,23 @@ pub(super) fn body_of(text: Vec<u8>) -> Result<(&'static str, Vec<u8>), String> 
                     .to_owned(),
             );
         }
-        _ => return Ok(("text/plain", text)),
+        _ => return Ok(Kind::Text),
     }
-    let first_line = text[start.unwrap_or_default()..]
-        .split(|b| *b == b'\n')
-        .next()
-        .unwrap_or_default();
+    let first_line = head.split(|b| *b == b'\n').next().unwrap_or_default();
     let is_entry = serde_json::from_slice::<Value>(first_line)
         .is_ok_and(|value| value.get("key").is_some() && value.get("value").is_some());
-    if is_entry {
-        return Ok((NDJSON, text));
-    }
-    let map: serde_json::Map<String, Value> = serde_json::from_slice(&text).map_err(|e| {
+    Ok(if is_entry { Kind::Ndjson } else { Kind::Object })
+}
+
+/// One JSON object of keys as lines of JSON.
+///
+/// # Errors
+/// If it is none.
+pub(super) fn lines_of(object: &[u8]) -> Result<Vec<u8>, String> {
+    let map: serde_json::Map<String, Value> = serde_json::from_slice(object).map_err(|e| {
         format!("is neither lines of JSON {{\"key\":…,\"value\":…}} nor one JSON object: {e}")
     })?;
-    let mut lines = Vec::with_capacity(text.len() + map.len() * 16);
+    let mut lines = Vec::with_capacity(object.len() + map.len() * 16);
     for (key, value) in &map {
         if !is_value(value) {
             return Err(format!(
@@ -43,7 +67,12 @@ pub(super) fn body_of(text: Vec<u8>) -> Result<(&'static str, Vec<u8>), String> 
         lines.extend_from_slice(line.to_string().as_bytes());
         lines.push(b'\n');
     }
-    Ok((NDJSON, lines))
+    Ok(lines)
+}
+
+/// Whether rows of CSV to import have one below the names of the columns.
+pub(super) fn has_row(table: &[u8]) -> bool {
+    table.trim_ascii().contains(&b'\n')
 }
 
 /// Whether lines to import have one with a key: neither empty nor a comment.
@@ -62,6 +91,25 @@ fn is_value(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The media type and the lines of a whole file.
+    fn body_of(text: Vec<u8>) -> Result<(&'static str, Vec<u8>), String> {
+        match kind_of(&text)? {
+            Kind::Text => Ok(("text/plain", text)),
+            Kind::Ndjson => Ok((NDJSON, text)),
+            Kind::Object => Ok((NDJSON, lines_of(&text)?)),
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_file_shows_what_it_is_or_more_is_needed() {
+        for more in ["", " \n", "{\"key\": 1", " {"] {
+            assert!(!is_shown(more.as_bytes()), "{more:?}");
+        }
+        for enough in ["a", " \n[", "{\n", "{\"key\":\"a\",\"value\":\"b\"}\n"] {
+            assert!(is_shown(enough.as_bytes()), "{enough:?}");
+        }
+    }
 
     #[test]
     fn the_format_of_an_import_is_found_from_its_beginning() {

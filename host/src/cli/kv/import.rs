@@ -1,40 +1,33 @@
-//! `throwbar kv import`: a whole file into a bucket, all or none.
+//! `throwbar kv import`: a whole file into a bucket, all or none, or any length of it in chunks.
 
+use super::foreign::Found;
+use super::format::{Kind, NDJSON, has_entry, has_row, is_shown, kind_of, lines_of};
+use super::source::Source;
 use super::write::{refused, report};
-use super::{flag, foreign, segment};
+use super::{chunks, flag, foreign, segment};
 use crate::cli::client::{Client, with_query};
-use crate::cli::kv::foreign::Found;
-use crate::cli::kv::format::{body_of, has_entry};
 use crate::cli::output::{self, Out, Style};
+use crate::cli::progress::watch_rows;
 use crate::cli::{Ended, Exit};
-use anyhow::Context;
-use http::Method;
+use http::{Method, header};
 use serde_json::{Value, json};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// The longest import.
-const IMPORT_BYTES_MAX: u64 = 256 << 20;
-
-/// Arguments of `kv import`.
-///
 /// Write a whole file into a bucket, all or none, under one revision
 ///
 /// The format is found by itself if it is one of: lines `KEY VALUE` (`#` begins a comment line), lines of JSON
 /// {"key":…,"value":…}, or one JSON object {"KEY":"VALUE",…}.
 #[derive(Debug, clap::Args)]
-#[command(
-    about = "Write a whole file into a bucket, all or none, under one revision",
-    after_help = "\
+#[command(after_help = "\
 Examples:
   throwbar kv import upstreams map.txt
   throwbar kv import upstreams map.txt --replace     the file becomes the whole bucket
   throwbar kv import upstreams map.txt --diff        show what would be changed
   throwbar kv import upstreams sheet.csv --format csv
+  throwbar kv import upstreams huge.ndjson --chunk 10000   any length, written 10,000 rows at a time
   throwbar kv import upstreams hosts.map --format haproxy-map
   throwbar kv import upstreams nginx.conf --format nginx-map --map '$upstream'
-  generate-map | throwbar kv import upstreams -"
-)]
+  generate-map | throwbar kv import upstreams -")]
 pub(super) struct Args {
     /// The bucket
     bucket: String,
@@ -55,6 +48,10 @@ pub(super) struct Args {
     /// Let a file without keys empty the bucket
     #[arg(long, requires = "replace")]
     allow_empty: bool,
+    /// Write so many rows at a time: each chunk all or none, and what was written before a bad row stays
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..=65_536),
+          conflicts_with_all = ["replace", "dry_run", "diff"])]
+    chunk: Option<u64>,
     /// Check only; change nothing
     #[arg(long)]
     dry_run: bool,
@@ -79,40 +76,63 @@ enum Format {
     NginxMap,
 }
 
-/// Sends a whole file as one batch.
+/// What is sent.
+enum Content {
+    /// As it is read.
+    Streamed(Source),
+    /// What was made of a file that was read whole.
+    Made(Vec<u8>),
+}
+
+/// Sends a file: as one batch, or in chunks.
 ///
 /// # Errors
 /// If it cannot be read, or is refused.
 pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
-    let (text, name) = read(&args.file)?;
+    let mut source = Source::open(&args.file)?;
+    let name = source.name.clone();
     let invalid = |problem: String| Ended::error(Exit::ConfigInvalid, format!("{name}: {problem}"));
     if args.map.is_some() && args.format != Format::NginxMap {
         return Err(Ended::error(Exit::Usage, "--map is for --format nginx-map"));
     }
-    let (content_type, body) = match args.format {
-        Format::Auto => body_of(text).map_err(invalid)?,
-        Format::Csv => ("text/csv", text),
+    let (content_type, mut content) = match args.format {
+        Format::Auto => match kind_of(source.peek(is_shown)?).map_err(invalid)? {
+            Kind::Text => ("text/plain", Content::Streamed(source)),
+            Kind::Ndjson => (NDJSON, Content::Streamed(source)),
+            Kind::Object => {
+                let lines = lines_of(&source.whole()?).map_err(invalid)?;
+                (NDJSON, Content::Made(lines))
+            }
+        },
+        Format::Csv => ("text/csv", Content::Streamed(source)),
         Format::HaproxyMap | Format::NginxMap => {
-            let text =
-                String::from_utf8(text).map_err(|_| invalid("is not text in UTF-8".to_owned()))?;
+            let text = String::from_utf8(source.whole()?)
+                .map_err(|_| invalid("is not text in UTF-8".to_owned()))?;
             let found = match args.format {
                 Format::NginxMap => foreign::nginx_map(&text, args.map.as_deref()),
                 _ => foreign::haproxy_map(&text),
             };
             let found = found.map_err(|problems| invalid(problems.join("\n  ")))?;
-            carried(found, args.skip_unsupported, &name)?
+            let lines = carried(found, args.skip_unsupported, &name)?;
+            (NDJSON, Content::Made(lines))
         }
     };
-    let has_entry = match args.format {
-        Format::Csv => body.trim_ascii().contains(&b'\n'),
-        _ => has_entry(&body),
-    };
-    if args.replace && !args.allow_empty && !has_entry {
-        // An empty file is more often a mistake than a wish.
-        return Err(invalid(format!(
-            "has no key, so --replace would empty {:?}: give --allow-empty if it is meant to",
-            args.bucket
-        )));
+    if args.replace && !args.allow_empty {
+        let has_key = match args.format {
+            Format::Csv => has_row,
+            _ => has_entry,
+        };
+        let has_key = match &mut content {
+            Content::Streamed(source) => has_key(source.peek(has_key)?),
+            Content::Made(lines) => has_key(lines),
+        };
+        if !has_key {
+            // An empty file is more often a mistake than a wish.
+            return Err(invalid(format!(
+                "has no key, so --replace would empty {:?}: give --allow-empty if it is meant to",
+                args.bucket
+            )));
+        }
     }
     let dry_run = args.dry_run || args.diff;
     let path = with_query(
@@ -121,12 +141,34 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
             ("replace", flag(args.replace)),
             ("dry_run", flag(dry_run)),
             ("diff", flag(args.diff)),
+            ("chunk", args.chunk.map(|rows| rows.to_string())),
         ],
     );
-    let answer = client
-        .upload(Method::POST, &path, content_type, body, "writing")
+    let (upload, sent) = match content {
+        Content::Streamed(source) => {
+            if args.chunk.is_none() {
+                source.check_length()?;
+            }
+            source.sent()
+        }
+        Content::Made(lines) => Source::made(name.clone(), lines).sent(),
+    };
+    let failed = upload.failed();
+    // That the file could not be read is why the conversation broke off.
+    let told = |error: anyhow::Error| match failed.reason() {
+        Some(reason) => anyhow::anyhow!("{name}: {reason}"),
+        None => error.context(name.clone()),
+    };
+    if args.chunk.is_some() {
+        let work = chunks::send(client, &path, content_type, upload, &sent);
+        let answer = watch_rows(&sent, "writing", work).await.map_err(told)?;
+        return chunks::report(&args.bucket, &name, &answer, args.json);
+    }
+    let headers = [(header::CONTENT_TYPE, content_type.to_owned())];
+    let work = client.upload_all(Method::POST, &path, &headers, upload);
+    let answer = watch_rows(&sent, "writing", work)
         .await
-        .map_err(|error| refused(error).context(name.clone()))?
+        .map_err(|error| told(refused(error)))?
         .json()?;
     if args.diff && !args.json {
         show_changes(&answer)?;
@@ -135,11 +177,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
 }
 
 /// The entries of a foreign map as lines of JSON.
-fn carried(
-    found: Found,
-    skip_unsupported: bool,
-    name: &str,
-) -> anyhow::Result<(&'static str, Vec<u8>)> {
+fn carried(found: Found, skip_unsupported: bool, name: &str) -> anyhow::Result<Vec<u8>> {
     if !skip_unsupported && !found.unsupported.is_empty() {
         let list = found.unsupported.join("\n  ");
         return Err(Ended::error(
@@ -160,11 +198,11 @@ fn carried(
         lines.extend_from_slice(json!({ "key": key, "value": value }).to_string().as_bytes());
         lines.push(b'\n');
     }
-    Ok(("application/x-ndjson", lines))
+    Ok(lines)
 }
 
 /// Shows `+`, `-` and `~` with key and values.
-fn show_changes(answer: &Value) -> anyhow::Result<()> {
+pub(super) fn show_changes(answer: &Value) -> anyhow::Result<()> {
     let mut out = Out::stdout();
     let style = Style::stdout();
     let shown = |value: &Value| match value.as_str() {
@@ -186,27 +224,4 @@ fn show_changes(answer: &Value) -> anyhow::Result<()> {
         Some(more) => out.line(format_args!("and {} more", output::count(more)))?,
     }
     out.flush()
-}
-
-/// Reads a file or standard input to its end.
-fn read(file: &Path) -> anyhow::Result<(Vec<u8>, String)> {
-    let mut text = Vec::new();
-    let (name, mut reader): (String, Box<dyn Read>) = if file == Path::new("-") {
-        ("standard input".to_owned(), Box::new(std::io::stdin()))
-    } else {
-        let name = file.display().to_string();
-        let open = std::fs::File::open(file).with_context(|| name.clone())?;
-        (name, Box::new(open))
-    };
-    reader
-        .by_ref()
-        .take(IMPORT_BYTES_MAX + 1)
-        .read_to_end(&mut text)
-        .with_context(|| name.clone())?;
-    anyhow::ensure!(
-        text.len() as u64 <= IMPORT_BYTES_MAX,
-        "{name}: is larger than {}, the most that one import takes",
-        output::size(IMPORT_BYTES_MAX)
-    );
-    Ok((text, name))
 }

@@ -1,11 +1,14 @@
 //! `throwbar kv`: read and change the buckets of the store, through the admin API.
 
+mod chunks;
 mod export;
 mod file;
 mod foreign;
 mod format;
+mod history;
 mod import;
 mod list;
+mod source;
 mod watch;
 mod write;
 
@@ -192,6 +195,10 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Print the last values of a key, with the time and who wrote them
+    History(history::HistoryArgs),
+    /// Make a key, or all that one revision changed, what was before
+    Undo(history::UndoArgs),
     Import(import::Args),
     /// Write a whole bucket, as of one revision, to standard output or a file
     #[command(after_help = "\
@@ -206,6 +213,9 @@ Examples:
         /// The format
         #[arg(long, value_enum, default_value_t = Format::Lines)]
         format: Format,
+        /// Leave out when keys end; lines and one JSON object cannot say it
+        #[arg(long)]
+        without_deadlines: bool,
     },
     Backup(file::BackupArgs),
     Compact(file::CompactArgs),
@@ -291,12 +301,24 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             limit,
             json,
         } => list::keys(&client, &bucket, prefix, limit, json).await,
+        Command::History(args) => history::history(&client, &args).await,
+        Command::Undo(args) => history::undo(&client, &args).await,
         Command::Import(args) => import::run(&client, &args).await,
         Command::Export {
             bucket,
             file,
             format,
-        } => export::run(&client, &bucket, file.as_deref(), format).await,
+            without_deadlines,
+        } => {
+            export::run(
+                &client,
+                &bucket,
+                file.as_deref(),
+                format,
+                !without_deadlines,
+            )
+            .await
+        }
         Command::Backup(args) => file::backup(&client, &args).await,
         Command::Compact(args) => file::compact(&client, &args).await,
         Command::Check(args) => file::check(&args),

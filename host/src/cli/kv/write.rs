@@ -20,6 +20,10 @@ struct Committed {
     touched: u64,
     deleted: u64,
     unchanged: u64,
+    /// Of an import: entries that had ended.
+    ended: u64,
+    /// Of an undo: keys that were changed since.
+    left_out: u64,
 }
 
 /// What may go wrong for somebody else having been faster.
@@ -203,6 +207,11 @@ fn summary(bucket: &str, done: &Committed, dry_run: bool) -> String {
         (done.touched, "renewed"),
         (done.deleted, "deleted"),
         (done.unchanged, "as before"),
+        (done.ended, "left out, for they have ended"),
+        (
+            done.left_out,
+            "left as they are, for they were changed since",
+        ),
     ]
     .iter()
     .filter(|(number, _)| *number > 0)

@@ -328,6 +328,8 @@ fn bucket(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> BucketConfig
     }
     table.integer("keys_max", &mut config.keys_max, walk);
     table.size("bytes_max", &mut config.bytes_max, walk);
+    table.integer("history", &mut config.history, walk);
+    table.size("history_bytes_max", &mut config.history_bytes_max, walk);
     if let Some(on_change) = table.take("on_change")
         && let Some(on_change) = on_change_of(&on_change, walk)
     {

@@ -6,6 +6,7 @@ use super::Config;
 use super::diagnostic::{Finding, join, shorten};
 use crate::admin::Address;
 use crate::proxy::TICK;
+use crate::store::bucket::HISTORY_MAX;
 use crate::store::{BucketConfig, OnChange, SyncPolicy, Target, ValueKind};
 use crate::upstream::guard::{self, Guard, Refused};
 use crate::worker::WORKERS_MAX;
@@ -84,6 +85,18 @@ pub fn check(config: &Config) -> Vec<Finding> {
         between(
             join(&path, "bytes_max"),
             &bucket.bytes_max,
+            1..=1 << 50,
+            found,
+        );
+        between(
+            join(&path, "history"),
+            &bucket.history,
+            0..=HISTORY_MAX,
+            found,
+        );
+        between(
+            join(&path, "history_bytes_max"),
+            &bucket.history_bytes_max,
             1..=1 << 50,
             found,
         );

@@ -177,6 +177,7 @@ impl HostState {
         let mut batch = self.overlay.take_batch()?;
         let mark = Arc::clone(&self.sandbox.label.plugin);
         let seen = self.snapshot.mark(&mark).map(|mark| mark.revision);
+        batch.by = Some(Arc::clone(&self.sandbox.label.writer));
         batch.conditions.push(Condition::Unmarked(mark, seen));
         Some(batch)
     }
@@ -187,6 +188,7 @@ impl HostState {
         let mut batch = self.overlay.take_batch()?;
         let mark = Arc::clone(&self.sandbox.data_mark);
         let seen = self.snapshot.mark(&mark).map(|mark| mark.revision);
+        batch.by = Some(Arc::clone(&self.sandbox.label.writer));
         batch.conditions.push(Condition::Unmarked(mark, seen));
         Some(batch)
     }

@@ -1,9 +1,9 @@
 //! The backend in one file, `store.redb` of the data directory: what it has acknowledged survives a crash.
 //!
-//! Four tables: `entries` maps (bucket, key) to (revision, value); `deadlines` has when those end that do; `buckets` maps a
-//! bucket to its revision, its number of entries and the sum of their hashes, so that a damaged file is noticed when it is
-//! loaded and not when a request goes astray; `meta` has the format, the store's revision and the number of transactions.
-//! Each group of batches is one transaction.
+//! Four tables, and those of `history`: `entries` maps (bucket, key) to (revision, value); `deadlines` has when those end that
+//! do; `buckets` maps a bucket to its revision, its number of entries and the sum of their hashes, so that a damaged file is
+//! noticed when it is loaded and not when a request goes astray; `meta` has the format, the store's revision and the number
+//! of transactions. Each group of batches is one transaction.
 //!
 //! After a failed write the file is opened anew before the next one, because the engine refuses everything after an
 //! I/O error. Whether the failed transaction reached the disk is only known then: if it did, it is undone first, so
@@ -24,11 +24,13 @@ use redb::{
 
 use super::{Backend, Change, Loaded, WriteError};
 use crate::store::data_file::{Compacted, FileError, Source, SyncPolicy};
-use crate::store::table::Record;
+use crate::store::history::Histories;
 use crate::store::{BucketConfig, OpenError, Revision};
 
 mod copy;
+mod deadlines;
 mod file;
+mod history;
 mod read;
 mod sum;
 
@@ -58,8 +60,6 @@ type Key = (&'static [u8], &'static [u8]);
 const ENTRIES: TableDefinition<Key, (u64, &[u8])> = TableDefinition::new("entries");
 /// Bucket to (revision, entries, sum of their hashes).
 const BUCKETS: TableDefinition<&[u8], (u64, u64, u64)> = TableDefinition::new("buckets");
-/// [`Key`] to when its entry ends, in milliseconds of Unix time. Made with the first such entry.
-const DEADLINES: TableDefinition<Key, u64> = TableDefinition::new("deadlines");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 const META_REVISION: &str = "revision";
@@ -338,6 +338,12 @@ impl Backend for Embedded {
             under_way,
         })
     }
+
+    fn histories(&mut self) -> Result<Box<dyn Histories>, String> {
+        let db = self.take()?;
+        let read = guarded(|| Ok(self.db.insert(db).begin_read()?))?;
+        Ok(Box::new(history::Read(read)))
+    }
 }
 
 fn reversed(change: &Change) -> Change {
@@ -346,32 +352,9 @@ fn reversed(change: &Change) -> Change {
         after: change.before.clone(),
         bucket_before: change.bucket_after,
         bucket_after: change.bucket_before,
+        origin: None,
         ..change.clone()
     }
-}
-
-fn write_deadlines(
-    transaction: &redb::WriteTransaction,
-    changes: &[&Change],
-) -> Result<(), redb::Error> {
-    let deadline = |record: &Option<std::sync::Arc<Record>>| record.as_ref()?.entry.deadline;
-    let mut ending = changes
-        .iter()
-        .filter(|change| deadline(&change.before) != deadline(&change.after))
-        .peekable();
-    // Most groups have none, and need not look at the table.
-    if ending.peek().is_none() {
-        return Ok(());
-    }
-    let mut table = transaction.open_table(DEADLINES)?;
-    for change in ending {
-        let key = (change.bucket.name.as_bytes(), change.key());
-        match deadline(&change.after) {
-            Some(deadline) => table.insert(key, deadline.millis())?,
-            None => table.remove(key)?,
-        };
-    }
-    Ok(())
 }
 
 fn transact(
@@ -385,7 +368,8 @@ fn transact(
     ordered.sort_by_key(|change| (change.bucket.name.as_bytes(), change.key()));
     let mut transaction = db.begin_write()?;
     transaction.set_durability(durability)?;
-    write_deadlines(&transaction, &ordered)?;
+    deadlines::write(&transaction, &ordered)?;
+    history::write(&transaction, &ordered)?;
     {
         let mut entries = transaction.open_table(ENTRIES)?;
         for change in ordered.into_iter().filter(|change| !change.is_touch()) {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::arrive::records;
 use super::data_file::{Compacted, FileError, Source, SyncPolicy};
+use super::history::{Histories, Origin};
 use super::shared::link::Wanted;
 use super::shared::{EngineError, Links, copy};
 use super::table::Record;
@@ -39,6 +40,8 @@ pub(super) struct Change {
     pub(super) bucket_after: Revision,
     /// Whether it was deleted because its deadline had come.
     pub(super) expired: bool,
+    /// Who made it, if its bucket keeps a history and that is known.
+    pub(super) origin: Option<Arc<Origin>>,
 }
 
 impl Change {
@@ -127,6 +130,12 @@ pub(super) trait Backend: Send {
     /// Its file as it is now.
     fn source(&mut self) -> Result<Source, FileError> {
         Err(FileError::None)
+    }
+
+    /// Reads, on another thread, what it keeps of the past of keys: that of every write so far. Only asked of a backend that
+    /// [keeps it](BackendKind::keeps_history).
+    fn histories(&mut self) -> Result<Box<dyn Histories>, String> {
+        Err("this backend keeps no history".into())
     }
 }
 
@@ -290,5 +299,11 @@ impl Backends {
         self.open(true)
             .map_err(|error| WriteError(error.to_string()))?
             .write(revision, changes)
+    }
+
+    /// What the embedded backend keeps of the past of keys.
+    pub(super) fn histories(&mut self) -> Result<Box<dyn Histories>, String> {
+        let backend = self.open(true).map_err(|error| error.to_string())?;
+        backend.histories()
     }
 }

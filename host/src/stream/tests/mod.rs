@@ -185,6 +185,7 @@ fn label(plugin: &str, digest: &str, id: u64) -> Arc<GenerationLabel> {
         id: GenerationId(id),
         plugin: plugin.into(),
         digest: digest.into(),
+        writer: plugin.into(),
         since: SystemTime::UNIX_EPOCH,
         streams: AtomicU64::new(0),
         sessions: AtomicU64::new(0),

@@ -8,10 +8,11 @@ use redb::{
     Value, WriteTransaction,
 };
 
+use super::deadlines::DEADLINES;
 use super::file::{corrupt, database, guarded, open_read_only};
 use super::read::read_meta;
 use super::sum::Sum;
-use super::{BUCKETS, DEADLINES, ENTRIES, META};
+use super::{BUCKETS, ENTRIES, META, history};
 use crate::store::data_file::{Contents, FileError, Source};
 use crate::store::{Deadline, OpenError};
 
@@ -49,6 +50,9 @@ fn copy_tables(from: &ReadTransaction, to: &Database) -> Result<(), redb::Error>
         copy_table(from, &to, BUCKETS)?,
         copy_table(from, &to, ENTRIES)?,
         copy_table(from, &to, DEADLINES)?,
+        copy_table(from, &to, history::ROWS)?,
+        copy_table(from, &to, history::ORDER)?,
+        copy_table(from, &to, history::SIZES)?,
     ];
     let copied = copied.into_iter().filter(|copied| *copied).count();
     let there = from.list_tables()?.count();

@@ -4,7 +4,7 @@ use redb::{Database, ReadableDatabase};
 
 use super::sum::Sum;
 use super::{
-    BUCKETS, DEADLINES, ENTRIES, FORMAT, META, META_FORMAT, META_REVISION, META_WRITES, Mark,
+    BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_REVISION, META_WRITES, Mark, deadlines,
 };
 use crate::store::backend::Loaded;
 use crate::store::table::Record;
@@ -50,7 +50,7 @@ pub(super) fn read_bucket(
     let mut records =
         Vec::with_capacity(usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0));
     let mut refused = None;
-    let mut deadlines = read_deadlines(&transaction, name)?.into_iter().peekable();
+    let mut deadlines = deadlines::read(&transaction, name)?.into_iter().peekable();
     let entries = transaction.open_table(ENTRIES)?;
     let end = end_of(name);
     for entry in entries.range((name, &[][..])..(end.as_slice(), &[][..]))? {
@@ -91,26 +91,6 @@ pub(super) fn read_bucket(
 }
 
 /// The next string after a bucket's name: what lies between belongs to the bucket.
-fn end_of(name: &[u8]) -> Vec<u8> {
+pub(super) fn end_of(name: &[u8]) -> Vec<u8> {
     [name, &[0]].concat()
-}
-
-/// Keys of a bucket that end, and when, in order.
-fn read_deadlines(
-    transaction: &redb::ReadTransaction,
-    name: &[u8],
-) -> Result<Vec<(Vec<u8>, u64)>, redb::Error> {
-    let table = match transaction.open_table(DEADLINES) {
-        Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let end = end_of(name);
-    let range = table.range((name, &[][..])..(end.as_slice(), &[][..]))?;
-    range
-        .map(|deadline| {
-            let (key, millis) = deadline?;
-            Ok((key.value().1.to_vec(), millis.value()))
-        })
-        .collect()
 }

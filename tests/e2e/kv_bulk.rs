@@ -1,0 +1,316 @@
+//! Imports of any length, whole or in chunks, and what an export takes along.
+
+use super::kv_operations::with_notes;
+use crate::harness::proxy::{Ended, command, run_with};
+use crate::harness::{Raw, Request, TestProxy, eventually, soon};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::Stdio;
+use tokio::io::AsyncWriteExt;
+
+fn prepared(proxy: &TestProxy) -> tokio::process::Command {
+    let mut command = command();
+    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
+    command
+}
+
+async fn kv(proxy: &TestProxy, arguments: &[&str]) -> Ended {
+    let arguments: Vec<_> = ["kv"].iter().chain(arguments).copied().collect();
+    run_with(prepared(proxy), proxy.dir(), &arguments).await
+}
+
+async fn ok(proxy: &TestProxy, arguments: &[&str]) -> String {
+    let ended = kv(proxy, arguments).await;
+    assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
+    ended.stdout
+}
+
+fn lines(path: &str, body: impl Into<bytes::Bytes>) -> Request {
+    Request::post(path, body).field("content-type", "text/plain")
+}
+
+/// The most resident memory so far, in KiB.
+fn peak_kib(proxy: &TestProxy) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.pid()));
+    let status = status.expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next());
+    kib.and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+/// Keys of the bucket of notes.
+async fn keys(proxy: &TestProxy) -> u64 {
+    let listed = proxy.admin().get("/v1/kv").await.json();
+    let buckets = listed["buckets"].as_array().expect("a list");
+    let notes = buckets.iter().find(|bucket| bucket["name"] == "notes");
+    notes.expect("there")["keys"].as_u64().expect("a number")
+}
+
+#[tokio::test]
+async fn an_import_takes_memory_for_what_it_writes_and_not_for_how_long_it_is() {
+    const ROWS: usize = 200_000;
+    let notes = "\n[buckets.notes]\nbackend = \"memory\"\nvalues = \"bytes\"\n\
+                 [[route]]\nreply = { status = 200 }\n";
+    let proxy = TestProxy::start(notes).await;
+    // 500 bytes a row, most of them blanks: 100 MB of which 200,000 short entries are left.
+    let write = |name: &str, keys: usize| {
+        let file = std::fs::File::create(proxy.file(name)).expect("a file");
+        let mut file = std::io::BufWriter::new(file);
+        for row in 0..ROWS {
+            let key = row % keys;
+            let line = format!("{{\"key\":\"key-{key:06}\",\"value\":\"{row:06}\"}}");
+            writeln!(file, "{line:<499}").expect("written");
+        }
+        file.flush().expect("written");
+    };
+    write("few.ndjson", 1_000);
+    write("many.ndjson", ROWS);
+    let before = peak_kib(&proxy);
+    let done = ok(
+        &proxy,
+        &["import", "notes", "few.ndjson", "--chunk", "1000"],
+    )
+    .await;
+    assert!(done.contains("1,000 added, 199,000 changed"), "{done}");
+    let in_chunks = peak_kib(&proxy);
+    let done = ok(&proxy, &["import", "notes", "many.ndjson", "--json"]).await;
+    let done: Value = serde_json::from_str(&done).expect("JSON");
+    assert_eq!(
+        (&done["created"], &done["updated"]),
+        (&json!(199_000), &json!(1_000))
+    );
+    let whole = peak_kib(&proxy);
+    println!("peak: {before} KiB, in chunks {in_chunks}, whole {whole}");
+    assert!(in_chunks - before < 32 << 10, "{before} -> {in_chunks} KiB");
+    assert!(whole - before < 150 << 10, "{before} -> {whole} KiB");
+}
+
+#[tokio::test]
+async fn chunks_stay_written_up_to_a_bad_row_and_it_is_told_where() {
+    let proxy = TestProxy::start(&with_notes()).await;
+    let admin = proxy.admin();
+    let body = "a 1\n# a comment\nb 2\nc 3\nd 4\ne 5\nbad\nf 6\n";
+    let told = admin.send(lines("/v1/kv/notes/import?chunk=2", body)).await;
+    assert_eq!(told.status, 200);
+    let text = told.text();
+    let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(
+        (&last["applied"], &last["line"]),
+        (&json!(4), &json!(5)),
+        "{last}"
+    );
+    assert_eq!(last["problem"]["errors"][0]["line"], 7, "{last}");
+    assert_eq!(admin.get("/v1/kv/notes/d").await.text(), "4");
+    assert_eq!(admin.get("/v1/kv/notes/e").await.status, 404);
+    let whole = admin
+        .send(lines(
+            "/v1/kv/notes/import?chunk=3",
+            &b"a 1\nx 1\ny 2\nz 3\n"[..],
+        ))
+        .await;
+    let last: Value = serde_json::from_str(&whole.text()).expect("one line");
+    assert_eq!(
+        (
+            &last["applied"],
+            &last["created"],
+            &last["unchanged"],
+            &last["outcome"]
+        ),
+        (&json!(4), &json!(3), &json!(1), &json!("changed"))
+    );
+    for query in [
+        "chunk=0",
+        "chunk=65537",
+        "chunk=2&replace=true",
+        "chunk=2&dry_run=true",
+    ] {
+        let path = format!("/v1/kv/notes/import?{query}");
+        let refused = admin.send(lines(&path, "q 1\n")).await;
+        assert_eq!(refused.status, 400, "{query}: {}", refused.text());
+    }
+    let batch = admin.post("/v1/kv/notes/batch?chunk=2", "{}").await;
+    assert_eq!(batch.status, 400, "{}", batch.text());
+
+    std::fs::write(proxy.file("bad.txt"), body.replace(" ", " new ")).expect("written");
+    let stopped = kv(&proxy, &["import", "notes", "bad.txt", "--chunk", "2"]).await;
+    assert_eq!(stopped.code, 3, "{}", stopped.stderr);
+    for said in [
+        "bad.txt: 1 bad line(s)",
+        "line 7",
+        "4 rows up to line 5 stay written",
+    ] {
+        assert!(stopped.stderr.contains(said), "{}", stopped.stderr);
+    }
+    std::fs::write(proxy.file("good.csv"), "key,value\nm,1\nn,\"2\n3\"\no,4\n").expect("written");
+    let import = [
+        "import", "notes", "good.csv", "--format", "csv", "--chunk", "1",
+    ];
+    let done = ok(&proxy, &import).await;
+    assert!(done.starts_with("notes: 3 added"), "{done}");
+    assert_eq!(admin.get("/v1/kv/notes/n").await.text(), "2\n3");
+}
+
+#[tokio::test]
+async fn rows_are_written_while_others_are_yet_to_come() {
+    let proxy = TestProxy::start(&with_notes()).await;
+    let admin = proxy.admin();
+    let token = std::fs::read_to_string(proxy.file("data/admin.token")).expect("a token");
+    let mut raw = Raw::connect(proxy.admin_address).await;
+    let head = format!(
+        "POST /v1/kv/notes/import?chunk=1 HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
+         content-type: text/plain\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n",
+        proxy.admin_address,
+        token.trim()
+    );
+    raw.send(head).await;
+    for key in ["a", "b"] {
+        raw.send(format!("4\r\n{key} 1\n\r\n")).await;
+        eventually("the row is written", async || {
+            let found = admin.get(&format!("/v1/kv/notes/{key}")).await;
+            (found.status == 200).then_some(())
+        })
+        .await;
+    }
+    raw.send("0\r\n\r\n").await;
+    let answer = raw.rest().await;
+    let answer = String::from_utf8(answer).expect("text");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("\"created\":2"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn an_import_that_breaks_off_leaves_nothing() {
+    let proxy = TestProxy::start(&with_notes()).await;
+    let mut import = prepared(&proxy)
+        .current_dir(proxy.dir())
+        .args(["kv", "import", "notes", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command under test runs");
+    let mut stdin = import.stdin.take().expect("piped");
+    let rows: String = (0..200_000)
+        .map(|row| format!("key-{row} value\n"))
+        .collect();
+    // More than pipes and sockets hold: most of it was received when this is written.
+    soon("the rows are taken", stdin.write_all(rows.as_bytes()))
+        .await
+        .expect("written");
+    let pid = import.id().and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid
+        .and_then(rustix::process::Pid::from_raw)
+        .expect("a process id");
+    rustix::process::kill_process(pid, Signal::INT).expect("the process is ours");
+    soon("its end", import.wait()).await.expect("it ended");
+    drop(stdin);
+    assert_eq!(keys(&proxy).await, 0);
+    // What is cut in the middle of a row, or of a body of a known length, is no import either.
+    let token = std::fs::read_to_string(proxy.file("data/admin.token")).expect("a token");
+    for framing in [
+        "content-length: 100\r\n\r\na 1\nb 2\n",
+        "transfer-encoding: chunked\r\n\r\n8\r\na 1\nb 2\n\r\n",
+    ] {
+        let mut raw = Raw::connect(proxy.admin_address).await;
+        raw.send(format!(
+            "POST /v1/kv/notes/import HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
+             content-type: text/plain\r\n{framing}",
+            proxy.admin_address,
+            token.trim()
+        ))
+        .await;
+        drop(raw);
+    }
+    ok(&proxy, &["set", "notes", "after=1"]).await;
+    assert_eq!(keys(&proxy).await, 1);
+}
+
+#[tokio::test]
+async fn a_row_without_end_is_refused_with_its_line() {
+    let proxy = TestProxy::start(&with_notes()).await;
+    let admin = proxy.admin();
+    for query in ["", "?chunk=10"] {
+        let mut body = b"a 1\nb ".to_vec();
+        body.resize(9 << 20, b'x');
+        body.extend_from_slice(b"\nc 1\n");
+        let refused = admin
+            .send(lines(&format!("/v1/kv/notes/import{query}"), body))
+            .await;
+        let mut told = refused.json();
+        if !query.is_empty() {
+            told = told["problem"].take();
+        }
+        assert_eq!(
+            (&told["status"], &told["errors"][0]["line"]),
+            (&json!(422), &json!(2)),
+            "{told}"
+        );
+        assert!(
+            told.to_string().contains("longer than 8388608 bytes"),
+            "{told}"
+        );
+    }
+    assert_eq!(keys(&proxy).await, 0);
+}
+
+#[tokio::test]
+async fn entries_take_their_deadlines_along_and_what_has_ended_is_left_out() {
+    let proxy = TestProxy::start(&with_notes()).await;
+    let admin = proxy.admin();
+    ok(&proxy, &["set", "notes", "day=1", "--ttl", "1d"]).await;
+    ok(&proxy, &["set", "notes", "stays=2"]).await;
+    let listed = ok(&proxy, &["ls", "notes", "--json"]).await;
+    for format in ["ndjson", "csv"] {
+        ok(&proxy, &["export", "notes", "all", "--format", format]).await;
+        // The very same once more changes nothing.
+        let import: &[&str] = match format {
+            "csv" => &["import", "notes", "all", "--format", "csv", "--replace"],
+            _ => &["import", "notes", "all", "--replace"],
+        };
+        let same = ok(&proxy, import).await;
+        assert!(same.starts_with("notes: 2 as before "), "{format}: {same}");
+        ok(&proxy, &["del", "notes", "day", "stays"]).await;
+        ok(&proxy, import).await;
+        let again = ok(&proxy, &["ls", "notes", "--json"]).await;
+        let told = |listed: &str| -> Vec<[Value; 3]> {
+            let listed: Value = serde_json::from_str(listed).expect("JSON");
+            let entries = listed["entries"].as_array().expect("a list");
+            let told =
+                |entry: &Value| ["key", "value", "expires_at"].map(|name| entry[name].clone());
+            entries.iter().map(told).collect()
+        };
+        assert_eq!(told(&again), told(&listed), "{format}");
+    }
+    for (arguments, said) in [
+        (&["export", "notes"][..], "lines cannot say"),
+        (
+            &["export", "notes", "--format", "json"],
+            "one JSON object cannot say",
+        ),
+    ] {
+        let refused = kv(&proxy, arguments).await;
+        assert_eq!(refused.code, 1, "{}", refused.stderr);
+        assert!(refused.stderr.contains(said), "{}", refused.stderr);
+        assert!(!refused.stdout.contains("day"), "{}", refused.stdout);
+        ok(&proxy, &[arguments, &["--without-deadlines"]].concat()).await;
+    }
+    let without = ok(&proxy, &["export", "notes", "--without-deadlines"]).await;
+    assert_eq!(without, "day 1\nstays 2\n");
+    let csv = ["export", "notes", "--format", "csv", "--without-deadlines"];
+    assert!(ok(&proxy, &csv).await.starts_with("key,value,revision\n"));
+    let alone = admin.get("/v1/kv/notes?deadlines=false").await;
+    assert_eq!(alone.status, 400, "{}", alone.text());
+
+    let ended = "{\"key\":\"day\",\"value\":\"1\",\"expires_at\":\"2020-01-01T00:00:00.000Z\"}\n\
+                 {\"key\":\"new\",\"value\":\"1\"}\n";
+    std::fs::write(proxy.file("old.ndjson"), ended).expect("written");
+    let done = ok(&proxy, &["import", "notes", "old.ndjson", "--replace"]).await;
+    assert!(
+        done.contains("1 added, 2 deleted, 1 left out, for they have ended"),
+        "{done}"
+    );
+    assert_eq!(ok(&proxy, &["export", "notes"]).await, "new 1\n");
+}
