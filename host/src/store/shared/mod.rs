@@ -21,6 +21,7 @@ use super::Revision;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+pub mod artifacts;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(any(feature = "etcd", feature = "redis"))]
