@@ -291,10 +291,11 @@ fn check_bucket(bucket: &Bucket, expect: Expect) -> Result<(), CommitError> {
     })
 }
 
-/// A bucket that takes writes: one of the config, or that of the marks.
+/// A bucket that takes writes: one of the config, that of the marks, or that of the fleet.
 fn bucket(snapshot: &Snapshot, id: BucketId) -> Result<&Bucket, CommitError> {
     let takes_writes = |bucket: &&Bucket| {
-        snapshot.bucket_id(&bucket.config.name) == Some(id) || snapshot.marks == Some(id)
+        snapshot.bucket_id(&bucket.config.name) == Some(id)
+            || [snapshot.marks, snapshot.fleet].contains(&Some(id))
     };
     snapshot
         .bucket(id)

@@ -23,6 +23,13 @@ pub enum BackendKind {
     Embedded,
 }
 
+impl BackendKind {
+    /// Whether other processes have the same buckets.
+    pub fn is_shared(self) -> bool {
+        !matches!(self, Self::Memory | Self::Embedded)
+    }
+}
+
 /// What a bucket's values are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -71,6 +78,8 @@ pub enum OnChange {
 pub const KEYS_MAX_DEFAULT: u64 = 10_000_000;
 /// Most bytes of a bucket unless the config says otherwise.
 pub const BYTES_MAX_DEFAULT: u64 = 4 << 30;
+/// The bucket of a fleet: no name that a config can give.
+pub(super) const FLEET: &str = "throwbar:fleet";
 /// Longest key in bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest value in bytes.
@@ -87,5 +96,10 @@ impl BucketConfig {
             bytes_max: BYTES_MAX_DEFAULT,
             on_change: OnChange::default(),
         }
+    }
+
+    /// The bucket of a fleet: to be given with those of the config.
+    pub fn of_fleet(backend: BackendKind) -> Self {
+        Self::new(FLEET, backend, ValueKind::Bytes)
     }
 }

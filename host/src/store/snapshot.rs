@@ -16,6 +16,8 @@ pub struct Snapshot {
     pub(super) names: Arc<BTreeMap<String, BucketId>>,
     /// Where marks are.
     pub(super) marks: Option<BucketId>,
+    /// Where the nodes of a fleet tell each other what they are to have, and have.
+    pub(super) fleet: Option<BucketId>,
 }
 
 /// A value and the revision that wrote it.
@@ -55,6 +57,11 @@ impl Snapshot {
         self.marks
     }
 
+    /// The bucket of the fleet, if this is a node of one. It has no name either.
+    pub fn fleet(&self) -> Option<BucketId> {
+        self.fleet
+    }
+
     /// The mark of a key.
     pub fn mark(&self, key: &str) -> Option<&Entry> {
         self.bucket(self.marks?)?.get(key)
@@ -87,6 +94,11 @@ impl Snapshot {
         self.names
             .values()
             .filter_map(|&id| Some((id, self.bucket(id)?)))
+    }
+
+    /// The same, and that of the fleet: those whose entries may end.
+    pub(super) fn ending(&self) -> impl Iterator<Item = BucketId> {
+        self.names.values().copied().chain(self.fleet)
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 mod calls;
 mod deploys;
-mod guest;
+pub(crate) mod guest;
 mod migrations;
 mod rollouts;
 mod sessions;
@@ -86,7 +86,8 @@ impl Bench {
     }
 }
 
-fn plugins(data: &Path, store: &Store) -> Arc<Plugins> {
+/// Plugins that compile on a thread.
+pub(crate) fn plugins(data: &Path, store: &Store) -> Arc<Plugins> {
     let options = PluginsOptions {
         data,
         store: store.clone(),
