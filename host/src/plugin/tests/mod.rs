@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use std::path::Path;
 
+mod accord;
 mod calls;
 mod deploys;
 pub(crate) mod guest;
