@@ -14,6 +14,10 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a version that fails is kept on because the fleet does not answer.
+const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What each node is to have of one plugin.
 #[derive(Debug, Clone, PartialEq)]
@@ -259,15 +263,16 @@ impl Shared {
             force: true,
             back: true,
         };
-        match accord.agree(plugin, &base, wanted, "guard").await {
-            Ok(()) => true,
-            Err(DeployError::Disagreed(_)) => false,
-            Err(error) => {
-                let version = short(judged);
-                tracing::error!(plugin, version, %error, "guard: the fleet is not told");
-                true
-            }
-        }
+        let agreed = accord.agree(plugin, &base, wanted, "guard");
+        let error = match tokio::time::timeout(TAKE_BACK_TIMEOUT, agreed).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(DeployError::Disagreed(_))) => return false,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {TAKE_BACK_TIMEOUT:?}"),
+        };
+        let version = short(judged);
+        tracing::error!(plugin, version, error, "guard: the fleet is not told");
+        true
     }
 }
 
