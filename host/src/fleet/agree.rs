@@ -2,10 +2,8 @@
 
 use super::entry::{PLUGIN, PluginEntry};
 use super::{Fleet, unix_ms};
-use crate::plugin::{Accord, Agreement, Base, DeployError};
-use crate::store::{CommitError, Expect, Write};
-use std::future::Future;
-use std::pin::Pin;
+use crate::plugin::{Accord, Agreeing, Agreement, Base, DeployError};
+use crate::store::{CommitError, Expect, Write, WriteBatch};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
@@ -46,8 +44,18 @@ impl Accord for Fleet {
         base: &'a Base,
         wanted: Agreement,
         by: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Result<(), DeployError>> + Send + 'a>> {
+    ) -> Agreeing<'a, ()> {
         Box::pin(self.try_agree(plugin, base, wanted, by))
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        plugin: &'a str,
+        base: &'a Base,
+        wanted: Agreement,
+        by: &'a str,
+    ) -> Agreeing<'a, WriteBatch> {
+        Box::pin(self.batch(plugin, base, wanted, by))
     }
 }
 
@@ -62,37 +70,48 @@ impl Fleet {
         if base.agreed.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        let key = format!("{PLUGIN}{plugin}");
+        for _ in 0..ATTEMPTS {
+            let batch = self.batch(plugin, base, wanted.clone(), by).await?;
+            match self.store.commit(batch).await {
+                Ok(_) => {
+                    self.look.notify_one();
+                    return Ok(());
+                }
+                Err(CommitError::Conflict { key, .. }) if key != key_of(plugin) => {}
+                Err(CommitError::Conflict { .. }) => return Err(self.disagreed(plugin)),
+                Err(error) => return Err(DeployError::Writes(error)),
+            }
+        }
+        Err(DeployError::Fleet(format!(
+            "components of plugin {plugin:?} were removed by others, {ATTEMPTS} times in a row"
+        )))
+    }
+
+    /// What makes it what was agreed on: the entry of the plugin, if it is still what the change was built on, and those of
+    /// the components that it needs.
+    async fn batch(
+        &self,
+        plugin: &str,
+        base: &Base,
+        wanted: Agreement,
+        by: &str,
+    ) -> Result<WriteBatch, DeployError> {
         let now = unix_ms(SystemTime::now());
         let entry = PluginEntry::new(wanted, by, &self.node, now);
         let value = serde_json::to_vec(&entry);
         let value = value.map_err(|error| DeployError::Fleet(error.to_string()))?;
         let expected = base.revision.map_or(Expect::Absent, Expect::At);
-        let mut attempt = 1;
-        loop {
-            let mut writes = vec![self.publish(plugin, &entry.active).await?];
-            if let Some(canary) = &entry.canary {
-                writes.push(self.publish(plugin, &canary.version).await?);
-            }
-            let write = Write::put(self.bucket_id()?, key.as_str(), value.as_slice());
-            writes.push(write.expecting(expected));
-            match self.commit(writes).await {
-                Ok(_) => break,
-                Err(CommitError::Conflict { key: other, .. }) if other != key => {
-                    if attempt == ATTEMPTS {
-                        return Err(DeployError::Fleet(format!(
-                            "{other}: others changed it, {ATTEMPTS} times in a row"
-                        )));
-                    }
-                    attempt += 1;
-                }
-                Err(CommitError::Conflict { .. }) => return Err(self.disagreed(plugin)),
-                Err(error) => return Err(DeployError::Writes(error)),
-            }
+        let mut writes = vec![self.publish(plugin, &entry.active).await?];
+        if let Some(canary) = &entry.canary {
+            writes.push(self.publish(plugin, &canary.version).await?);
         }
+        let write = Write::put(self.bucket_id()?, key_of(plugin), value);
+        writes.push(write.expecting(expected));
         self.prune_due.store(true, Relaxed);
-        self.look.notify_one();
-        Ok(())
+        Ok(WriteBatch {
+            writes,
+            ..WriteBatch::default()
+        })
     }
 
     /// What others have agreed on in the meantime.
@@ -104,6 +123,10 @@ impl Fleet {
         };
         DeployError::Disagreed(format!("{there}: it came first, look at it and try again"))
     }
+}
+
+fn key_of(plugin: &str) -> String {
+    format!("{PLUGIN}{plugin}")
 }
 
 /// What was agreed on, for people.

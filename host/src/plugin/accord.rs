@@ -8,7 +8,7 @@ use super::guard::Verdict;
 use super::report::DeployError;
 use super::rollout::short;
 use super::{Access, Generation, Order, PluginSlot, Role, Share, Wanted};
-use crate::store::Revision;
+use crate::store::{Revision, WriteBatch};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -95,8 +95,23 @@ pub trait Accord: Send + Sync + 'static {
         base: &'a Base,
         wanted: Agreement,
         by: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Result<(), DeployError>> + Send + 'a>>;
+    ) -> Agreeing<'a, ()>;
+
+    /// The same as a batch, to be applied together with other writes to the same backend; nothing is agreed on before.
+    ///
+    /// # Errors
+    /// [`DeployError::Fleet`] if nobody can be asked.
+    fn prepare<'a>(
+        &'a self,
+        plugin: &'a str,
+        base: &'a Base,
+        wanted: Agreement,
+        by: &'a str,
+    ) -> Agreeing<'a, WriteBatch>;
 }
+
+/// What the others are asked.
+pub type Agreeing<'a, T> = Pin<Box<dyn Future<Output = Result<T, DeployError>> + Send + 'a>>;
 
 /// Who wants a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,13 +149,7 @@ impl Proposal {
         back: bool,
     ) -> Result<(), DeployError> {
         let wanted = match role {
-            Role::Active => Agreement {
-                active: digest.to_owned(),
-                canary: None,
-                failing: None,
-                force: order.force,
-                back,
-            },
+            Role::Active => active(digest, order, back),
             Role::Canary(share) => Agreement {
                 canary: Some((digest.to_owned(), share.clone())),
                 force: order.force,
@@ -149,6 +158,22 @@ impl Proposal {
             Role::Shadow(_) => return Ok(()),
         };
         self.agree(slot, wanted, order).await
+    }
+
+    /// Agrees that a version decides on every node, in one batch with what is to be written here.
+    pub(super) async fn beside(
+        self,
+        slot: &PluginSlot,
+        digest: &str,
+        order: Order<'_>,
+        batch: &mut WriteBatch,
+    ) -> Result<(), DeployError> {
+        let wanted = active(digest, order, false);
+        let prepared = self
+            .accord
+            .prepare(slot.name(), &self.base, wanted, order.by);
+        batch.writes.append(&mut prepared.await?.writes);
+        Ok(())
     }
 
     /// Agrees that there is no canary.
@@ -200,7 +225,27 @@ impl Proposal {
     }
 }
 
+fn active(digest: &str, order: Order<'_>, back: bool) -> Agreement {
+    Agreement {
+        active: digest.to_owned(),
+        canary: None,
+        failing: None,
+        force: order.force,
+        back,
+    }
+}
+
 impl Shared {
+    /// Whether the fleet agrees where a batch is written to: then both can be one step.
+    pub(super) fn agrees_beside(&self, batch: &WriteBatch) -> bool {
+        let snapshot = self.store.snapshot();
+        let backend = |id| snapshot.bucket(id).map(|bucket| bucket.config().backend);
+        let fleet = snapshot.fleet().and_then(backend);
+        let written = batch.writes.iter().map(|write| write.bucket);
+        let mut written = written.chain(batch.replace.iter().copied());
+        fleet.is_some() && written.all(|id| backend(id) == fleet)
+    }
+
     /// A change to be agreed on; none outside a fleet, and for one that follows it.
     pub(super) fn propose(
         &self,

@@ -191,7 +191,7 @@ impl Plugins {
         role: Role,
         order: Order<'_>,
         origin: Origin,
-        beside: Option<WriteBatch>,
+        mut beside: Option<WriteBatch>,
     ) -> Result<Deployed, DeployError> {
         let _unchanged_config = self.changes.read().await;
         let turn = self.turn(name)?;
@@ -265,7 +265,7 @@ impl Plugins {
             // While it compiled, streams were opened.
             slot.check_draining(&digest)?;
         }
-        let is_agreed = proposal.is_some();
+        let mut is_agreed = proposal.is_some();
         if let Some(proposal) = proposal {
             if role == Role::Active {
                 // What fails on the data fails before others hear of it.
@@ -279,7 +279,13 @@ impl Plugins {
                     .rehearse(&turn, &generation, &role, order, beside, &mut told)
                     .await?;
             }
-            proposal.role(slot, &digest, &role, order, is_back).await?;
+            match &mut beside {
+                Some(batch) if shared.agrees_beside(batch) => {
+                    is_agreed = false;
+                    proposal.beside(slot, &digest, order, batch).await?;
+                }
+                _ => proposal.role(slot, &digest, &role, order, is_back).await?,
+            }
         }
         deployed.generation = Some(generation.id().0);
         let done = shared.take_role(

@@ -44,7 +44,7 @@ pub mod verdict;
 mod versions;
 mod warm;
 
-pub use accord::{Accord, Agreement, Base, Present, Step};
+pub use accord::{Accord, Agreeing, Agreement, Base, Present, Step};
 pub(crate) use artifact::{NAME_EXPECTED, digest, is_name};
 pub use canary::{Fraction, Share, StickyField};
 pub(crate) use compile::confined;

@@ -3,7 +3,9 @@
 use super::guest::replies;
 use super::*;
 use crate::plugin::guard::Verdict;
-use crate::plugin::{Accord, Agreement, Base, Fraction, Order, Role, Share, Step, Wanted};
+use crate::plugin::{
+    Accord, Agreeing, Agreement, Base, Fraction, Order, Role, Share, Step, Wanted,
+};
 use crate::store::Revision;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -70,7 +72,7 @@ impl Accord for Fleet {
         base: &'a Base,
         wanted: Agreement,
         by: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Result<(), DeployError>> + Send + 'a>> {
+    ) -> Agreeing<'a, ()> {
         assert_eq!(base.agreed, self.last().map(|(agreed, _)| agreed));
         let answer = match *self.says.lock().expect("whole") {
             Says::Yes => Ok(()),
@@ -82,6 +84,16 @@ impl Accord for Fleet {
             agreed.push((wanted, by.to_owned()));
         }
         Box::pin(std::future::ready(answer))
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a Base,
+        _: Agreement,
+        _: &'a str,
+    ) -> Agreeing<'a, WriteBatch> {
+        panic!("nothing is written beside")
     }
 }
 
