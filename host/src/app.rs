@@ -105,7 +105,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         Some(listener) => listener,
         None => bind_admin()?,
     };
-    let store = Store::open(&config.store_buckets(), &config.data)?;
+    let store = Store::open_shared(&config.store_buckets(), &config.data, config.store.clone())?;
     let plugins = Plugins::new(PluginsOptions {
         data: &config.data,
         store: store.clone(),

@@ -330,6 +330,7 @@ fn needs_restart(running: &Config, next: &Config) -> Option<&'static str> {
         (admin_changed, "admin"),
         (running.log != next.log, "log"),
         (running.fleet != next.fleet, "fleet"),
+        (running.store != next.store, "store"),
     ]
     .into_iter()
     .find_map(|(changed, what)| changed.then_some(what))

@@ -13,7 +13,7 @@ pub use openmetrics::{CONTENT_TYPE, encode};
 pub use quantile::quantile;
 pub use scrape::{
     BucketRow, CanaryRow, FleetPluginRow, FleetRow, PluginRow, RouteRow, Scrape, ShadowRow,
-    VersionRow, WorkerTotals,
+    SharedRow, VersionRow, WorkerTotals,
 };
 
 /// Adds to a counter that only this thread writes: a load and a store, without the locked instruction of `fetch_add`.

@@ -38,6 +38,7 @@ mod seed;
 mod session_writes;
 mod sessions;
 mod shadow;
+mod shared;
 mod store;
 mod stream_drain;
 mod timeouts;

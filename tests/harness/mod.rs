@@ -7,6 +7,7 @@ pub mod client;
 pub mod events;
 pub mod proxy;
 pub mod raw;
+pub mod servers;
 pub mod upstream;
 pub mod websocket;
 

@@ -8,7 +8,8 @@ use super::input::{Path, Query, Tags, etag};
 use super::problem::Problem;
 use super::transfer::{self, ExportFormat};
 use crate::store::{
-    Bucket, BucketId, CommitError, Deadline, Entry, Expect, OnChange, Revision, Snapshot, Value,
+    Bucket, BucketId, CommitError, Deadline, Entry, Expect, OnChange, Revision, Snapshot, Store,
+    Value,
 };
 use axum::Json;
 use axum::extract::State;
@@ -23,6 +24,8 @@ pub(super) use write::{delete, patch, put};
 
 /// When the entry ends, if it does.
 const EXPIRES_AT: HeaderName = HeaderName::from_static("throwbar-expires-at");
+/// How old what is read may be, in seconds; only of buckets that proxies share.
+const STALENESS: HeaderName = HeaderName::from_static("throwbar-staleness");
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 
@@ -111,6 +114,7 @@ pub(super) async fn list(
             format!("query: limit {limit}: expected 1 to {LIMIT_MAX}"),
         ));
     }
+    let staleness = staleness(&data.store, bucket);
     let page = bucket.page(&query.prefix, query.cursor.as_deref(), limit);
     let entries: Vec<_> = page
         .entries
@@ -122,7 +126,8 @@ pub(super) async fn list(
         "entries": entries,
         "cursor": page.next,
     });
-    Ok(([(header::ETAG, etag(bucket.revision()))], Json(page)).into_response())
+    let tag = [(header::ETAG, etag(bucket.revision()))];
+    Ok((tag, staleness, Json(page)).into_response())
 }
 
 /// `GET /v1/kv/{bucket}/{key}`
@@ -133,12 +138,13 @@ pub(super) async fn get(
 ) -> Result<Response, Problem> {
     let snapshot = data.store.snapshot();
     let (_, bucket) = find(&snapshot, &name)?;
+    let staleness = staleness(&data.store, bucket);
     let entry = bucket.get(&key).ok_or_else(|| no_key(&name, &key))?;
     let revision = entry.revision.to_string();
     let tag = [(header::ETAG, etag(&revision))];
     let known = Tags::from(&headers, header::IF_NONE_MATCH)?;
     if known.is_some_and(|tags| tags.holds_weakly(&revision)) {
-        return Ok((StatusCode::NOT_MODIFIED, tag).into_response());
+        return Ok((StatusCode::NOT_MODIFIED, tag, staleness).into_response());
     }
     let bytes = entry.value.to_bytes().into_owned();
     let media_type = if std::str::from_utf8(&bytes).is_ok() {
@@ -146,12 +152,25 @@ pub(super) async fn get(
     } else {
         "application/octet-stream"
     };
-    let mut response = (tag, [(header::CONTENT_TYPE, media_type)], bytes).into_response();
+    let kind = [(header::CONTENT_TYPE, media_type)];
+    let mut response = (tag, staleness, kind, bytes).into_response();
     let expires = entry.deadline.and_then(expires_text);
     if let Some(expires) = expires.and_then(|text| text.parse().ok()) {
         response.headers_mut().insert(EXPIRES_AT, expires);
     }
     Ok(response)
+}
+
+/// How old what is read may be, in seconds, of a bucket that proxies share.
+fn staleness(store: &Store, bucket: &Bucket) -> HeaderMap {
+    let backend = bucket.config().backend;
+    let health = store.health().into_iter();
+    let age = health
+        .filter(|(kind, _)| *kind == backend)
+        .find_map(|(_, health)| health.staleness());
+    let text = age.map(|age| format!("{:.3}", age.as_secs_f64()));
+    let value = text.and_then(|text| text.parse().ok());
+    value.map(|value| (STALENESS, value)).into_iter().collect()
 }
 
 /// A bucket by its name.
@@ -236,6 +255,13 @@ pub(super) fn commit_problem(error: CommitError) -> Problem {
             Problem::new(StatusCode::INSUFFICIENT_STORAGE, "quota", detail)
         }
         CommitError::NoSuchBucket => Problem::not_found("no-such-bucket", detail),
+        CommitError::Mixed { .. } => Problem::invalid("several-backends", detail),
+        CommitError::TooLarge(_) => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch-too-large", detail)
+        }
+        CommitError::Unknown(_) => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unknown-outcome", detail)
+        }
         CommitError::Unavailable(_) => {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", detail)
         }

@@ -4,9 +4,11 @@ use super::State as AdminState;
 use super::kv::bucket_json;
 use super::problem::Problem;
 use crate::metrics::{
-    self, BucketRow, CanaryRow, PluginRow, RouteRow, Scrape, ShadowRow, VersionRow, WorkerTotals,
+    self, BucketRow, CanaryRow, PluginRow, RouteRow, Scrape, ShadowRow, SharedRow, VersionRow,
+    WorkerTotals,
 };
 use crate::plugin::{PluginInfo, VersionInfo};
+use crate::store::{BackendKind, Health, Store};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -115,13 +117,31 @@ pub(super) async fn status(State(state): State<AdminState>) -> Response {
         "not_ready": ready.err(),
         "workers": state.counters.workers.len(),
         "config": { "digest": &*running.digest },
-        "store": { "revision": snapshot.revision(), "buckets": buckets },
+        "store": {
+            "revision": snapshot.revision(),
+            "buckets": buckets,
+            "shared": shared_json(&state.store),
+        },
         "plugins": plugins,
         "listeners": listeners,
         "streams": { "open": totals.streams_open() },
         "fleet": state.fleet.as_ref().map(|fleet| fleet.status()),
     }))
     .into_response()
+}
+
+/// How what proxies share is, by backend.
+fn shared_json(store: &Store) -> Value {
+    let shared = store.health().into_iter().map(|(backend, health)| {
+        let shown = json!({
+            "revision": health.revision,
+            "lost": health.lost,
+            "losses": health.losses,
+            "staleness_ms": health.staleness().map(|age| age.as_millis()),
+        });
+        (backend.as_str().to_owned(), shown)
+    });
+    Value::Object(shared.collect())
 }
 
 /// `GET /v1/fleet`
@@ -186,12 +206,23 @@ fn gather(state: &AdminState) -> Scrape {
         buckets,
         store_revision: snapshot.revision().0,
         fleet: state.fleet.as_ref().map(|fleet| fleet.row()),
+        shared: state.store.health().iter().map(shared_row).collect(),
         drains_running: state.drains.running() as u64,
         swaps: state.own.swaps.rows(),
         process_log_dropped: state
             .log_dropped
             .as_ref()
             .map_or(0, |lines| lines.dropped_lines() as u64),
+    }
+}
+
+fn shared_row((backend, health): &(BackendKind, Health)) -> SharedRow {
+    SharedRow {
+        backend: backend.as_str(),
+        is_up: health.lost.is_none(),
+        revision: health.revision.0,
+        losses: health.losses,
+        staleness_s: health.staleness().map(|age| age.as_secs_f64()),
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Config {
     pub admin: crate::admin::Config,
     /// Where clients reach us.
     pub listeners: Vec<crate::listener::Config>,
+    /// The engines that proxies share.
+    pub store: crate::store::SharedSettings,
     /// Buckets of the store.
     pub buckets: Vec<crate::store::BucketConfig>,
     /// Named groups of endpoints.
@@ -72,6 +74,7 @@ impl Default for Config {
             data: PathBuf::from("data"),
             admin: Default::default(),
             listeners: Vec::new(),
+            store: Default::default(),
             buckets: Vec::new(),
             upstreams: Vec::new(),
             plugins: Vec::new(),

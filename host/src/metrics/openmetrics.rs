@@ -102,6 +102,31 @@ impl Scrape {
             "throwbar_bucket_bytes",
             "Bytes of a bucket's keys and values",
             rows().map(|row| ([("bucket", row.bucket.as_str())], row.bytes)),
+        )?;
+        let shared = || {
+            self.shared
+                .iter()
+                .map(|row| ([("backend", row.backend)], row))
+        };
+        out.gauges(
+            "throwbar_shared_up",
+            "Whether a backend that proxies share is there",
+            shared().map(|(labels, row)| (labels, u64::from(row.is_up))),
+        )?;
+        out.gauges(
+            "throwbar_shared_revision",
+            "Newest known revision of a backend that proxies share",
+            shared().map(|(labels, row)| (labels, row.revision)),
+        )?;
+        out.float_gauges(
+            "throwbar_shared_staleness_seconds",
+            "How old what is known of a backend that proxies share may be",
+            shared().filter_map(|(labels, row)| Some((labels, row.staleness_s?))),
+        )?;
+        out.counters(
+            "throwbar_shared_losses",
+            "How often a backend that proxies share was lost",
+            shared().map(|(labels, row)| (labels, row.losses)),
         )
     }
 
@@ -276,7 +301,7 @@ mod tests {
     use super::*;
     use crate::metrics::{
         BucketRow, CallTotals, CanaryRow, FleetPluginRow, FleetRow, PluginRow, RouteRow, ShadowRow,
-        VersionRow, WorkerTotals,
+        SharedRow, VersionRow, WorkerTotals,
     };
 
     #[test]
@@ -346,6 +371,13 @@ mod tests {
                 fetches: 4,
                 fetch_errors: 2,
             }),
+            shared: vec![SharedRow {
+                backend: "etcd",
+                is_up: false,
+                revision: 7,
+                losses: 1,
+                staleness_s: Some(2.5),
+            }],
             drains_running: 1,
             swaps: vec![("p".into(), "swapped", 6)],
             process_log_dropped: 11,
@@ -385,6 +417,10 @@ mod tests {
             "throwbar_fleet_step_errors_total 1",
             "throwbar_fleet_fetches_total 4",
             "throwbar_fleet_fetch_errors_total 2",
+            "throwbar_shared_up{backend=\"etcd\"} 0",
+            "throwbar_shared_revision{backend=\"etcd\"} 7",
+            "throwbar_shared_staleness_seconds{backend=\"etcd\"} 2.5",
+            "throwbar_shared_losses_total{backend=\"etcd\"} 1",
             "throwbar_bucket_keys{bucket=\"upstreams\"} 2",
             "throwbar_log_dropped_total 0",
             "throwbar_process_log_dropped_total 11",

@@ -25,6 +25,8 @@ pub struct Scrape {
     pub store_revision: u64,
     /// Of the fleet, if this is a node of one.
     pub fleet: Option<FleetRow>,
+    /// Backends that proxies share.
+    pub shared: Vec<SharedRow>,
     /// Drains of streams that run.
     pub drains_running: u64,
     /// Plugin, result and count.
@@ -42,6 +44,21 @@ pub struct RouteRow {
     pub by_class: [u64; 6],
     /// Requests whose plugin gave no decision.
     pub plugin_failures: u64,
+}
+
+/// A backend that proxies share.
+#[derive(Debug, Clone, Default)]
+pub struct SharedRow {
+    /// Which.
+    pub backend: &'static str,
+    /// Whether it is there.
+    pub is_up: bool,
+    /// The newest revision that is known.
+    pub revision: u64,
+    /// How often it was lost.
+    pub losses: u64,
+    /// How old what is known may be, in seconds; none if nothing is known.
+    pub staleness_s: Option<f64>,
 }
 
 /// A plugin.

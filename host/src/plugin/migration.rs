@@ -430,16 +430,16 @@ fn try_once(
                 ))));
             }
         }
-        batch.conditions.append(&mut wish.batch.conditions);
-        batch.writes.append(&mut wish.batch.writes);
-        batch.replace.append(&mut wish.batch.replace);
-        batch.expect.append(&mut wish.batch.expect);
         let generation = &taking.migration.generation;
         let from = taking.migration.runs_from.clone().flatten();
         let mark = Mark::new(generation.id(), from, taking.record);
         let changed = wish.written + wish.deleted > 0;
-        let writes = mark.writes(&snapshot, &generation.sandbox, changed);
-        batch.writes.append(&mut writes.map_err(failed)?);
+        let marks = mark.writes(&snapshot, &generation.sandbox, &wish.batch, changed);
+        batch.conditions.append(&mut wish.batch.conditions);
+        batch.writes.append(&mut wish.batch.writes);
+        batch.replace.append(&mut wish.batch.replace);
+        batch.expect.append(&mut wish.batch.expect);
+        batch.writes.append(&mut marks.map_err(failed)?);
         wishes.push((wish, mark.id));
     }
     let stages = takings

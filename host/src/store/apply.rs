@@ -40,6 +40,7 @@ pub(super) fn apply(
     let revision = Revision(snapshot.revision.0 + 1);
     let mut committed = Committed {
         revision: snapshot.revision,
+        seen: snapshot.revision,
         created: 0,
         updated: 0,
         touched: 0,
@@ -98,7 +99,7 @@ pub(super) fn apply(
     }
     check_quotas(snapshot, &planned)?;
     if committed.created + committed.updated + committed.deleted > 0 {
-        committed.revision = revision;
+        (committed.revision, committed.seen) = (revision, revision);
     }
     if batch.dry_run {
         return Ok(committed);
@@ -237,11 +238,12 @@ fn check_condition(snapshot: &Snapshot, condition: &Condition) -> Result<(), Com
                 });
             }
         }
-        Condition::Unmarked(key, since) => {
-            if let Some(mark) = snapshot.mark(key).filter(|mark| mark.revision > *since) {
+        Condition::Unmarked(key, seen) => {
+            let found = snapshot.mark(key).map(|mark| mark.revision);
+            if found != *seen {
                 return Err(CommitError::Marked {
                     key: key.to_string(),
-                    revision: mark.revision,
+                    revision: found.unwrap_or(snapshot.revision),
                 });
             }
         }
@@ -295,7 +297,8 @@ fn check_bucket(bucket: &Bucket, expect: Expect) -> Result<(), CommitError> {
 fn bucket(snapshot: &Snapshot, id: BucketId) -> Result<&Bucket, CommitError> {
     let takes_writes = |bucket: &&Bucket| {
         snapshot.bucket_id(&bucket.config.name) == Some(id)
-            || [snapshot.marks, snapshot.fleet].contains(&Some(id))
+            || snapshot.marks.contains(&id)
+            || snapshot.fleet == Some(id)
     };
     snapshot
         .bucket(id)

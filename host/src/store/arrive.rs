@@ -1,36 +1,91 @@
-//! What other processes have written, made part of a state.
+//! What an engine's log tells of buckets that proxies share, made part of a state.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::backend::{Arrival, Arrived, Change, Loaded};
+use super::backend::Change;
+use super::shared::link::Incoming;
+use super::shared::{Loaded, SharedEntry};
 use super::snapshot::Snapshot;
 use super::table::Record;
-use super::{BackendKind, BucketId, Revision};
+use super::{BackendKind, BucketConfig, BucketId, Deadline, Entry, Revision, Value};
 
-/// Applies what arrived from a backend, and appends what it changed to `changes`.
+/// What came of an arrival.
+#[derive(Default)]
+pub(super) struct Arrived {
+    /// The time, as the writer's clock has it.
+    pub(super) now: u64,
+    pub(super) changes: Vec<Change>,
+    /// Buckets whose revisions went back: the engine holds something older than it did, and what was told of them since is
+    /// not so any more.
+    pub(super) went_back: Vec<BucketId>,
+    /// The engine's newest revision.
+    pub(super) revision: Option<Revision>,
+}
+
+/// Makes an arrival part of a state.
 pub(super) fn arrive(
     snapshot: &mut Snapshot,
     kind: BackendKind,
-    arrival: Arrival,
-    changes: &mut Vec<Change>,
+    incoming: Incoming,
+    arrived: &mut Arrived,
 ) {
-    match arrival {
-        Arrival::Changes { revision, entries } => {
-            for arrived in entries {
+    match incoming {
+        Incoming::Changes { revision, changes } => {
+            for shared in changes {
                 // A bucket that this process does not have is of no concern to it.
-                if let Some(id) = bucket_of(snapshot, kind, &arrived.bucket) {
-                    entry(snapshot, id, revision, arrived, changes);
+                let Some(id) = bucket_of(snapshot, kind, &shared.bucket) else {
+                    continue;
+                };
+                let config = &snapshot.buckets[id.0 as usize].config;
+                let after = shared.after.and_then(|entry| record(config, entry));
+                let before = snapshot.buckets[id.0 as usize].table.get(&shared.key);
+                let both = (before.cloned(), after);
+                change(snapshot, id, revision, both, arrived);
+            }
+            arrived.revision = arrived.revision.max(Some(revision));
+        }
+        Incoming::Content { buckets, loaded } => {
+            arrived.revision = Some(loaded.revision);
+            let mut by_bucket: HashMap<Box<str>, Vec<SharedEntry>> = HashMap::new();
+            for entry in loaded.entries {
+                by_bucket
+                    .entry(entry.bucket.clone())
+                    .or_default()
+                    .push(entry);
+            }
+            for name in buckets {
+                let entries = by_bucket.remove(&name).unwrap_or_default();
+                if let Some(id) = bucket_of(snapshot, kind, &name) {
+                    content(snapshot, id, (loaded.revision, entries), arrived);
                 }
             }
-            snapshot.revision = snapshot.revision.max(revision);
         }
-        Arrival::Content { bucket, loaded } => {
-            if let Some(id) = bucket_of(snapshot, kind, &bucket) {
-                content(snapshot, id, loaded, changes);
-            }
-        }
+        Incoming::Current(revision) => arrived.revision = arrived.revision.max(Some(revision)),
     }
+}
+
+/// What was loaded of one bucket, as records. Values that do not fit it are left out, and logged.
+pub(super) fn records(config: &BucketConfig, loaded: Loaded) -> Vec<Arc<Record>> {
+    let entries = loaded.entries.into_iter();
+    entries.filter_map(|entry| record(config, entry)).collect()
+}
+
+/// None, so that the key is absent, if some other program wrote what the bucket cannot hold.
+fn record(config: &BucketConfig, entry: SharedEntry) -> Option<Arc<Record>> {
+    let value = Value::parse(config.values, &entry.value);
+    let value = value.inspect_err(|error| {
+        tracing::error!(
+            bucket = config.name, key = &*entry.key, %error,
+            "what another program wrote does not fit the bucket: it is taken as absent"
+        );
+    });
+    let entry_of = |value| Entry {
+        value,
+        revision: entry.revision,
+        deadline: entry.expires_at_ms.and_then(Deadline::from_millis),
+    };
+    Some(Record::new(&entry.key, entry_of(value.ok()?)))
 }
 
 fn bucket_of(snapshot: &Snapshot, kind: BackendKind, name: &str) -> Option<BucketId> {
@@ -41,46 +96,37 @@ fn bucket_of(snapshot: &Snapshot, kind: BackendKind, name: &str) -> Option<Bucke
     u32::try_from(at).ok().map(BucketId)
 }
 
-fn entry(
+/// Makes a bucket what was loaded anew: what is not in it any more is deleted.
+fn content(
     snapshot: &mut Snapshot,
     id: BucketId,
-    revision: Revision,
-    arrived: Arrived,
-    changes: &mut Vec<Change>,
+    (revision, entries): (Revision, Vec<SharedEntry>),
+    arrived: &mut Arrived,
 ) {
-    let after = arrived.entry.map(|entry| Record::new(&arrived.key, entry));
-    let before = snapshot.buckets[id.0 as usize].table.get(&arrived.key);
-    let before = before.cloned();
-    change(
-        snapshot,
-        id,
-        revision,
-        (before, after),
-        arrived.expired,
-        changes,
-    );
-}
-
-/// Makes a bucket what was loaded anew: what is not in it any more is deleted.
-fn content(snapshot: &mut Snapshot, id: BucketId, loaded: Loaded, changes: &mut Vec<Change>) {
-    let known = loaded
-        .records
-        .iter()
-        .map(|record| (record.key_bytes(), record));
-    let known: HashMap<&[u8], &Arc<Record>, ahash::RandomState> = known.collect();
-    let table = snapshot.buckets[id.0 as usize].table.clone();
+    let bucket = &mut snapshot.buckets[id.0 as usize];
+    if revision < bucket.revision {
+        bucket.revision = revision;
+        arrived.went_back.push(id);
+    }
+    let config = Arc::clone(&bucket.config);
+    let records = entries
+        .into_iter()
+        .filter_map(|entry| record(&config, entry));
+    let records: Vec<_> = records.collect();
+    let known = records.iter().map(|record| record.key_bytes());
+    let known: std::collections::HashSet<&[u8], ahash::RandomState> = known.collect();
+    let table = bucket.table.clone();
     let gone = table
         .iter()
-        .filter(|record| !known.contains_key(record.key_bytes()));
+        .filter(|record| !known.contains(record.key_bytes()));
     for record in gone {
         let both = (Some(Arc::clone(record)), None);
-        change(snapshot, id, loaded.revision, both, false, changes);
+        change(snapshot, id, revision, both, arrived);
     }
-    for record in &loaded.records {
+    for record in &records {
         let both = (table.get(record.key()).cloned(), Some(Arc::clone(record)));
-        change(snapshot, id, loaded.revision, both, false, changes);
+        change(snapshot, id, revision, both, arrived);
     }
-    snapshot.revision = snapshot.revision.max(loaded.revision);
 }
 
 fn change(
@@ -88,9 +134,9 @@ fn change(
     id: BucketId,
     revision: Revision,
     (before, after): (Option<Arc<Record>>, Option<Arc<Record>>),
-    expired: bool,
-    changes: &mut Vec<Change>,
+    arrived: &mut Arrived,
 ) {
+    let (changes, now) = (&mut arrived.changes, arrived.now);
     let entry = |record: &Option<Arc<Record>>| record.as_ref().map(|it| it.entry.clone());
     if entry(&before) == entry(&after) {
         return;
@@ -101,18 +147,17 @@ fn change(
         (Some(record), None) => bucket.table.remove(record.key()),
         (None, None) => return,
     }
-    let mut change = Change {
+    let deadline = before.as_ref().and_then(|before| before.entry.deadline);
+    let has_ended = deadline.is_some_and(|deadline| deadline.millis() <= now);
+    let bucket_before = bucket.revision;
+    bucket.revision = bucket.revision.max(revision);
+    changes.push(Change {
         bucket: Arc::clone(&bucket.config),
         id,
+        expired: after.is_none() && has_ended,
         before,
         after,
-        bucket_before: bucket.revision,
+        bucket_before,
         bucket_after: bucket.revision,
-        expired,
-    };
-    if !change.is_touch() {
-        change.bucket_after = bucket.revision.max(revision);
-        bucket.revision = change.bucket_after;
-    }
-    changes.push(change);
+    });
 }

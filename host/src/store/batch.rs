@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::bucket::KEY_BYTES_MAX;
 use super::value::shown;
-use super::{BucketId, Revision};
+use super::{BackendKind, BucketId, Revision};
 use std::sync::Arc;
 
 /// What a write requires of the entry as it is.
@@ -110,15 +110,19 @@ pub struct WriteBatch {
 pub enum Condition {
     /// Nothing of the bucket was created, changed or deleted after this revision.
     Unchanged(BucketId, Revision),
-    /// The mark of this key was not set after this revision.
-    Unmarked(Arc<str>, Revision),
+    /// The mark of this key is still the one that was set at this revision, or there is still none.
+    Unmarked(Arc<str>, Option<Revision>),
 }
 
 /// What a batch did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Committed {
-    /// The store's revision after it.
+    /// The revision it was made under, or the store's if it changed nothing.
     pub revision: Revision,
+    /// The store's revision of the first state that has it. Another one only if it is of a bucket that proxies share: such
+    /// revisions are those of the engine.
+    #[serde(skip)]
+    pub seen: Revision,
     /// Entries created.
     pub created: u64,
     /// Entries whose value changed.
@@ -195,9 +199,28 @@ pub enum CommitError {
     /// A bucket id that does not exist.
     #[error("no such bucket")]
     NoSuchBucket,
-    /// The backend cannot take writes: closed, disk full, I/O error.
+    /// It writes to two backends, and there is nothing that could do so all or none.
+    #[error("bucket {bucket:?} is on {}, bucket {other:?} on {}: expected a batch to write to one backend",
+            backend.as_str(), other_backend.as_str())]
+    Mixed {
+        /// A bucket.
+        bucket: String,
+        /// Its backend.
+        backend: BackendKind,
+        /// Another bucket.
+        other: String,
+        /// The backend of that.
+        other_backend: BackendKind,
+    },
+    /// Larger than the backend takes; names the limit.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The backend cannot take writes: closed, disk full, I/O error, away.
     #[error("store unavailable: {0}")]
     Unavailable(String),
+    /// The backend was asked, and the answer is missing: it may have been applied.
+    #[error("store unavailable, and whether the write was made is unknown: {0}")]
+    Unknown(String),
 }
 
 /// Checks what every key must be: 1 to [`KEY_BYTES_MAX`] bytes of text without control characters.

@@ -14,19 +14,33 @@ impl BucketId {
 }
 
 /// Where a bucket keeps its data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendKind {
     /// In memory only: gone at restart.
     Memory,
     /// In `store.redb` of the data directory: an acknowledged write survives a crash of the process or the machine.
     Embedded,
+    /// In an etcd that proxies share.
+    Etcd,
+    /// In a Redis that proxies share.
+    Redis,
 }
 
 impl BackendKind {
-    /// Whether other processes have the same buckets.
+    /// As the config says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Embedded => "embedded",
+            Self::Etcd => "etcd",
+            Self::Redis => "redis",
+        }
+    }
+
+    /// Whether other processes write to it, too.
     pub fn is_shared(self) -> bool {
-        !matches!(self, Self::Memory | Self::Embedded)
+        matches!(self, Self::Etcd | Self::Redis)
     }
 }
 

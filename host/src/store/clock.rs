@@ -46,6 +46,7 @@ pub fn check_ttl(ttl: Duration) -> Result<(), String> {
 /// The writer's clock. It reads the system's time once and counts on from there by the monotonic clock, so no jump of the
 /// system's time shortens or prolongs a life while the process runs. What is stored is compared with the system's time
 /// again at the next start.
+#[derive(Clone)]
 pub(super) enum Clock {
     System {
         began: Duration,

@@ -60,7 +60,10 @@ impl Deadlines {
         self.buckets.resize_with(after.buckets.len(), BTreeSet::new);
         for (index, (bucket, due)) in after.buckets.iter().zip(&mut self.buckets).enumerate() {
             let known = before.buckets.get(index);
-            if known.is_some_and(|known| known.table.is_same(&bucket.table)) {
+            if known.is_some_and(|known| known.table.is_same(&bucket.table))
+                // The engine ends them, and its log tells.
+                || bucket.config.backend.is_shared()
+            {
                 continue;
             }
             // Most buckets have none, and need not be looked through.
@@ -73,6 +76,9 @@ impl Deadlines {
 
     /// Follows a change that was made.
     pub(super) fn change(&mut self, change: &Change) {
+        if change.bucket.backend.is_shared() {
+            return;
+        }
         let due = |record: &Option<Arc<Record>>| record.as_ref().and_then(Due::of);
         let Some(bucket) = self.buckets.get_mut(change.id.0 as usize) else {
             return;

@@ -1,5 +1,6 @@
 //! Holding all other writes back for a moment, so that a batch finds the store as it was read.
 
+use super::shared::commit::Committer;
 use super::writer::{Command, Pending};
 use super::{CommitError, Committed, Store, WriteBatch, closed};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// While it is there nothing is written; dropped, or after its time, others go on.
 pub struct Hold {
+    committer: Committer,
     next: Sender<Pending>,
     permit: OwnedSemaphorePermit,
     at_most: Duration,
@@ -29,6 +31,7 @@ impl Store {
         self.inner.commands.send(command).map_err(|_| closed())?;
         is_held.await.map_err(|_| closed())?;
         Ok(Hold {
+            committer: self.inner.committer.clone(),
             next,
             permit,
             at_most,
@@ -37,7 +40,8 @@ impl Store {
 }
 
 impl Hold {
-    /// Applies a batch before all that waits, and ends the hold; see [`Store::commit_noting`].
+    /// Applies a batch before all that waits, and ends the hold; see [`Store::commit_noting`]. What other processes write to
+    /// a bucket that they share is not held back.
     ///
     /// # Errors
     /// As for [`Store::commit`]; [`CommitError::Unavailable`] if its time is over.
@@ -53,6 +57,12 @@ impl Hold {
             );
             CommitError::Unavailable(reason)
         };
+        if let Some(backend) = self.committer.backend_of(&batch)? {
+            let committer = self.committer;
+            // What arrives has to be applied meanwhile.
+            drop(self.next);
+            return committer.commit(backend, &batch, &notes).await;
+        }
         let (done, answer) = oneshot::channel();
         let pending = Pending {
             batch,

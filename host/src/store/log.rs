@@ -53,6 +53,8 @@ pub(super) struct Log {
 }
 
 struct BucketLog {
+    /// How often its revisions went back.
+    epoch: u64,
     /// Changes up to this revision are not here.
     floor: Revision,
     groups: VecDeque<Arc<Group>>,
@@ -75,6 +77,7 @@ impl Log {
         let known = buckets.len();
         let new = snapshot.buckets.iter().skip(known);
         buckets.extend(new.map(|bucket| BucketLog {
+            epoch: 0,
             floor: bucket.revision,
             groups: VecDeque::new(),
             changes: 0,
@@ -133,13 +136,28 @@ impl Log {
         }
     }
 
-    /// The first group of a bucket after a revision.
-    pub(super) fn after(&self, bucket: BucketId, since: Revision) -> After {
+    /// The revisions of a bucket went back to this one: what was told is not so any more.
+    pub(super) fn restart(&self, bucket: BucketId, revision: Revision) {
+        if let Some(log) = self.lock().get_mut(bucket.0 as usize) {
+            log.epoch += 1;
+            log.groups.clear();
+            (log.changes, log.bytes, log.floor) = (0, 0, revision);
+        }
+    }
+
+    /// How often the revisions of a bucket went back.
+    pub(super) fn epoch(&self, bucket: BucketId) -> u64 {
+        let buckets = self.lock();
+        buckets.get(bucket.0 as usize).map_or(0, |log| log.epoch)
+    }
+
+    /// The first group of a bucket after a revision of that epoch.
+    pub(super) fn after(&self, bucket: BucketId, (epoch, since): (u64, Revision)) -> After {
         let buckets = self.lock();
         let Some(log) = buckets.get(bucket.0 as usize) else {
             return After::Nothing;
         };
-        if since < log.floor {
+        if since < log.floor || epoch != log.epoch {
             return After::Compacted(log.floor);
         }
         let next = log.groups.partition_point(|group| group.revision <= since);

@@ -39,9 +39,14 @@ pub use snapshot::{Bucket, Entry, Page, Snapshot};
 pub use value::{Target, Value, ValueError};
 pub use watch::{Position, Watch, WatchError};
 
+pub use shared::Health;
+pub use shared::settings::SharedSettings;
+
 use backend::Backends;
 use clock::Clock;
 use log::Log;
+use shared::commit::Committer;
+use shared::{Links, copy};
 use writer::{Command, Pending, Writer};
 
 /// Most batches that wait for the writer; whoever commits more waits for a place.
@@ -90,6 +95,10 @@ struct Inner {
     /// A mark of this process, which its memory buckets do not outlive.
     life: u32,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// For buckets that proxies share.
+    committer: Committer,
+    /// Keeps copies of these; ends when the other end of the channel is dropped.
+    copies: Mutex<Option<Copies>>,
 }
 
 /// Why a store cannot be opened.
@@ -117,6 +126,14 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// Something that proxies share is away, and there is no copy of it to begin with, or its settings are wrong.
+    #[error("{}: {reason}", backend.as_str())]
+    Shared {
+        /// Which.
+        backend: BackendKind,
+        /// What was expected.
         reason: String,
     },
     /// A bucket has a value that is not of the kind the config gives it.
@@ -151,7 +168,21 @@ impl Store {
     /// # Errors
     /// If the file cannot be created, is in use by another process, or is corrupt: the message says which.
     pub fn open(buckets: &[BucketConfig], dir: &Path) -> Result<Store, OpenError> {
-        Self::with_backends(buckets, Backends::new(dir), Clock::system())
+        Self::open_shared(buckets, dir, SharedSettings::default())
+    }
+
+    /// The same with buckets that proxies share. What the engine of these holds is loaded into memory, followed, and kept
+    /// as a copy in `dir`; if it is away, that copy is what there is until it returns.
+    ///
+    /// # Errors
+    /// As for [`Store::open`], and if an engine is away that no copy is kept of.
+    pub fn open_shared(
+        buckets: &[BucketConfig],
+        dir: &Path,
+        shared: SharedSettings,
+    ) -> Result<Store, OpenError> {
+        let links = Arc::new(Links::new(shared, dir));
+        Self::with_backends(buckets, Backends::with_links(dir, links), Clock::system())
     }
 
     /// Empty buckets of the same names and kinds of values, in memory only: for trying out what is to use them.
@@ -175,8 +206,16 @@ impl Store {
     ) -> Result<Store, OpenError> {
         let (commands, queue) = channel();
         backends.wake(commands.clone());
+        let links = Arc::clone(backends.links());
         let first = writer::configure(&Snapshot::empty(), buckets, &mut backends)?;
         let newest = Arc::new(ArcSwap::from_pointee(first));
+        backends.follow();
+        let committer = Committer {
+            newest: Arc::clone(&newest),
+            links,
+            clock: clock.clone(),
+        };
+        let copies = keep_copies(&committer).map_err(OpenError::Thread)?;
         let (publish, published) = tokio::sync::watch::channel(Revision::default());
         let log = Arc::new(Log::default());
         let writer = Writer::new(
@@ -200,6 +239,8 @@ impl Store {
                 log,
                 life: ahash::RandomState::new().hash_one(0) as u32,
                 writer: Mutex::new(Some(thread)),
+                committer,
+                copies: Mutex::new(copies),
             }),
         })
     }
@@ -275,6 +316,10 @@ impl Store {
         notes: Vec<Arc<AtomicU64>>,
     ) -> Result<Committed, CommitError> {
         let place = Arc::clone(&self.inner.places).acquire_owned().await;
+        let committer = &self.inner.committer;
+        if let Some(backend) = committer.backend_of(&batch)? {
+            return committer.commit(backend, &batch, &notes).await;
+        }
         let (done, answer) = oneshot::channel();
         let pending = Pending {
             batch,
@@ -308,6 +353,16 @@ impl Store {
             )),
             TryAcquireError::Closed => closed(),
         })?;
+        let committer = &self.inner.committer;
+        if let Some(backend) = committer.backend_of(&batch)? {
+            let (committer, links) = (committer.clone(), Arc::clone(&committer.links));
+            let link = links.get(backend).ok_or_else(closed)?;
+            link.in_order(async move {
+                done(committer.commit(backend, &batch, &[]).await);
+                drop(permit);
+            });
+            return Ok(());
+        }
         let pending = Pending {
             batch,
             notes: Vec::new(),
@@ -320,11 +375,33 @@ impl Store {
             .map_err(|_| closed())
     }
 
+    /// How what proxies share is, by backend; empty if nothing is shared.
+    pub fn health(&self) -> Vec<(BackendKind, Health)> {
+        let links = self.inner.committer.links.iter();
+        links.map(|(kind, link)| (kind, link.health())).collect()
+    }
+
     /// Stops the writer after what is queued and waits for it; later commits fail with [`CommitError::Unavailable`].
     /// Reads go on. Blocks for as long as the last write takes.
     pub fn close(&self) {
         self.inner.close();
     }
+}
+
+/// The thread that keeps copies of what proxies share, and what ends it.
+type Copies = (JoinHandle<()>, Sender<()>);
+
+/// Starts that thread, if there may be anything to keep.
+fn keep_copies(committer: &Committer) -> std::io::Result<Option<Copies>> {
+    if !committer.links.is_configured() {
+        return Ok(None);
+    }
+    let (newest, links) = (Arc::clone(&committer.newest), Arc::clone(&committer.links));
+    let (stop, stopped) = channel();
+    let thread = std::thread::Builder::new()
+        .name("store-copies".into())
+        .spawn(move || copy::keep(&newest, &links, &stopped))?;
+    Ok(Some((thread, stop)))
 }
 
 fn closed() -> CommitError {
@@ -335,6 +412,17 @@ impl Inner {
     fn close(&self) {
         self.places.close();
         self.submitted.close();
+        let copies = self
+            .copies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some((thread, stop)) = copies {
+            drop(stop);
+            // It is gone already if it panicked, which was logged then.
+            let _ = thread.join();
+        }
+        self.committer.links.close();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writer) = writer.take() {
             // It is gone already if it panicked, which was logged then.

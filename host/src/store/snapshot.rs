@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use super::table::{Record, Table};
-use super::{BucketConfig, BucketId, Deadline, Revision, Value};
+use super::{BackendKind, BucketConfig, BucketId, Deadline, Revision, Value};
 
 /// All buckets at one revision.
 #[derive(Clone)]
@@ -14,8 +14,8 @@ pub struct Snapshot {
     pub(super) buckets: Vec<Bucket>,
     /// Those of the config.
     pub(super) names: Arc<BTreeMap<String, BucketId>>,
-    /// Where marks are.
-    pub(super) marks: Option<BucketId>,
+    /// Where marks are: one bucket for each backend that has any.
+    pub(super) marks: Arc<[BucketId]>,
     /// Where the nodes of a fleet tell each other what they are to have, and have.
     pub(super) fleet: Option<BucketId>,
 }
@@ -51,10 +51,13 @@ impl Snapshot {
         self.names.get(name).copied()
     }
 
-    /// The bucket of marks: what this program itself remembers, in one batch with what it is about. It has no name, so
-    /// that nobody else finds it. None before the first config.
-    pub fn marks(&self) -> Option<BucketId> {
-        self.marks
+    /// The bucket of marks: what this program itself remembers, in one batch with what it is about, which is on the same
+    /// backend. It has no name, so that nobody else finds it. None before the first config.
+    pub fn marks_beside(&self, bucket: Option<BucketId>) -> Option<BucketId> {
+        let backend = bucket.and_then(|id| Some(self.bucket(id)?.config.backend));
+        let shared = backend.filter(|backend| backend.is_shared());
+        let beside = shared.and_then(|backend| self.marks_on(backend));
+        beside.or_else(|| self.marks.first().copied())
     }
 
     /// The bucket of the fleet, if this is a node of one. It has no name either.
@@ -62,9 +65,20 @@ impl Snapshot {
         self.fleet
     }
 
-    /// The mark of a key.
+    /// The bucket of marks on a backend.
+    pub(super) fn marks_on(&self, backend: BackendKind) -> Option<BucketId> {
+        let is_on = |id: &&BucketId| {
+            let bucket = self.bucket(**id);
+            bucket.is_some_and(|bucket| bucket.config.backend == backend)
+        };
+        self.marks.iter().find(is_on).copied()
+    }
+
+    /// The mark of a key, wherever it was set last.
     pub fn mark(&self, key: &str) -> Option<&Entry> {
-        self.bucket(self.marks?)?.get(key)
+        let marks = self.marks.iter();
+        let marks = marks.filter_map(|id| self.bucket(*id)?.get(key));
+        marks.max_by_key(|mark| mark.revision)
     }
 
     /// A bucket by id.

@@ -10,6 +10,7 @@ use super::*;
 
 mod changes;
 mod deadlines;
+mod engine;
 mod fleet;
 mod model;
 mod table;

@@ -88,6 +88,7 @@ pub struct Watch {
     log: Arc<Log>,
     published: watch::Receiver<Revision>,
     bucket: BucketId,
+    epoch: u64,
     at: Position,
 }
 
@@ -101,6 +102,7 @@ impl Watch {
         since: Option<Position>,
     ) -> Result<Self, WatchError> {
         let snapshot = newest.load_full();
+        let epoch = log.epoch(bucket);
         let found = named(&snapshot, bucket).ok_or(WatchError::NoSuchBucket)?;
         let brief = found.config().backend == BackendKind::Memory;
         let here = Position {
@@ -111,12 +113,16 @@ impl Watch {
             None => here,
             Some(since) => {
                 let other_life = since.life.is_some_and(|life| here.life != Some(life));
-                if other_life || since.revision > snapshot.revision() {
-                    let newest = snapshot.revision();
+                // A shared bucket has revisions of the engine's.
+                let newest = match found.config().backend.is_shared() {
+                    true => found.revision(),
+                    false => snapshot.revision(),
+                };
+                if other_life || since.revision > newest {
                     return Err(WatchError::Foreign { since, newest });
                 }
                 let revision = since.revision;
-                if let After::Compacted(floor) = log.after(bucket, revision) {
+                if let After::Compacted(floor) = log.after(bucket, (epoch, revision)) {
                     let since = revision;
                     return Err(WatchError::Compacted { since, floor });
                 }
@@ -128,6 +134,7 @@ impl Watch {
             log,
             published,
             bucket,
+            epoch,
             at,
         })
     }
@@ -148,7 +155,7 @@ impl Watch {
                 return Err(WatchError::NoSuchBucket);
             }
             let since = self.at.revision;
-            match self.log.after(self.bucket, since) {
+            match self.log.after(self.bucket, (self.epoch, since)) {
                 After::Group(group) => {
                     self.at.revision = group.revision;
                     return Ok(group);

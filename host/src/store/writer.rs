@@ -11,13 +11,14 @@ use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::apply::{apply, expire};
-use super::arrive::arrive;
-use super::backend::{Backends, Change, Failed, Wake, WriteError};
+use super::arrive::{Arrived, arrive};
+use super::backend::{Backends, Change, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
 use super::bucket::FLEET;
 use super::clock::Clock;
 use super::expiry::Deadlines;
 use super::log::Log;
+use super::shared::link::Applied;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
@@ -28,8 +29,6 @@ const GROUP_BATCHES_MAX: usize = 256;
 const GROUP_WRITES_MAX: usize = 65_536;
 /// Most entries that end in one transaction; others wait for the next.
 const ENDED_MAX: usize = 65_536;
-/// How often a group is tried again after another process has written first.
-const BEHIND_MAX: usize = 64;
 /// How often snapshots that readers still held are looked at again.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
 /// Where marks are kept: no name that a config can give.
@@ -154,16 +153,38 @@ impl Writer {
         }
     }
 
-    /// Takes what other processes have written.
+    /// Takes what an engine's log tells of what processes share.
     fn follow(&mut self, backend: BackendKind) {
+        let links = Arc::clone(self.backends.links());
+        let Some(link) = links.get(backend) else {
+            return;
+        };
         let mut next = Snapshot::clone(&self.newest.load());
-        let mut changes = Vec::new();
-        for arrival in self.backends.arrived(backend) {
-            arrive(&mut next, backend, arrival, &mut changes);
+        let mut arrived = Arrived {
+            now: self.clock.now(),
+            ..Arrived::default()
+        };
+        for incoming in link.take() {
+            arrive(&mut next, backend, incoming, &mut arrived);
         }
-        if !changes.is_empty() {
-            self.publish(next, &changes);
+        let Some(revision) = arrived.revision else {
+            return;
+        };
+        let is_another = !arrived.changes.is_empty() || !arrived.went_back.is_empty();
+        if is_another {
+            // The engine's revisions are the store's while nothing else moves it faster.
+            next.revision = revision.max(Revision(next.revision.0 + 1));
         }
+        let seen = next.revision;
+        link.note(revision, seen);
+        if is_another {
+            self.publish_after(next, &arrived.changes, |log| {
+                for bucket in arrived.went_back {
+                    log.restart(bucket, revision);
+                }
+            });
+        }
+        link.applied(Applied { revision, seen });
     }
 
     /// Waits for a command, or until there is something else to do. Frees old snapshots first.
@@ -213,17 +234,9 @@ impl Writer {
                 self.publish(next, &changes);
                 pause
             }
-            // What arrives may be that they are deleted.
-            Err(Failed {
-                backend,
-                error: WriteError::Behind,
-            }) => {
-                self.follow(backend);
-                Duration::ZERO
-            }
-            Err(failed) => {
+            Err(WriteError(reason)) => {
                 tracing::error!(
-                    reason = failed.reason(),
+                    reason,
                     entries = changes.len(),
                     "store cannot delete what has expired"
                 );
@@ -234,7 +247,6 @@ impl Writer {
     }
 
     fn commit(&mut self, mut group: Vec<Pending>) {
-        let mut behind = 0;
         while !group.is_empty() {
             let mut next = Snapshot::clone(&self.newest.load());
             let mut changes = Vec::new();
@@ -248,7 +260,7 @@ impl Writer {
                     for (pending, result) in group.iter().zip(&results) {
                         let Ok(committed) = result else { continue };
                         for note in &pending.notes {
-                            note.store(committed.revision.0, Ordering::Release);
+                            note.store(committed.seen.0, Ordering::Release);
                         }
                     }
                     if !changes.is_empty() {
@@ -259,14 +271,7 @@ impl Writer {
                     }
                     return;
                 }
-                Err(Failed {
-                    backend,
-                    error: WriteError::Behind,
-                }) if behind < BEHIND_MAX => {
-                    behind += 1;
-                    self.follow(backend);
-                }
-                Err(failed) => group = fail(&next, group, &failed),
+                Err(WriteError(reason)) => group = fail(&next, group, &reason),
             }
         }
     }
@@ -277,16 +282,23 @@ impl Writer {
         self.deadlines.read(&before, &next);
         self.log.read(&next);
         self.publish(next, &[]);
+        self.backends.follow();
         Ok(())
     }
 
     /// Makes a state the newest one, and tells of what it changed.
     fn publish(&mut self, next: Snapshot, changes: &[Change]) {
+        self.publish_after(next, changes, |_| ());
+    }
+
+    /// The same; the log is made ready for the changes by `prepare`.
+    fn publish_after(&mut self, next: Snapshot, changes: &[Change], prepare: impl FnOnce(&Log)) {
         let revision = next.revision;
         self.retired.push(self.newest.swap(Arc::new(next)));
         for change in changes {
             self.deadlines.change(change);
         }
+        prepare(&self.log);
         // Whoever is told of a change can read it.
         self.log.add(changes);
         self.published.send_replace(revision);
@@ -298,8 +310,8 @@ impl Writer {
     }
 }
 
-/// Fails the batches that write to the backend that failed; the others are tried again without them.
-fn fail(snapshot: &Snapshot, group: Vec<Pending>, failed: &Failed) -> Vec<Pending> {
+/// Fails the batches that write to the embedded backend, which failed; the others are tried again without them.
+fn fail(snapshot: &Snapshot, group: Vec<Pending>, reason: &str) -> Vec<Pending> {
     let backend_of = |id: BucketId| snapshot.bucket(id).map(|bucket| bucket.config.backend);
     let (failing, rest) = group.into_iter().partition::<Vec<_>, _>(|pending| {
         let batch = &pending.batch;
@@ -307,15 +319,11 @@ fn fail(snapshot: &Snapshot, group: Vec<Pending>, failed: &Failed) -> Vec<Pendin
         !batch.dry_run
             && written
                 .chain(batch.replace.iter().copied())
-                .any(|id| backend_of(id) == Some(failed.backend))
+                .any(|id| backend_of(id) == Some(BackendKind::Embedded))
     });
-    tracing::error!(
-        reason = failed.reason(),
-        batches = failing.len(),
-        "store cannot write"
-    );
+    tracing::error!(reason, batches = failing.len(), "store cannot write");
     for pending in failing {
-        (pending.done)(Err(CommitError::Unavailable(failed.reason().into())));
+        (pending.done)(Err(CommitError::Unavailable(reason.into())));
     }
     rest
 }
@@ -327,7 +335,7 @@ impl Snapshot {
             revision: Revision::default(),
             buckets: Vec::new(),
             names: Arc::default(),
-            marks: None,
+            marks: Arc::default(),
             fleet: None,
         }
     }
@@ -354,22 +362,26 @@ pub(super) fn configure(
             });
         }
     }
-    next.marks = Some(take(&mut next, &marks(configs), backends)?);
+    let marks = marks(configs).into_iter();
+    let marks = marks.map(|config| take(&mut next, &config, backends));
+    next.marks = marks.collect::<Result<_, _>>()?;
     next.names = Arc::new(names);
     Ok(next)
 }
 
-/// The bucket of marks: as durable as what they are about.
-fn marks(configs: &[BucketConfig]) -> BucketConfig {
-    let durable = configs
-        .iter()
-        .any(|config| config.backend == BackendKind::Embedded);
-    let backend = if durable {
-        BackendKind::Embedded
-    } else {
-        BackendKind::Memory
+/// The buckets of marks: one for what is this process's own, as durable as that, and one beside all that is shared.
+fn marks(configs: &[BucketConfig]) -> Vec<BucketConfig> {
+    let has = |backend| configs.iter().any(|config| config.backend == backend);
+    let own = match has(BackendKind::Embedded) {
+        true => BackendKind::Embedded,
+        false => BackendKind::Memory,
     };
-    BucketConfig::new(MARKS, backend, ValueKind::Bytes)
+    let shared = [BackendKind::Etcd, BackendKind::Redis];
+    let shared = shared.into_iter().filter(|backend| has(*backend));
+    std::iter::once(own)
+        .chain(shared)
+        .map(|backend| BucketConfig::new(MARKS, backend, ValueKind::Bytes))
+        .collect()
 }
 
 /// A bucket of a config: as it is, or as the backend has it.
@@ -391,22 +403,25 @@ fn take(
             index
         }
         None => {
-            next.buckets.push(load(config, backends)?);
+            let (bucket, newest) = load(config, backends)?;
+            next.revision = next.revision.max(newest);
+            next.buckets.push(bucket);
             next.buckets.len() - 1
         }
     };
-    next.revision = next.revision.max(backends.open(config.backend)?.revision());
     let id = u32::try_from(index).expect("a config holds fewer buckets");
     Ok(BucketId(id))
 }
 
-fn load(config: &BucketConfig, backends: &mut Backends) -> Result<Bucket, OpenError> {
-    let loaded = backends.open(config.backend)?.load(config)?;
-    Ok(Bucket {
+/// A bucket as its backend has it, and the newest revision of that.
+fn load(config: &BucketConfig, backends: &mut Backends) -> Result<(Bucket, Revision), OpenError> {
+    let (loaded, newest) = backends.load(config)?;
+    let bucket = Bucket {
         config: Arc::new(config.clone()),
         table: Table::load(loaded.records.into_iter()),
         revision: loaded.revision,
-    })
+    };
+    Ok((bucket, newest))
 }
 
 /// The same entries as values of another kind.

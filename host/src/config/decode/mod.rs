@@ -21,6 +21,7 @@ pub(crate) mod address;
 mod limits;
 mod plugins;
 mod routes;
+mod store;
 mod table;
 mod text;
 pub(crate) mod units;
@@ -129,6 +130,9 @@ fn config(mut root: Table<'_>, walk: &mut Walk<'_>) -> Config {
         .enumerate()
         .map(|(i, table)| listener(i, table, walk))
         .collect();
+    if let Some(table) = root.table("store", walk) {
+        config.store = store::store(table, walk);
+    }
     config.buckets = named(&mut root, "buckets", walk, bucket);
     config.upstreams = named(&mut root, "upstreams", walk, upstream);
     config.plugins = named(&mut root, "plugins", walk, plugins::plugin);
@@ -309,6 +313,8 @@ fn bucket(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> BucketConfig
     let backends = [
         ("embedded", BackendKind::Embedded),
         ("memory", BackendKind::Memory),
+        ("etcd", BackendKind::Etcd),
+        ("redis", BackendKind::Redis),
     ];
     if let Some(backend) = table.choice("backend", &backends, walk) {
         config.backend = backend;

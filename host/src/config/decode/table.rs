@@ -171,6 +171,11 @@ impl<'t> Table<'t> {
         self.fields.iter().find(|field| field.key == key).cloned()
     }
 
+    /// Whether a key is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.fields.iter().any(|field| field.key == key)
+    }
+
     /// Every value, for tables whose keys are names.
     pub(super) fn fields(self) -> Vec<Field<'t>> {
         self.fields

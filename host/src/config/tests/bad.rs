@@ -104,8 +104,8 @@ const BAD: &[(&str, &str)] = &[
         "6:13 listener[1].protocols: the listener speaks no protocol [write `protocols = [\"h1\", \"h2c\"]`]",
     ),
     (
-        "[buckets.b]\nbackend = \"redis\"",
-        "5:11 buckets.b.backend: unknown backend \"redis\": expected `embedded` or `memory`",
+        "[buckets.b]\nbackend = \"files\"",
+        "5:11 buckets.b.backend: unknown backend \"files\": expected `embedded`, `memory`, `etcd` or `redis`",
     ),
     (
         "[buckets.\"a b\"]",

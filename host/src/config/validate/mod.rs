@@ -19,6 +19,7 @@ mod migration;
 mod names;
 mod plugins;
 mod routes;
+mod shared;
 mod tokens;
 
 use admin::admin;
@@ -81,6 +82,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
         );
         on_change(join(&path, "on_change"), bucket, found);
     }
+    shared::shared(config, found);
     upstreams(config, found);
     for plugin in &config.plugins {
         plugins::plugin(config, plugin, found);

@@ -176,7 +176,7 @@ impl HostState {
     pub(super) fn take_writes(&mut self) -> Option<WriteBatch> {
         let mut batch = self.overlay.take_batch()?;
         let mark = Arc::clone(&self.sandbox.label.plugin);
-        let seen = self.snapshot.revision();
+        let seen = self.snapshot.mark(&mark).map(|mark| mark.revision);
         batch.conditions.push(Condition::Unmarked(mark, seen));
         Some(batch)
     }
@@ -186,7 +186,7 @@ impl HostState {
     pub(super) fn take_session_writes(&mut self) -> Option<WriteBatch> {
         let mut batch = self.overlay.take_batch()?;
         let mark = Arc::clone(&self.sandbox.data_mark);
-        let seen = self.snapshot.revision();
+        let seen = self.snapshot.mark(&mark).map(|mark| mark.revision);
         batch.conditions.push(Condition::Unmarked(mark, seen));
         Some(batch)
     }

@@ -21,7 +21,12 @@ impl Survey {
     /// That nothing changed since in what was used.
     pub(in crate::plugin) fn conditions(&self, snapshot: &Snapshot) -> Vec<Condition> {
         let used = self.used.iter();
-        used.map(|id| Condition::Unchanged(*id, snapshot.revision()))
+        let revision = |id| {
+            snapshot
+                .bucket(id)
+                .map_or(snapshot.revision(), |bucket| bucket.revision())
+        };
+        used.map(|id| Condition::Unchanged(*id, revision(*id)))
             .collect()
     }
 

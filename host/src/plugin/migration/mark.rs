@@ -4,7 +4,7 @@ use crate::plugin::GenerationId;
 use crate::plugin::generation::Sandbox;
 use crate::plugin::record::{Activation, Record};
 use crate::plugin::report::DeployError;
-use crate::store::{Revision, Snapshot, Write};
+use crate::store::{Revision, Snapshot, Write, WriteBatch};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -34,7 +34,7 @@ impl Mark {
         }
     }
 
-    /// The writes that set it, and with `changed` the one that says that the data are others now.
+    /// The writes that set it beside those of the migration, and with `changed` the one that says that the data are others now.
     ///
     /// # Errors
     /// If the clock says a time that cannot be written.
@@ -42,9 +42,12 @@ impl Mark {
         &self,
         snapshot: &Snapshot,
         sandbox: &Sandbox,
+        batch: &WriteBatch,
         changed: bool,
     ) -> Result<Vec<Write>, DeployError> {
-        let Some(bucket) = snapshot.marks() else {
+        let first = batch.writes.first().map(|write| write.bucket);
+        let granted = || sandbox.grants.values().map(|grant| grant.bucket).next();
+        let Some(bucket) = snapshot.marks_beside(first.or_else(granted)) else {
             return Ok(Vec::new());
         };
         let text = serde_json::to_vec(self).map_err(|error| DeployError::Io(error.to_string()))?;

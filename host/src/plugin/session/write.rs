@@ -54,7 +54,7 @@ impl Sessions {
         let submitted = sandbox
             .store
             .submit(batch, move |committed| match committed {
-                Ok(committed) => fated.applied(committed.revision.0),
+                Ok(committed) => fated.applied(committed.seen.0),
                 Err(error) => {
                     fated.refused();
                     told.note(&error);

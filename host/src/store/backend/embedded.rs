@@ -161,7 +161,7 @@ impl Backend for Embedded {
     fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), WriteError> {
         let db = match self.db.take() {
             Some(db) => db,
-            None => self.reopen().map_err(WriteError::Unavailable)?,
+            None => self.reopen().map_err(WriteError)?,
         };
         let mark = Mark {
             revision,
@@ -182,7 +182,7 @@ impl Backend for Embedded {
                     Ok(())
                 });
                 let reason = format!("writing {}: {reason}", self.path.display());
-                Err(WriteError::Unavailable(reason))
+                Err(WriteError(reason))
             }
         }
     }

@@ -1,13 +1,17 @@
 //! Where a store keeps its data: what the writer asks of a backend, and which ones there are.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
+use super::arrive::records;
+use super::shared::link::Wanted;
+use super::shared::{EngineError, Links, copy};
 use super::table::Record;
 use super::writer::Command;
-use super::{BackendKind, BucketConfig, BucketId, Entry, OpenError, Revision};
+use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision};
 
 mod embedded;
 #[cfg(test)]
@@ -54,41 +58,7 @@ pub(super) struct Loaded {
 
 /// Why a backend did not take a group: nothing of it was applied.
 #[derive(Debug)]
-pub(super) enum WriteError {
-    /// Another process has written since this one asked last what arrived. After that the batches are tried afresh.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "no backend of this build is shared")
-    )]
-    Behind,
-    /// It takes no writes now; why.
-    Unavailable(String),
-}
-
-/// What other processes have written.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "no backend of this build is shared")
-)]
-pub(super) enum Arrival {
-    /// One transaction: entries as they are after it.
-    Changes {
-        revision: Revision,
-        entries: Vec<Arrived>,
-    },
-    /// All of a bucket, when its changes can no longer be told one by one.
-    Content { bucket: String, loaded: Loaded },
-}
-
-/// An entry that another process has written.
-pub(super) struct Arrived {
-    pub(super) bucket: String,
-    pub(super) key: Box<str>,
-    /// None: it was deleted.
-    pub(super) entry: Option<Entry>,
-    /// Whether because its deadline had come.
-    pub(super) expired: bool,
-}
+pub(super) struct WriteError(pub(super) String);
 
 /// Lets a backend's own thread tell the writer that something has arrived.
 #[derive(Clone)]
@@ -101,10 +71,6 @@ pub(super) struct Wake {
 
 impl Wake {
     /// Has the writer ask what arrived.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "no backend of this build is shared")
-    )]
     pub(super) fn wake(&self) {
         if !self.pending.swap(true, Ordering::SeqCst) {
             // Nobody is left to be told once the store is closed.
@@ -119,24 +85,15 @@ impl Wake {
     }
 }
 
-/// Keeps buckets for the writer, which alone calls it, on its own thread.
+/// Keeps buckets of this process's own for the writer, which alone calls it, on its own thread. What processes share is
+/// written and followed in another way: see [`super::shared`].
 ///
 /// What a backend has to do with each part of a write:
 /// - **Revisions.** The writer proposes them, one more than the newest it knows of all buckets. An entry, a bucket and the
-///   store each have the revision of their last change; a touch moves none of them. A backend that several processes write
-///   to keeps the newest itself, so that no two write at the same one.
+///   store each have the revision of their last change; a touch moves none of them.
 /// - **Transactions.** A group is made durable all or none. What each of its batches required was checked against the state
-///   that the writer has, and is in the changes as data: an entry has to be as `before` says, by its revision, or absent.
-///   One process alone owns a file or its memory, so these backends need not look. A shared one requires, in the same
-///   transaction, that nothing has been written that the writer was not told of, and fails with [`WriteError::Behind`] if
-///   something was. The writer takes what arrived, and checks and applies the batches anew: of two processes that require
-///   the same, one wins.
-/// - **Deadlines** are data of the entry, in Unix time, and the writer deletes what has ended by a write like any other: of
-///   several processes the first one's is the delete, the others find nothing. A backend that ends entries by itself (a
-///   lease) may do so, and tells of it like of any delete. A touch is a change whose records differ in the deadline alone.
-/// - **Following.** What others write arrives in order of revisions, each transaction whole, and nothing twice; what this
-///   process wrote does not arrive. What waits to be asked for is bounded: a backend that cannot keep it, or finds a gap,
-///   gives whole buckets instead, and the writer finds what is different, so a key that was deleted meanwhile goes.
+///   that the writer has. One process alone owns a file or its memory, so a backend need not look again.
+/// - **Deadlines** are data of the entry, in Unix time, and the writer deletes what has ended by a write like any other.
 pub(super) trait Backend: Send {
     /// The newest revision it holds.
     fn revision(&self) -> Revision;
@@ -147,15 +104,6 @@ pub(super) trait Backend: Send {
     /// Makes changes durable, all or none; `revision` is the store's after the last. After an error the backend has what it
     /// had before, and the next write is tried afresh.
     fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), WriteError>;
-
-    /// Is called once, before anything else: by `wake` it says that something has arrived. A backend that nobody else writes
-    /// to has nothing to say.
-    fn follow(&mut self, _wake: Wake) {}
-
-    /// What others have written since this was asked last. Values that do not fit their bucket are left out, and logged.
-    fn arrived(&mut self) -> Vec<Arrival> {
-        Vec::new()
-    }
 }
 
 /// The backends of one store, opened when a bucket first needs them.
@@ -163,16 +111,29 @@ pub(super) struct Backends {
     dir: PathBuf,
     memory: Memory,
     embedded: Option<Box<dyn Backend>>,
-    /// Where backends say that something has arrived; none before there is a writer.
+    /// Those that processes share.
+    links: Arc<Links>,
+    /// What of each is to be followed.
+    followed: BTreeMap<BackendKind, Vec<Wanted>>,
+    /// Where a link says that something has arrived; none before there is a writer.
     commands: Option<Sender<Command>>,
 }
 
 impl Backends {
+    /// Without any that processes share.
+    #[cfg(test)]
     pub(super) fn new(dir: &Path) -> Self {
+        let links = Links::new(crate::store::SharedSettings::default(), dir);
+        Self::with_links(dir, Arc::new(links))
+    }
+
+    pub(super) fn with_links(dir: &Path, links: Arc<Links>) -> Self {
         Self {
             dir: dir.to_owned(),
             memory: Memory,
             embedded: None,
+            links,
+            followed: BTreeMap::new(),
             commands: None,
         }
     }
@@ -180,41 +141,113 @@ impl Backends {
     #[cfg(test)]
     pub(super) fn with_embedded(embedded: Box<dyn Backend>) -> Self {
         Self {
-            dir: PathBuf::new(),
-            memory: Memory,
             embedded: Some(embedded),
-            commands: None,
+            ..Self::new(Path::new(""))
         }
     }
 
-    /// Has backends tell a writer of what arrives; before any is opened.
+    /// Has links tell a writer of what arrives; before any is opened.
     pub(super) fn wake(&mut self, commands: Sender<Command>) {
         self.commands = Some(commands);
     }
 
-    pub(super) fn open(&mut self, kind: BackendKind) -> Result<&mut dyn Backend, OpenError> {
-        match kind {
-            BackendKind::Memory => Ok(&mut self.memory),
-            BackendKind::Embedded => {
-                let mut embedded = match self.embedded.take() {
-                    Some(embedded) => embedded,
-                    None => Box::new(Embedded::open(&self.dir)?),
-                };
-                if let Some(commands) = self.commands.take() {
-                    embedded.follow(Wake {
-                        commands,
-                        kind,
-                        pending: Arc::default(),
-                    });
-                }
-                Ok(self.embedded.insert(embedded).as_mut())
+    pub(super) fn links(&self) -> &Arc<Links> {
+        &self.links
+    }
+
+    /// One of this process's own.
+    fn open(&mut self, is_durable: bool) -> Result<&mut dyn Backend, OpenError> {
+        if !is_durable {
+            return Ok(&mut self.memory);
+        }
+        let embedded = match self.embedded.take() {
+            Some(embedded) => embedded,
+            None => Box::new(Embedded::open(&self.dir)?),
+        };
+        Ok(self.embedded.insert(embedded).as_mut())
+    }
+
+    /// Everything of a bucket, and the newest revision of the backend.
+    pub(super) fn load(&mut self, config: &BucketConfig) -> Result<(Loaded, Revision), OpenError> {
+        if config.backend.is_shared() {
+            let loaded = self.load_shared(config)?;
+            let revision = loaded.revision;
+            return Ok((loaded, revision));
+        }
+        let backend = self.open(config.backend == BackendKind::Embedded)?;
+        let loaded = backend.load(config)?;
+        Ok((loaded, backend.revision()))
+    }
+
+    /// A bucket of an engine; what was kept of it, if the engine is away.
+    fn load_shared(&mut self, config: &BucketConfig) -> Result<Loaded, OpenError> {
+        let kind = config.backend;
+        let links = Arc::clone(&self.links);
+        let wake = || {
+            let commands = self.commands.clone()?;
+            Some(Wake {
+                commands,
+                kind,
+                pending: Arc::default(),
+            })
+        };
+        let link = links.open(kind, wake)?;
+        let name: Box<str> = config.name.as_str().into();
+        let failed = |reason: String| OpenError::Shared {
+            backend: kind,
+            reason,
+        };
+        // One that was away for the last bucket is so for this one, and need not be waited for again.
+        let loaded = match link.health().lost {
+            Some(reason) => Err(EngineError::Unavailable(reason)),
+            None => link.load_blocking(vec![name.clone()]),
+        };
+        let (loaded, followed_from) = match loaded {
+            Ok(loaded) => {
+                let revision = loaded.revision;
+                (loaded, Some(revision))
+            }
+            Err(EngineError::Refused(reason)) => return Err(failed(reason)),
+            Err(error) => {
+                let path = links.copy_path(kind);
+                let kept = copy::read(&path, &name).map_err(failed)?;
+                let (loaded, at) = kept.ok_or_else(|| {
+                    failed(format!(
+                        "{error}; there is no copy of bucket {name:?} in {} to begin with: start it first",
+                        path.display()
+                    ))
+                })?;
+                link.kept_from(at, error.to_string());
+                (loaded, None)
+            }
+        };
+        self.followed
+            .entry(kind)
+            .or_default()
+            .push((name, followed_from));
+        let revision = loaded.revision;
+        Ok(Loaded {
+            records: records(config, loaded),
+            revision,
+        })
+    }
+
+    /// Follows all that was loaded.
+    pub(super) fn follow(&self) {
+        for (kind, buckets) in &self.followed {
+            if let Some(link) = self.links.get(*kind) {
+                link.follow(buckets.clone());
             }
         }
     }
 
     /// Makes a group durable. Only the embedded backend has anything to write, so there is one that can fail.
-    pub(super) fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), Failed> {
-        let is_durable = |change: &&Change| change.bucket.backend != BackendKind::Memory;
+    pub(super) fn write(
+        &mut self,
+        revision: Revision,
+        changes: &[Change],
+    ) -> Result<(), WriteError> {
+        let is_durable = |change: &&Change| change.bucket.backend == BackendKind::Embedded;
         let durable = changes.iter().filter(is_durable).count();
         if durable == 0 {
             return Ok(());
@@ -228,31 +261,8 @@ impl Backends {
                 &some
             }
         };
-        let backend = BackendKind::Embedded;
-        self.open(backend)
-            .map_err(|error| WriteError::Unavailable(error.to_string()))
-            .and_then(|embedded| embedded.write(revision, changes))
-            .map_err(|error| Failed { backend, error })
-    }
-
-    /// What others have written to a backend.
-    pub(super) fn arrived(&mut self, kind: BackendKind) -> Vec<Arrival> {
-        // It is open: it has told of something, or was written to.
-        self.open(kind).map(Backend::arrived).unwrap_or_default()
-    }
-}
-
-/// Which backend took nothing of a group, and why.
-pub(super) struct Failed {
-    pub(super) backend: BackendKind,
-    pub(super) error: WriteError,
-}
-
-impl Failed {
-    pub(super) fn reason(&self) -> &str {
-        match &self.error {
-            WriteError::Behind => "other processes have always written first",
-            WriteError::Unavailable(reason) => reason,
-        }
+        self.open(true)
+            .map_err(|error| WriteError(error.to_string()))?
+            .write(revision, changes)
     }
 }

@@ -14,19 +14,20 @@
 //! | a time to live | whole seconds, 2 at least; a change of leader begins it anew | milliseconds by the server's clock |
 //! | the log | up to the compaction | the newest `log_entries` transactions |
 
-// Until the store opens buckets on them.
-#![allow(dead_code, reason = "the store does not open these engines yet")]
-
 use super::Revision;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 pub mod artifacts;
+pub(super) mod commit;
+pub(super) mod copy;
 #[cfg(feature = "etcd")]
 mod etcd;
+mod health;
 #[cfg(any(feature = "etcd", feature = "redis"))]
 mod kept;
-#[cfg(any(feature = "etcd", feature = "redis"))]
+pub(super) mod link;
+mod links;
 mod pause;
 #[cfg(feature = "redis")]
 mod redis;
@@ -37,11 +38,11 @@ mod tests;
 mod tls;
 
 #[cfg(feature = "etcd")]
-#[allow(unused_imports, reason = "the store does not open it yet")]
-pub(super) use etcd::Etcd;
+use etcd::Etcd;
+pub use health::Health;
+pub(super) use links::Links;
 #[cfg(feature = "redis")]
-#[allow(unused_imports, reason = "the store does not open it yet")]
-pub(super) use redis::Redis;
+use redis::Redis;
 
 /// Longest time to live of an entry.
 #[cfg(any(feature = "etcd", feature = "redis"))]

@@ -25,6 +25,15 @@ pub const REDIS_REPLICAS_TIMEOUT: Duration = Duration::from_secs(1);
 
 const PREFIX_BYTES_MAX: usize = 256;
 
+/// The engines that proxies share, as the config has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SharedSettings {
+    /// For buckets with `backend = "etcd"`.
+    pub etcd: Option<EtcdSettings>,
+    /// For buckets with `backend = "redis"`.
+    pub redis: Option<RedisSettings>,
+}
+
 /// An etcd (v3) that proxies share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdSettings {

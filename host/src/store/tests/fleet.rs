@@ -1,174 +1,52 @@
-//! Several processes on one backend: the parts of [`Backend`] that only a shared one needs, on one in memory.
+//! Several stores on one engine, which is in memory.
 
 use super::deadlines::{Hand, put_for, until};
+use super::engine::Shelf;
 use super::*;
-use crate::store::backend::{Arrival, Arrived, Backend, Change, Loaded, Wake, WriteError};
-use crate::store::table::Record;
-use std::collections::BTreeMap;
+use crate::store::log::Ending;
+use crate::store::shared::link::Link;
 use std::time::Duration;
 
-/// What the processes share.
-#[derive(Default)]
-struct Shared {
-    entries: BTreeMap<(String, String), Entry>,
-    revision: Revision,
-    bucket_revisions: BTreeMap<String, Revision>,
-    nodes: Vec<Inbox>,
+fn shared(name: &str) -> BucketConfig {
+    BucketConfig::new(name, BackendKind::Etcd, ValueKind::Bytes)
 }
 
-/// What one process was not told yet.
-#[derive(Default)]
-struct Inbox {
-    wake: Option<Wake>,
-    changes: Vec<(Revision, Vec<Change>)>,
-    /// Whether changes are lost instead of kept.
-    lossy: bool,
-    /// Whether some were.
-    gap: bool,
+/// A store on the shelf, with a directory for copies.
+fn node(shelf: &Shelf, dir: &Path, hand: &Hand) -> Result<Store, OpenError> {
+    node_with(&[shared("e"), memory("own")], shelf, dir, hand)
 }
 
-struct Node {
-    shared: Arc<Mutex<Shared>>,
-    number: usize,
-    buckets: Vec<BucketConfig>,
+fn node_with(
+    buckets: &[BucketConfig],
+    shelf: &Shelf,
+    dir: &Path,
+    hand: &Hand,
+) -> Result<Store, OpenError> {
+    let links = Links::new(SharedSettings::default(), dir);
+    let shelf = shelf.clone();
+    links.add(BackendKind::Etcd, move |wake| {
+        let timeout = Duration::from_secs(20);
+        Link::start(shelf, "shelf", timeout, wake).map_err(|error| error.to_string())
+    });
+    let backends = Backends::with_links(dir, Arc::new(links));
+    Store::with_backends(buckets, backends, hand.clock())
 }
 
-impl Shared {
-    fn load(&self, bucket: &str) -> Loaded {
-        let entries = self.entries.iter().filter(|((name, _), _)| name == bucket);
-        Loaded {
-            records: entries
-                .map(|((_, key), entry)| Record::new(key, entry.clone()))
-                .collect(),
-            revision: self
-                .bucket_revisions
-                .get(bucket)
-                .copied()
-                .unwrap_or_default(),
-        }
-    }
-}
-
-impl Backend for Node {
-    fn revision(&self) -> Revision {
-        self.shared.lock().unwrap().revision
-    }
-
-    fn load(&mut self, bucket: &BucketConfig) -> Result<Loaded, OpenError> {
-        self.buckets.push(bucket.clone());
-        Ok(self.shared.lock().unwrap().load(&bucket.name))
-    }
-
-    fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), WriteError> {
-        let mut shared = self.shared.lock().unwrap();
-        let inbox = &shared.nodes[self.number];
-        if inbox.gap || !inbox.changes.is_empty() {
-            return Err(WriteError::Behind);
-        }
-        assert!(revision >= shared.revision);
-        shared.revision = revision;
-        for change in changes {
-            let key = String::from_utf8(change.key().to_vec()).unwrap();
-            let at = (change.bucket.name.clone(), key);
-            let entry = |record: &Option<Arc<Record>>| record.as_ref().map(|it| it.entry.clone());
-            assert_eq!(
-                shared.entries.get(&at).cloned(),
-                entry(&change.before),
-                "{at:?}"
-            );
-            match entry(&change.after) {
-                Some(entry) => shared.entries.insert(at.clone(), entry),
-                None => shared.entries.remove(&at),
-            };
-            shared.bucket_revisions.insert(at.0, change.bucket_after);
-        }
-        for (number, inbox) in shared.nodes.iter_mut().enumerate() {
-            if number == self.number {
-                continue;
-            }
-            match inbox.lossy {
-                true => inbox.gap = true,
-                false => inbox.changes.push((revision, changes.to_vec())),
-            }
-            if let Some(wake) = inbox.wake.as_ref().filter(|_| !inbox.lossy) {
-                wake.wake();
-            }
-        }
-        Ok(())
-    }
-
-    fn follow(&mut self, wake: Wake) {
-        self.shared.lock().unwrap().nodes[self.number].wake = Some(wake);
-    }
-
-    fn arrived(&mut self) -> Vec<Arrival> {
-        let mut shared = self.shared.lock().unwrap();
-        let inbox = &mut shared.nodes[self.number];
-        let changes = std::mem::take(&mut inbox.changes);
-        if std::mem::take(&mut inbox.gap) {
-            let buckets = self.buckets.iter().map(|bucket| &bucket.name);
-            let content = buckets.map(|name| Arrival::Content {
-                bucket: name.clone(),
-                loaded: shared.load(name),
-            });
-            return content.collect();
-        }
-        let arrived = |change: Change| Arrived {
-            bucket: change.bucket.name.clone(),
-            key: String::from_utf8(change.key().to_vec()).unwrap().into(),
-            entry: change.after.map(|record| record.entry.clone()),
-            expired: change.expired,
-        };
-        let mut arrivals = Vec::new();
-        for (_, group) in changes {
-            // A group is several batches, each with a revision of its own.
-            for change in group {
-                let revision = change.bucket_after;
-                match arrivals.last_mut() {
-                    Some(Arrival::Changes {
-                        revision: last,
-                        entries,
-                    }) if *last == revision => {
-                        entries.push(arrived(change));
-                    }
-                    _ => arrivals.push(Arrival::Changes {
-                        revision,
-                        entries: vec![arrived(change)],
-                    }),
-                }
-            }
-        }
-        arrivals
-    }
-}
-
-/// Processes on one backend, with one clock.
-fn fleet(nodes: usize, hand: &Hand) -> (Arc<Mutex<Shared>>, Vec<Store>) {
-    let shared = Arc::new(Mutex::new(Shared::default()));
+/// Stores on one shelf, with one clock.
+fn fleet(nodes: usize, hand: &Hand) -> (Shelf, Vec<Store>, tempfile::TempDir) {
+    let (shelf, dir) = (Shelf::new(), tempfile::tempdir().unwrap());
     let stores = (0..nodes).map(|number| {
-        shared.lock().unwrap().nodes.push(Inbox::default());
-        let node = Node {
-            shared: Arc::clone(&shared),
-            number,
-            buckets: Vec::new(),
-        };
-        let backends = Backends::with_embedded(Box::new(node));
-        Store::with_backends(&[embedded("e"), memory("own")], backends, hand.clock()).unwrap()
+        let dir = dir.path().join(number.to_string());
+        fs::create_dir(&dir).unwrap();
+        node(&shelf, &dir, hand).unwrap()
     });
     let stores = stores.collect();
-    (shared, stores)
+    (shelf, stores, dir)
 }
 
-/// Waits until all have what the backend has, down to the revisions.
-fn converge(shared: &Mutex<Shared>, stores: &[Store]) {
-    let (revision, expected) = {
-        let shared = shared.lock().unwrap();
-        let entries = shared.entries.iter().map(|((_, key), entry)| {
-            let value = entry.value.text().unwrap().into_owned();
-            (key.clone(), value, entry.revision.0)
-        });
-        (shared.bucket_revisions["e"], entries.collect::<Vec<_>>())
-    };
+/// Waits until all have what the shelf has, down to the revisions.
+fn converge(shelf: &Shelf, stores: &[Store]) {
+    let (revision, expected) = (shelf.revision(), shelf.contents("e"));
     for store in stores {
         let e = id(store, "e");
         until(store, |snapshot| {
@@ -178,10 +56,20 @@ fn converge(shared: &Mutex<Shared>, stores: &[Store]) {
     }
 }
 
+/// Waits until the store knows whether the engine is there.
+fn until_lost(store: &Store, lost: bool) {
+    let is_lost = || store.health()[0].1.lost.is_some() == lost;
+    let began = std::time::Instant::now();
+    while !is_lost() {
+        assert!(began.elapsed() < Duration::from_secs(20), "lost: {}", !lost);
+        std::thread::yield_now();
+    }
+}
+
 #[test]
-fn processes_on_one_backend_converge_and_lose_nothing() {
+fn processes_on_one_engine_converge_and_lose_nothing() {
     let hand = Hand::new();
-    let (shared, stores) = fleet(3, &hand);
+    let (shelf, stores, _dir) = fleet(3, &hand);
     let e = id(&stores[0], "e");
     let mut watch = stores[2].watch(e, None).unwrap();
     let wins: usize = std::thread::scope(|scope| {
@@ -197,14 +85,16 @@ fn processes_on_one_backend_converge_and_lose_nothing() {
                             Write::new(e, "sum", by),
                             write(e, &format!("last-{}", round % 7), Some(&node.to_string())),
                         ];
-                        wait(store.commit(batch(writes))).unwrap();
+                        let committed = wait_timed(store.commit(batch(writes))).unwrap();
+                        let seen = store.snapshot();
+                        assert!(seen.bucket(e).unwrap().revision() >= committed.revision);
                         let own = id(store, "own");
                         wait(store.commit(put(own, "k", &round.to_string()))).unwrap();
                         let first = Write::put(e, format!("first-{round}"), b"x".to_vec());
                         let first = first.expecting(Expect::Absent);
-                        match wait(store.commit(batch(vec![first]))) {
+                        match wait_timed(store.commit(batch(vec![first]))) {
                             Ok(_) => wins += 1,
-                            Err(CommitError::Conflict { .. }) => {}
+                            Err(CommitError::Conflict { found, .. }) => assert!(found.is_some()),
                             Err(error) => panic!("{error}"),
                         }
                     }
@@ -218,11 +108,11 @@ fn processes_on_one_backend_converge_and_lose_nothing() {
             .sum()
     });
     assert_eq!(wins, 60, "of each key one process was the first");
-    converge(&shared, &stores);
+    converge(&shelf, &stores);
     let sum = contents(&stores[1], e).into_iter().find(|it| it.0 == "sum");
     assert_eq!(sum.map(|it| it.1), Some("180".into()));
     // Whoever watches one of them sees what all wrote, in order.
-    let last = shared.lock().unwrap().bucket_revisions["e"];
+    let last = shelf.revision();
     let (mut before, mut sums) = (Revision(0), 0);
     while before < last {
         let group = wait(watch.next()).unwrap();
@@ -233,36 +123,120 @@ fn processes_on_one_backend_converge_and_lose_nothing() {
     assert_eq!(sums, 180);
 }
 
+/// Commits need a clock.
+fn wait_timed<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+#[test]
+fn what_a_write_depends_on_is_checked_by_the_engine() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(2, &hand);
+    let e = id(&stores[0], "e");
+    let first = wait_timed(stores[0].commit(put(e, "k", "1"))).unwrap();
+    converge(&shelf, &stores);
+    shelf.be_silent(true);
+    // The other process does not know yet, and the engine does.
+    let [one, other] = &stores[..] else {
+        panic!("two stores")
+    };
+    let stale = std::thread::scope(|scope| {
+        let racing = scope.spawn(move || wait_timed(one.commit(put(e, "k", "2"))));
+        while shelf.contents("e")[0].1 != "2" {
+            std::thread::yield_now();
+        }
+        let cas = Write::put(e, "k", b"3".to_vec()).expecting(Expect::At(first.revision));
+        let commits = shelf.commits();
+        let cas = scope.spawn(move || wait_timed(other.commit(batch(vec![cas]))));
+        while shelf.commits() == commits {
+            std::thread::yield_now();
+        }
+        shelf.be_silent(false);
+        racing.join().unwrap().unwrap();
+        cas.join().unwrap()
+    });
+    let found = shelf.contents("e")[0].2;
+    assert!(
+        matches!(&stale, Err(CommitError::Conflict { found: Some(at), .. }) if at.0 == found),
+        "{stale:?}"
+    );
+}
+
+#[test]
+fn a_write_that_changes_nothing_keeps_the_revision() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(2, &hand);
+    let e = id(&stores[0], "e");
+    let first = wait_timed(stores[0].commit(put(e, "k", "1"))).unwrap();
+    converge(&shelf, &stores);
+    let again = wait_timed(stores[1].commit(put(e, "k", "1"))).unwrap();
+    assert_eq!((again.unchanged, again.entry), (1, Some(first.revision)));
+    let gone = wait_timed(stores[1].commit(batch(vec![write(e, "no", None)]))).unwrap();
+    assert_eq!((gone.unchanged, gone.entry), (1, None));
+    assert_eq!(shelf.revision(), first.revision);
+}
+
+#[test]
+fn a_batch_writes_to_one_backend() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(1, &hand);
+    let (e, own) = (id(&stores[0], "e"), id(&stores[0], "own"));
+    let both = batch(vec![write(e, "k", Some("1")), write(own, "k", Some("1"))]);
+    let error = wait(stores[0].commit(both)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r#"bucket "e" is on etcd, bucket "own" on memory: expected a batch to write to one backend"#
+    );
+    assert!(shelf.contents("e").is_empty());
+    assert!(contents(&stores[0], own).is_empty());
+}
+
 #[test]
 fn after_a_gap_a_process_has_what_there_is_and_no_deleted_key_comes_back() {
     let hand = Hand::new();
-    let (shared, stores) = fleet(2, &hand);
+    let (shelf, stores, _dir) = fleet(2, &hand);
     let e = id(&stores[0], "e");
     let writes = ["gone", "kept", "changed"].map(|key| write(e, key, Some("1")));
-    wait(stores[0].commit(batch(writes.into()))).unwrap();
-    converge(&shared, &stores);
+    wait_timed(stores[0].commit(batch(writes.into()))).unwrap();
+    converge(&shelf, &stores);
     let mut watch = stores[1].watch(e, None).unwrap();
-    shared.lock().unwrap().nodes[1].lossy = true;
-    for missed in [
-        vec![write(e, "gone", None)],
-        vec![write(e, "changed", Some("2"))],
-        vec![write(e, "new", Some("1"))],
-    ] {
-        wait(stores[0].commit(batch(missed))).unwrap();
-    }
-    assert_eq!(contents(&stores[1], e).len(), 3, "it was told nothing");
-    shared.lock().unwrap().nodes[1].lossy = false;
-    // Its own write finds that it is behind, and is checked against what there is.
-    let stale = Write::put(e, "gone", b"2".to_vec()).expecting(Expect::Present);
-    let error = wait(stores[1].commit(batch(vec![stale]))).unwrap_err();
+    shelf.be_away(true);
+    stores.iter().for_each(|store| until_lost(store, true));
+    // Reads go on; writes are refused.
+    assert_eq!(contents(&stores[1], e).len(), 3);
+    let error = wait_timed(stores[1].commit(put(e, "no", "1"))).unwrap_err();
     assert!(
-        matches!(error, CommitError::Conflict { found: None, .. }),
+        matches!(&error, CommitError::Unavailable(reason) if reason == "the shelf is away"),
         "{error}"
     );
-    wait(stores[1].commit(put(e, "mine", "1"))).unwrap();
-    converge(&shared, &stores);
+    // Somebody else writes meanwhile, and the log is trimmed.
+    let dir = tempfile::tempdir().unwrap();
+    let other = Shelf::clone(&shelf);
+    other.be_away(false);
+    shelf.be_silent(true);
+    let third = node(&shelf, dir.path(), &hand).unwrap();
+    let missed = vec![
+        write(e, "gone", None),
+        write(e, "changed", Some("2")),
+        write(e, "new", Some("1")),
+    ];
+    std::thread::scope(|scope| {
+        let commits = shelf.commits();
+        let writing = scope.spawn(|| wait_timed(third.commit(batch(missed))));
+        while shelf.commits() == commits {
+            std::thread::yield_now();
+        }
+        shelf.trim();
+        shelf.be_silent(false);
+        writing.join().unwrap().unwrap();
+    });
+    converge(&shelf, &stores);
     let keys: Vec<_> = contents(&stores[1], e).into_iter().map(|it| it.0).collect();
-    assert_eq!(keys, ["changed", "kept", "mine", "new"]);
+    assert_eq!(keys, ["changed", "kept", "new"]);
     let group = wait(watch.next()).unwrap();
     let mut changed: Vec<_> = group
         .changes()
@@ -273,20 +247,186 @@ fn after_a_gap_a_process_has_what_there_is_and_no_deleted_key_comes_back() {
 }
 
 #[test]
-fn what_ends_is_deleted_by_one_of_the_processes() {
+fn an_engine_that_went_back_is_believed_and_those_who_watch_are_told() {
     let hand = Hand::new();
-    let (shared, stores) = fleet(3, &hand);
+    let (shelf, stores, _dir) = fleet(1, &hand);
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    wait_timed(store.commit(put(e, "k", "old"))).unwrap();
+    let backup = shelf.backup();
+    wait_timed(store.commit(put(e, "k", "new"))).unwrap();
+    let last = wait_timed(store.commit(put(e, "lost", "1"))).unwrap();
+    let mut watch = store.watch(e, None).unwrap();
+    shelf.restore(backup);
+    let error = wait(watch.next());
+    assert!(
+        matches!(error, Err(WatchError::Compacted { .. })),
+        "what was told is not so any more"
+    );
+    assert_eq!(contents(store, e), shelf.contents("e"));
+    let since = Position {
+        revision: last.revision,
+        life: None,
+    };
+    assert!(matches!(
+        store.watch(e, Some(since)),
+        Err(WatchError::Foreign { .. })
+    ));
+    // It goes on from there.
+    let mut watch = store.watch(e, None).unwrap();
+    wait_timed(store.commit(put(e, "k", "newer"))).unwrap();
+    assert_eq!(wait(watch.next()).unwrap().changes().count(), 1);
+}
+
+#[test]
+fn a_start_without_the_engine_begins_with_the_copy() {
+    let (hand, shelf) = (Hand::new(), Shelf::new());
+    let dir = tempfile::tempdir().unwrap();
+    let store = node(&shelf, dir.path(), &hand).unwrap();
+    let e = id(&store, "e");
+    wait_timed(store.commit(put(e, "k", "1"))).unwrap();
+    wait_timed(store.commit(put(e, "gone", "1"))).unwrap();
+    let before = contents(&store, e);
+    store.close();
+    drop(store);
+    shelf.be_away(true);
+    let store = node(&shelf, dir.path(), &hand).unwrap();
+    assert_eq!(contents(&store, e), before);
+    let health = &store.health()[0].1;
+    assert_eq!(health.lost.as_deref(), Some("the shelf is away"));
+    assert!(health.staleness().is_some());
+    // What was deleted meanwhile does not come back.
+    let other = tempfile::tempdir().unwrap();
+    shelf.be_away(false);
+    let second = node(&shelf, other.path(), &hand).unwrap();
+    wait_timed(second.commit(batch(vec![write(e, "gone", None)]))).unwrap();
+    converge(&shelf, &[store, second]);
+}
+
+#[test]
+fn without_the_engine_and_a_whole_copy_there_is_no_start() {
+    let (hand, shelf) = (Hand::new(), Shelf::new());
+    let dir = tempfile::tempdir().unwrap();
+    shelf.be_away(true);
+    let refused = |dir: &Path| match node(&shelf, dir, &hand) {
+        Ok(_) => panic!("the store opened"),
+        Err(error) => error.to_string(),
+    };
+    let error = refused(dir.path());
+    assert!(
+        error.starts_with(r#"etcd: the shelf is away; there is no copy of bucket "e" in "#),
+        "{error}"
+    );
+    shelf.be_away(false);
+    let store = node(&shelf, dir.path(), &hand).unwrap();
+    wait_timed(store.commit(put(id(&store, "e"), "k", "value"))).unwrap();
+    store.close();
+    drop(store);
+    shelf.be_away(true);
+    let path = dir.path().join("etcd.copy");
+    let whole = fs::read(&path).unwrap();
+    let at = whole
+        .windows(5)
+        .position(|bytes| bytes == b"value")
+        .unwrap();
+    let mut damaged = whole.clone();
+    damaged[at] ^= 1;
+    for bad in [&damaged[..], &whole[..whole.len() - 1], b""] {
+        fs::write(&path, bad).unwrap();
+        let error = refused(dir.path());
+        assert!(error.contains("etcd.copy: damaged: "), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), bad, "it is left as it was");
+    }
+}
+
+#[test]
+fn what_ends_at_the_engine_ends_everywhere() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(2, &hand);
     let e = id(&stores[0], "e");
     let ttl = Some(Duration::from_secs(1));
-    wait(stores[0].commit(put_for(e, "k", "1", ttl))).unwrap();
-    converge(&shared, &stores);
+    wait_timed(stores[0].commit(put_for(e, "k", "1", ttl))).unwrap();
+    wait_timed(stores[0].commit(put(e, "stays", "1"))).unwrap();
+    converge(&shelf, &stores);
     let mut watch = stores[1].watch(e, None).unwrap();
-    hand.advance(1_000);
-    for store in &stores {
-        until(store, |snapshot| snapshot.bucket(e).unwrap().is_empty());
-    }
-    assert_eq!(shared.lock().unwrap().bucket_revisions["e"], Revision(2));
+    // Only the engine says when.
+    hand.advance(5_000);
+    wait(stores[1].commit(put(id(&stores[1], "own"), "k", "1"))).unwrap();
+    assert_eq!(contents(&stores[1], e).len(), 2);
+    shelf.expire();
+    converge(&shelf, &stores);
     let group = wait(watch.next()).unwrap();
     let how: Vec<_> = group.changes().map(|(_, entry)| entry.err()).collect();
-    assert_eq!(how, [Some(crate::store::log::Ending::Expired)]);
+    assert_eq!(how, [Some(Ending::Expired)]);
+}
+
+#[test]
+fn what_another_program_wrote_wrongly_is_absent() {
+    let (hand, shelf) = (Hand::new(), Shelf::new());
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let routes = BucketConfig::new("e", BackendKind::Etcd, ValueKind::Endpoint);
+    let store = node_with(&[routes], &shelf, dirs[0].path(), &hand).unwrap();
+    let e = id(&store, "e");
+    wait_timed(store.commit(put(e, "k", "127.0.0.1:1"))).unwrap();
+    // To the other process the bucket is one of bytes.
+    let other = node_with(&[shared("e")], &shelf, dirs[1].path(), &hand).unwrap();
+    let writes = vec![
+        write(e, "k", Some("no address at all")),
+        write(e, "good", Some("127.0.0.1:2")),
+    ];
+    wait_timed(other.commit(batch(writes))).unwrap();
+    until(&store, |snapshot| {
+        snapshot.bucket(e).unwrap().get("good").is_some()
+    });
+    let keys: Vec<_> = contents(&store, e).into_iter().map(|it| it.0).collect();
+    assert_eq!(keys, ["good"]);
+}
+
+#[test]
+fn what_is_submitted_to_the_engine_is_applied_in_order() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(1, &hand);
+    let e = id(&stores[0], "e");
+    let (done, results) = std::sync::mpsc::channel();
+    for round in 0..50 {
+        let done = done.clone();
+        let submitted = stores[0].submit(put(e, "k", &round.to_string()), move |result| {
+            done.send(result.map(|committed| committed.revision))
+                .unwrap();
+        });
+        submitted.unwrap();
+    }
+    let revisions: Vec<_> = (0..50).map(|_| results.recv().unwrap().unwrap()).collect();
+    assert!(revisions.is_sorted());
+    assert_eq!(shelf.contents("e")[0].1, "49");
+}
+
+#[test]
+fn notes_are_told_of_a_shared_write_before_anybody_sees_it() {
+    let hand = Hand::new();
+    let (_shelf, stores, _dir) = fleet(2, &hand);
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    // This process's own revision is far ahead of the engine's.
+    for round in 0..20 {
+        wait(store.commit(put(id(store, "own"), "k", &round.to_string()))).unwrap();
+    }
+    let note = Arc::new(AtomicU64::new(u64::MAX));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let mut reader = store.reader();
+            while !stop.load(Ordering::Relaxed) {
+                let snapshot = reader.load();
+                let sees = snapshot.bucket(e).unwrap().get("k").is_some();
+                let is_told = note.load(Ordering::Acquire) <= snapshot.revision().0;
+                assert!(!sees || is_told, "seen before it was told");
+            }
+        });
+        let committed = wait_timed(store.commit_noting(put(e, "k", "1"), vec![note.clone()]));
+        let committed = committed.unwrap();
+        assert_eq!(committed.revision, Revision(1));
+        assert_eq!(committed.seen.0, note.load(Ordering::Acquire));
+        assert!(committed.seen > Revision(20));
+        stop.store(true, Ordering::Relaxed);
+        reading.join().unwrap();
+    });
 }

@@ -1,0 +1,60 @@
+//! Whether an engine that proxies share is there, and how old what is known of it may be.
+
+use std::time::{Duration, SystemTime};
+
+use crate::store::Revision;
+
+/// How an engine is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// The newest revision that is known.
+    pub revision: Revision,
+    /// Why it is lost; none: it is there.
+    pub lost: Option<String>,
+    /// When it was known for the last time that there is nothing newer; none: never.
+    current_at: Option<SystemTime>,
+    /// How often it was lost.
+    pub losses: u64,
+}
+
+impl Health {
+    pub(super) fn new() -> Self {
+        Self {
+            revision: Revision::default(),
+            lost: None,
+            current_at: None,
+            losses: 0,
+        }
+    }
+
+    /// How old what is known may be; none if nothing is known. A second or less while the engine is there.
+    pub fn staleness(&self) -> Option<Duration> {
+        // A clock that was set back makes nothing younger than now.
+        let age = |at: SystemTime| SystemTime::now().duration_since(at).unwrap_or_default();
+        self.current_at.map(age)
+    }
+
+    pub(super) fn current(&mut self, revision: Revision) {
+        if self.lost.take().is_some() {
+            tracing::info!(%revision, "what proxies share is there again");
+        }
+        self.revision = revision;
+        self.current_at = Some(SystemTime::now());
+    }
+
+    pub(super) fn lost(&mut self, reason: String) {
+        if self.lost.is_none() {
+            self.losses += 1;
+            tracing::warn!(
+                reason,
+                "what proxies share is lost: reads go on with what is known, writes are refused"
+            );
+        }
+        self.lost = Some(reason);
+    }
+
+    pub(super) fn kept_from(&mut self, at: SystemTime, reason: String) {
+        self.lost(reason);
+        self.current_at = Some(at);
+    }
+}

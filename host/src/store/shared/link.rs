@@ -1,0 +1,418 @@
+//! This process's end of an engine that proxies share: follows its log for the store's writer, and asks it what others ask.
+//!
+//! A thread of its own has the connections, so an engine that is slow or gone keeps nobody waiting who does not need it.
+//! What the log tells goes to an inbox of bounded size, which the writer empties; while it is full, the log waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::pause::Pause;
+use super::{Engine, EngineError, Event, Loaded, Outcome, SharedChange, Transaction};
+use crate::store::Revision;
+use crate::store::backend::Wake;
+use crate::store::shared::health::Health;
+
+/// Events of the engine that wait to be looked at.
+const EVENTS_MAX: usize = 256;
+/// Arrivals that wait for the writer.
+const INBOX_MAX: usize = 1024;
+
+/// What arrived from the engine, in its order.
+#[derive(Debug)]
+pub(in crate::store) enum Incoming {
+    /// One transaction.
+    Changes {
+        revision: Revision,
+        changes: Vec<SharedChange>,
+    },
+    /// All of these buckets: what is not in it is not there any more.
+    Content {
+        buckets: Vec<Box<str>>,
+        loaded: Loaded,
+    },
+    /// Everything up to here has arrived.
+    Current(Revision),
+}
+
+/// How far the state that readers see has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::store) struct Applied {
+    /// The engine's revision.
+    pub(in crate::store) revision: Revision,
+    /// The store's own, of the first state with that.
+    pub(in crate::store) seen: Revision,
+}
+
+/// A connection to an engine, and what came of it. Ends when it is closed.
+pub(in crate::store) struct Link {
+    asks: mpsc::UnboundedSender<Ask>,
+    wanted: watch::Sender<Vec<Wanted>>,
+    shared: Arc<Shared>,
+    timeout: Duration,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Something that is done on the engine's thread.
+enum Ask {
+    Load(
+        Vec<Box<str>>,
+        Box<dyn FnOnce(Result<Loaded, EngineError>) + Send>,
+    ),
+    Commit(
+        Arc<Transaction>,
+        oneshot::Sender<Result<Outcome, EngineError>>,
+    ),
+    /// After what was given before it in this way.
+    InOrder(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Close,
+}
+
+/// A bucket to follow: from the revision that it was loaded at, or else from a load to come.
+pub(in crate::store) type Wanted = (Box<str>, Option<Revision>);
+
+/// What the engine's thread, the writer and those who commit have in common.
+struct Shared {
+    inbox: Mutex<VecDeque<Incoming>>,
+    room: Notify,
+    wake: Wake,
+    applied: watch::Sender<Applied>,
+    health: Mutex<Health>,
+    /// Who has it keeps what arrives from being delivered.
+    delivery: tokio::sync::Mutex<()>,
+    /// To be told the store's revision of the first state that has this one of the engine's.
+    notes: Mutex<Vec<(Revision, Vec<Arc<AtomicU64>>)>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    /// Starts the thread. Nothing is followed yet.
+    ///
+    /// # Errors
+    /// If there can be no thread or no runtime.
+    pub(in crate::store) fn start<E: Engine>(
+        engine: E,
+        name: &str,
+        timeout: Duration,
+        wake: Wake,
+    ) -> std::io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (asks, asked) = mpsc::unbounded_channel();
+        let (wanted, seen) = watch::channel(Vec::new());
+        let shared = Arc::new(Shared {
+            inbox: Mutex::default(),
+            room: Notify::new(),
+            wake,
+            applied: watch::Sender::new(Applied::default()),
+            health: Mutex::new(Health::new()),
+            delivery: tokio::sync::Mutex::new(()),
+            notes: Mutex::default(),
+        });
+        let following = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name(format!("store-{name}"))
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = answer(engine.clone(), asked) => {}
+                        () = follow(engine, seen, &following) => {}
+                    }
+                });
+                // Who waits for an answer need not wait for what is slow.
+                runtime.shutdown_background();
+            })?;
+        Ok(Self {
+            asks,
+            wanted,
+            shared,
+            timeout,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Loads buckets, as of one revision.
+    #[expect(
+        dead_code,
+        reason = "for what is not followed, such as the components of plugins"
+    )]
+    pub(in crate::store) async fn load(
+        &self,
+        buckets: Vec<Box<str>>,
+    ) -> Result<Loaded, EngineError> {
+        let (done, answer) = oneshot::channel();
+        self.ask_to_load(buckets, |loaded| drop(done.send(loaded)));
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// The same, for a thread that may wait.
+    pub(in crate::store) fn load_blocking(
+        &self,
+        buckets: Vec<Box<str>>,
+    ) -> Result<Loaded, EngineError> {
+        let (done, answer) = std::sync::mpsc::channel();
+        self.ask_to_load(buckets, move |loaded| drop(done.send(loaded)));
+        answer.recv().unwrap_or_else(|_| Err(closed()))
+    }
+
+    fn ask_to_load(
+        &self,
+        buckets: Vec<Box<str>>,
+        done: impl FnOnce(Result<Loaded, EngineError>) + Send + 'static,
+    ) {
+        // If the thread is gone, so is what would answer.
+        let _ = self.asks.send(Ask::Load(buckets, Box::new(done)));
+    }
+
+    /// Follows these buckets from now on.
+    pub(in crate::store) fn follow(&self, buckets: Vec<Wanted>) {
+        self.wanted.send_replace(buckets);
+    }
+
+    /// Applies a transaction, all or none.
+    pub(in crate::store) async fn commit(
+        &self,
+        transaction: Arc<Transaction>,
+    ) -> Result<Outcome, EngineError> {
+        let (done, answer) = oneshot::channel();
+        let _ = self.asks.send(Ask::Commit(transaction, done));
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Applies a transaction; before a reader can see it, the store's revision of the first state that has it is stored in
+    /// each of `notes`.
+    pub(in crate::store) async fn commit_noting(
+        &self,
+        transaction: Arc<Transaction>,
+        notes: &[Arc<AtomicU64>],
+    ) -> Result<Outcome, EngineError> {
+        if notes.is_empty() {
+            return self.commit(transaction).await;
+        }
+        let _undelivered = self.shared.delivery.lock().await;
+        let done = self.commit(transaction).await;
+        if let Ok(Outcome::Applied(revision)) = done {
+            locked(&self.shared.notes).push((revision, notes.to_vec()));
+        }
+        done
+    }
+
+    /// Has something done after what was given before it in this way.
+    pub(in crate::store) fn in_order(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let _ = self.asks.send(Ask::InOrder(Box::pin(work)));
+    }
+
+    /// What arrived since this was asked last. The writer's.
+    pub(in crate::store) fn take(&self) -> VecDeque<Incoming> {
+        let taken = std::mem::take(&mut *locked(&self.shared.inbox));
+        self.shared.room.notify_one();
+        taken
+    }
+
+    /// The state `seen`, which nobody can see yet, has everything up to `revision`.
+    pub(in crate::store) fn note(&self, revision: Revision, seen: Revision) {
+        locked(&self.shared.notes).retain(|(at, notes)| {
+            let is_in = *at <= revision;
+            if is_in {
+                for note in notes {
+                    note.store(seen.0, Ordering::Release);
+                }
+            }
+            !is_in
+        });
+    }
+
+    /// Readers see it.
+    pub(in crate::store) fn applied(&self, applied: Applied) {
+        self.shared.applied.send_replace(applied);
+    }
+
+    /// How far readers see, and a way to learn when they see more.
+    pub(in crate::store) fn progress(&self) -> watch::Receiver<Applied> {
+        self.shared.applied.subscribe()
+    }
+
+    /// Longest time that an answer of the engine takes.
+    pub(in crate::store) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Whether the engine is there, and since when not.
+    pub(in crate::store) fn health(&self) -> Health {
+        locked(&self.shared.health).clone()
+    }
+
+    /// What is known is as old as this: it was kept from before the process started.
+    pub(in crate::store) fn kept_from(&self, at: std::time::SystemTime, reason: String) {
+        locked(&self.shared.health).kept_from(at, reason);
+    }
+
+    /// Ends the thread and waits for it; what is asked afterwards fails.
+    pub(in crate::store) fn close(&self) {
+        let _ = self.asks.send(Ask::Close);
+        if let Some(thread) = locked(&self.thread).take() {
+            // It is gone already if it panicked, which was logged then.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn closed() -> EngineError {
+    EngineError::Unavailable("store is closed".into())
+}
+
+/// Does what is asked for, until it is to close or nobody can ask any more.
+async fn answer<E: Engine>(engine: E, mut asked: mpsc::UnboundedReceiver<Ask>) {
+    let (in_order, mut next) =
+        mpsc::unbounded_channel::<Pin<Box<dyn Future<Output = ()> + Send>>>();
+    tokio::spawn(async move {
+        while let Some(work) = next.recv().await {
+            work.await;
+        }
+    });
+    while let Some(ask) = asked.recv().await {
+        let engine = engine.clone();
+        // Whoever no longer waits does not need an answer.
+        match ask {
+            Ask::Load(buckets, done) => drop(tokio::spawn(async move {
+                done(engine.load(&buckets).await);
+            })),
+            Ask::Commit(transaction, done) => drop(tokio::spawn(async move {
+                drop(done.send(engine.commit(&transaction).await));
+            })),
+            Ask::InOrder(work) => drop(in_order.send(work)),
+            Ask::Close => return,
+        }
+    }
+}
+
+/// Follows what is wanted, from where it is known, until nobody wants anything any more.
+async fn follow<E: Engine>(engine: E, mut wanted: watch::Receiver<Vec<Wanted>>, shared: &Shared) {
+    let mut pause = Pause::new();
+    // What of each bucket was delivered; nothing is delivered twice.
+    let mut have: HashMap<Box<str>, Revision> = HashMap::new();
+    // Up to where all of them were.
+    let mut at: Option<Revision> = None;
+    // What follows is not what was: what others loaded before is of no use.
+    let mut anew = false;
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        let names: Vec<Box<str>> = now.iter().map(|(name, _)| name.clone()).collect();
+        if names.is_empty() {
+            if wanted.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        if let Some(at) = at {
+            have.values_mut()
+                .for_each(|known| *known = (*known).max(at));
+        }
+        for (name, loaded) in &now {
+            if let Some(loaded) = loaded {
+                have.entry(name.clone()).or_insert(*loaded);
+            }
+        }
+        let known = names.iter().map(|name| have.get(name).copied());
+        at = known.min().flatten().filter(|_| !anew);
+        let from = match at {
+            Some(from) => from,
+            None => match engine.load(&names).await {
+                Ok(loaded) => {
+                    let revision = loaded.revision;
+                    have = names.iter().map(|name| (name.clone(), revision)).collect();
+                    let buckets = names.clone();
+                    shared.deliver(Incoming::Content { buckets, loaded }).await;
+                    anew = false;
+                    revision
+                }
+                Err(error) => {
+                    shared.lost(error.to_string());
+                    tokio::select! {
+                        () = tokio::time::sleep(pause.next()) => {}
+                        changed = wanted.changed() => if changed.is_err() { return },
+                    }
+                    continue;
+                }
+            },
+        };
+        at = Some(from);
+        let (events, mut told) = mpsc::channel(EVENTS_MAX);
+        let following = engine.follow(names, from, events);
+        tokio::pin!(following);
+        let mut follows = true;
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = told.recv() => event,
+                changed = wanted.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                () = &mut following, if follows => {
+                    follows = false;
+                    continue;
+                }
+            };
+            match event {
+                Some(Event::Changes {
+                    revision,
+                    mut changes,
+                }) => {
+                    changes.retain(|change| {
+                        have.get(&change.bucket)
+                            .is_none_or(|known| *known < revision)
+                    });
+                    at = at.max(Some(revision));
+                    shared
+                        .deliver(Incoming::Changes { revision, changes })
+                        .await;
+                }
+                Some(Event::Current(revision)) => {
+                    at = at.max(Some(revision));
+                    pause.reset();
+                    shared.deliver(Incoming::Current(revision)).await;
+                }
+                Some(Event::Lost(reason)) => shared.lost(reason),
+                // What is next is not what follows: everything is loaded anew.
+                Some(Event::Gap) | None => {
+                    anew = true;
+                    tokio::time::sleep(pause.next()).await;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn deliver(&self, incoming: Incoming) {
+        loop {
+            let room = self.room.notified();
+            if locked(&self.inbox).len() < INBOX_MAX {
+                break;
+            }
+            room.await;
+        }
+        let _delivery = self.delivery.lock().await;
+        let revision = match &incoming {
+            Incoming::Changes { revision, .. } | Incoming::Current(revision) => *revision,
+            Incoming::Content { loaded, .. } => loaded.revision,
+        };
+        locked(&self.health).current(revision);
+        locked(&self.inbox).push_back(incoming);
+        self.wake.wake();
+    }
+
+    fn lost(&self, reason: String) {
+        locked(&self.health).lost(reason);
+    }
+}

@@ -1,0 +1,381 @@
+//! Proxies that share a bucket: in etcd, and in Redis, both as real servers.
+
+use crate::harness::proxy::{PATIENT, command, run_with};
+use crate::harness::servers::{Engine, Server};
+use crate::harness::{Admin, Request, Setup, TestProxy, TestUpstream, eventually, websocket};
+use serde_json::{Value, json};
+
+/// A server and proxies on it.
+struct Fleet {
+    server: Server,
+    proxies: Vec<TestProxy>,
+}
+
+/// Routes by the shared bucket `upstreams`; `notes` is shared, too, `own` is not.
+fn config(engine: Engine, server: &Server) -> String {
+    let name = engine.name();
+    format!(
+        "{}\n[buckets.upstreams]\nbackend = \"{name}\"\n\
+         [buckets.notes]\nbackend = \"{name}\"\nvalues = \"bytes\"\n\
+         [buckets.own]\nvalues = \"bytes\"\n\
+         [plugins.router]\nsource = \"builtin:by-header\"\nbuckets = {{ upstreams = \"read\" }}\n\
+         settings = {{ header = \"x-id\", port-header = \"x-port\" }}\n{PATIENT}\n\
+         [[route]]\nname = \"by-id\"\nplugin = \"router\"\n",
+        server.config()
+    )
+}
+
+impl Fleet {
+    async fn start(engine: Engine, proxies: usize) -> Option<Self> {
+        let server = Server::start(engine).await?;
+        let text = Setup::new(config(engine, &server)).text();
+        let mut fleet = Self {
+            server,
+            proxies: Vec::new(),
+        };
+        for _ in 0..proxies {
+            fleet.proxies.push(TestProxy::start_text(&text).await);
+        }
+        Some(fleet)
+    }
+
+    fn admins(&self) -> Vec<Admin> {
+        self.proxies.iter().map(TestProxy::admin).collect()
+    }
+}
+
+/// What the status says of what is shared.
+async fn shared(admin: &Admin, engine: Engine) -> Value {
+    admin.get("/v1/status").await.json()["store"]["shared"][engine.name()].clone()
+}
+
+async fn until_lost(admin: &Admin, engine: Engine, lost: bool) {
+    eventually("it is known whether the engine is there", async || {
+        (shared(admin, engine).await["lost"].is_string() == lost).then_some(())
+    })
+    .await;
+}
+
+/// Waits until a proxy has this value.
+async fn has(admin: &Admin, path: &str, value: Option<&str>) {
+    eventually("the value is there", async || {
+        let got = admin.get(path).await;
+        let found = (got.status == 200).then(|| got.text());
+        (found.as_deref() == value).then_some(())
+    })
+    .await;
+}
+
+async fn one_put_is_routed_by_all(engine: Engine) {
+    let Some(fleet) = Fleet::start(engine, 3).await else {
+        return;
+    };
+    let upstream = TestUpstream::saying("reached").await;
+    let admins = fleet.admins();
+    let put = admins[1].put("/v1/kv/upstreams/id1", "127.0.0.1").await;
+    assert_eq!(put.status, 201, "{}", put.text());
+    let fields = [("x-id", "id1"), ("x-port", &upstream.port())];
+    // Whoever took it routes by it at once.
+    let answer = fleet.proxies[1].get("/", &fields).await;
+    assert_eq!(answer.text(), "reached");
+    for (proxy, admin) in fleet.proxies.iter().zip(&admins) {
+        has(admin, "/v1/kv/upstreams/id1", Some("127.0.0.1")).await;
+        let answer = proxy.get("/", &fields).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "reached"));
+        // The same revision everywhere, so that it can be given to another.
+        let got = admin.get("/v1/kv/upstreams/id1").await;
+        assert_eq!(got.header("etag"), put.header("etag"));
+        let staleness: f64 = got.header("throwbar-staleness").parse().expect("seconds");
+        assert!(staleness < 30.0, "{staleness}");
+    }
+    // An equal value is no change, whoever writes it.
+    let again = admins[2].put("/v1/kv/upstreams/id1", "127.0.0.1").await;
+    assert_eq!(again.header("etag"), put.header("etag"));
+    let gone = admins[0].delete("/v1/kv/upstreams/id1").await;
+    assert_eq!(gone.status, 204);
+    for (proxy, admin) in fleet.proxies.iter().zip(&admins) {
+        has(admin, "/v1/kv/upstreams/id1", None).await;
+        assert_ne!(proxy.get("/", &fields).await.status, 200);
+    }
+    // A bucket of its own is nobody else's.
+    admins[0].set("own", "k", "mine").await;
+    assert_eq!(admins[1].get("/v1/kv/own/k").await.status, 404);
+}
+
+#[tokio::test]
+async fn one_put_is_routed_by_all_proxies_on_etcd() {
+    one_put_is_routed_by_all(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn one_put_is_routed_by_all_proxies_on_redis() {
+    one_put_is_routed_by_all(Engine::Redis).await;
+}
+
+async fn of_two_who_require_the_same_one_wins(engine: Engine) {
+    let Some(fleet) = Fleet::start(engine, 2).await else {
+        return;
+    };
+    let admins = fleet.admins();
+    for round in 0..25 {
+        let path = format!("/v1/kv/notes/k{round}");
+        let put = async |admin: &Admin, field: &str, tag: &str, value: &str| {
+            let request = Request::new("PUT", &path).field(field, tag);
+            admin.send(request.body(value.to_owned())).await
+        };
+        let (one, other) = tokio::join!(
+            put(&admins[0], "if-none-match", "*", "one"),
+            put(&admins[1], "if-none-match", "*", "other")
+        );
+        let mut statuses = [one.status, other.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [201, 412], "{} {}", one.text(), other.text());
+        let tag = match one.status {
+            201 => one.header("etag").to_owned(),
+            _ => other.header("etag").to_owned(),
+        };
+        // A tag that one proxy gave holds on the other at once, though that may not have seen the write yet.
+        let (one, other) = tokio::join!(
+            put(&admins[0], "if-match", &tag, "one more"),
+            put(&admins[1], "if-match", &tag, "other more")
+        );
+        let mut statuses = [one.status, other.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 412], "{} {}", one.text(), other.text());
+        let (won, value) = match one.status {
+            200 => (&one, "one more"),
+            _ => (&other, "other more"),
+        };
+        for admin in &admins {
+            has(admin, &path, Some(value)).await;
+            assert_eq!(admin.get(&path).await.header("etag"), won.header("etag"));
+        }
+    }
+    // Counting is done by whoever is first, and nobody's is lost.
+    let count = async |admin: &Admin| {
+        for _ in 0..20 {
+            let counted = admin
+                .patch("/v1/kv/notes/sum", json!({ "increment": 1 }))
+                .await;
+            assert!(counted.status < 300, "{}", counted.text());
+        }
+    };
+    tokio::join!(count(&admins[0]), count(&admins[1]));
+    for admin in &admins {
+        has(admin, "/v1/kv/notes/sum", Some("40")).await;
+    }
+}
+
+#[tokio::test]
+async fn of_two_who_require_the_same_one_wins_on_etcd() {
+    of_two_who_require_the_same_one_wins(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn of_two_who_require_the_same_one_wins_on_redis() {
+    of_two_who_require_the_same_one_wins(Engine::Redis).await;
+}
+
+async fn without_the_engine_reads_go_on(engine: Engine) {
+    let Some(mut fleet) = Fleet::start(engine, 2).await else {
+        return;
+    };
+    let upstream = TestUpstream::saying("reached").await;
+    let admins = fleet.admins();
+    admins[0].set("upstreams", "kept", "127.0.0.1").await;
+    admins[0].set("upstreams", "gone", "127.0.0.1").await;
+    has(&admins[1], "/v1/kv/upstreams/gone", Some("127.0.0.1")).await;
+    let port = upstream.port();
+    let fields = [("x-id", "kept"), ("x-port", port.as_str())];
+    fleet.server.kill().await;
+    for (proxy, admin) in fleet.proxies.iter().zip(&admins) {
+        until_lost(admin, engine, true).await;
+        assert_eq!(proxy.get("/", &fields).await.text(), "reached");
+        let refused = admin.put("/v1/kv/upstreams/new", "127.0.0.1").await;
+        assert_eq!(refused.status, 503, "{}", refused.text());
+        assert!(
+            refused
+                .text()
+                .contains(&format!("{} 127.0.0.1:", engine.name())),
+            "{}",
+            refused.text()
+        );
+        // What is not shared is written as ever.
+        admin.set("own", "k", "v").await;
+    }
+    let up = format!("throwbar_shared_up{{backend=\"{}\"}}", engine.name());
+    admins[0].metric_is(&up, |up| up == 0.0).await;
+    let staleness = shared(&admins[0], engine).await["staleness_ms"].clone();
+    assert!(staleness.as_u64().is_some(), "{staleness}");
+
+    // A restart begins with the copy: readiness, routing and the revision of the entry are as before.
+    let tag = admins[1].get("/v1/kv/upstreams/kept").await;
+    fleet.proxies[1].signal(rustix::process::Signal::TERM);
+    fleet.proxies[1].ended().await;
+    fleet.proxies[1].start_again().await;
+    let admins = fleet.admins();
+    let answer = fleet.proxies[1].get("/", &fields).await;
+    assert_eq!(answer.text(), "reached");
+    let got = admins[1].get("/v1/kv/upstreams/kept").await;
+    assert_eq!(got.header("etag"), tag.header("etag"));
+    assert!(shared(&admins[1], engine).await["lost"].is_string());
+
+    fleet.server.start_again().await;
+    until_lost(&admins[0], engine, false).await;
+    until_lost(&admins[1], engine, false).await;
+    let gone = admins[0].delete("/v1/kv/upstreams/gone").await;
+    assert_eq!(gone.status, 204, "{}", gone.text());
+    has(&admins[1], "/v1/kv/upstreams/gone", None).await;
+    has(&admins[1], "/v1/kv/upstreams/kept", Some("127.0.0.1")).await;
+    admins[1].set("upstreams", "new", "127.0.0.1").await;
+    has(&admins[0], "/v1/kv/upstreams/new", Some("127.0.0.1")).await;
+
+    // What is deleted while a proxy is down, and its copy has it, does not come back.
+    fleet.proxies[1].kill().await;
+    let gone = admins[0].delete("/v1/kv/upstreams/new").await;
+    assert_eq!(gone.status, 204, "{}", gone.text());
+    fleet.proxies[1].start_again().await;
+    let got = fleet.proxies[1].admin().get("/v1/kv/upstreams/new").await;
+    assert_eq!(got.status, 404, "{}", got.text());
+}
+
+#[tokio::test]
+async fn without_etcd_reads_go_on_and_writes_are_refused() {
+    without_the_engine_reads_go_on(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn without_redis_reads_go_on_and_writes_are_refused() {
+    without_the_engine_reads_go_on(Engine::Redis).await;
+}
+
+async fn a_map_change_by_another_proxy_touches_no_stream(engine: Engine) {
+    let Some(fleet) = Fleet::start(engine, 2).await else {
+        return;
+    };
+    let (echo, _closes) = websocket::echo().await;
+    let admins = fleet.admins();
+    admins[1].set("upstreams", "id1", "127.0.0.1").await;
+    has(&admins[0], "/v1/kv/upstreams/id1", Some("127.0.0.1")).await;
+    let port = echo.port();
+    let fields = [("x-id", "id1"), ("x-port", port.as_str())];
+    let mut socket = websocket::open(fleet.proxies[0].address, &fields).await;
+    socket.echo("before").await;
+    admins[1].set("upstreams", "id1", "127.0.0.9").await;
+    has(&admins[0], "/v1/kv/upstreams/id1", Some("127.0.0.9")).await;
+    socket.echo("after").await;
+    let deleted = admins[1].delete("/v1/kv/upstreams/id1").await;
+    assert_eq!(deleted.status, 204);
+    has(&admins[0], "/v1/kv/upstreams/id1", None).await;
+    socket.echo("still").await;
+    socket.close().await;
+}
+
+#[tokio::test]
+async fn a_map_change_by_another_proxy_touches_no_stream_on_etcd() {
+    a_map_change_by_another_proxy_touches_no_stream(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn a_map_change_by_another_proxy_touches_no_stream_on_redis() {
+    a_map_change_by_another_proxy_touches_no_stream(Engine::Redis).await;
+}
+
+async fn what_has_a_ttl_ends_for_all(engine: Engine) {
+    let Some(fleet) = Fleet::start(engine, 2).await else {
+        return;
+    };
+    let admins = fleet.admins();
+    let put = admins[0].put("/v1/kv/notes/brief?ttl=2s", "x").await;
+    assert_eq!(put.status, 201, "{}", put.text());
+    for admin in &admins {
+        has(admin, "/v1/kv/notes/brief", Some("x")).await;
+        let got = admin.get("/v1/kv/notes/brief").await;
+        assert!(got.header("throwbar-expires-at").ends_with('Z'));
+    }
+    // Renewed by the other, it stays beyond its first end.
+    let renewed = admins[1]
+        .patch("/v1/kv/notes/brief", json!({ "ttl": "1d" }))
+        .await;
+    assert_eq!(renewed.status, 200, "{}", renewed.text());
+    let put = admins[1].put("/v1/kv/notes/other?ttl=2s", "x").await;
+    assert_eq!(put.status, 201, "{}", put.text());
+    for admin in &admins {
+        has(admin, "/v1/kv/notes/other", None).await;
+        has(admin, "/v1/kv/notes/brief", Some("x")).await;
+    }
+}
+
+#[tokio::test]
+async fn what_has_a_ttl_ends_for_all_on_etcd() {
+    what_has_a_ttl_ends_for_all(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn what_has_a_ttl_ends_for_all_on_redis() {
+    what_has_a_ttl_ends_for_all(Engine::Redis).await;
+}
+
+async fn what_cannot_be_is_refused_with_a_reason(engine: Engine) {
+    let Some(mut fleet) = Fleet::start(engine, 1).await else {
+        return;
+    };
+    let (admin, name) = (fleet.proxies[0].admin(), engine.name());
+    let set = json!({ "set": { "k": "1" } });
+    let both = json!({ "writes": { "notes": set, "own": set } });
+    let refused = admin.post("/v1/batch", both.to_string()).await;
+    assert_eq!(refused.status, 422, "{}", refused.text());
+    assert!(
+        refused
+            .text()
+            .contains("expected a batch to write to one backend"),
+        "{}",
+        refused.text()
+    );
+    assert_eq!(admin.get("/v1/kv/notes/k").await.status, 404);
+    // A batch beyond what the engine takes names the limit.
+    let lines: String = (0..20_000).map(|n| format!("k{n} v\n")).collect();
+    let import = Request::post("/v1/kv/notes/import", lines).field("content-type", "text/plain");
+    let refused = admin.send(import).await;
+    assert_eq!(refused.status, 413, "{}", refused.text());
+    assert!(
+        refused.text().contains("is too large, expected at most"),
+        "{}",
+        refused.text()
+    );
+    // Without the server, and nothing kept of it, there is nothing to begin with.
+    fleet.server.kill().await;
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let text = Setup::new(config(engine, &fleet.server)).text();
+    std::fs::write(dir.path().join("throwbar.toml"), &text).expect("written");
+    let ended = run_with(command(), dir.path(), &["serve", "throwbar.toml"]).await;
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains(&format!("{name} 127.0.0.1:"))
+            && ended.stderr.contains("there is no copy of bucket"),
+        "{}",
+        ended.stderr
+    );
+    // A config that does not say where it is.
+    let lost = text.replace(&fleet.server.config(), "");
+    std::fs::write(dir.path().join("throwbar.toml"), lost).expect("written");
+    let ended = run_with(command(), dir.path(), &["check", "throwbar.toml"]).await;
+    assert_ne!(ended.code, 0);
+    assert!(
+        ended
+            .stderr
+            .contains(&format!("there is no [store.{name}]")),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_in_etcd_is_refused_with_a_reason() {
+    what_cannot_be_is_refused_with_a_reason(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_in_redis_is_refused_with_a_reason() {
+    what_cannot_be_is_refused_with_a_reason(Engine::Redis).await;
+}
