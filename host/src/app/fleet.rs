@@ -5,7 +5,7 @@ use crate::control::Control;
 use crate::fleet::{Facts, Fleet, Parts};
 use crate::plugin::Plugins;
 use crate::store::Store;
-use crate::store::shared::artifacts::Depot;
+use crate::store::shared::artifacts;
 use anyhow::Context;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -31,7 +31,7 @@ pub(super) fn join(
         config: fleet.clone(),
         store: store.clone(),
         plugins: Arc::clone(plugins),
-        depot: depot(config).context("fleet")?,
+        depot: artifacts::open(fleet.backend, &config.store).context("fleet")?,
         admin,
         facts: Box::new(facts),
     })?;
@@ -39,9 +39,4 @@ pub(super) fn join(
     handle.spawn(Arc::clone(&fleet).follow());
     handle.spawn(Arc::clone(&fleet).tell());
     Ok(Some(fleet))
-}
-
-/// Where the fleet's components are: at its backend, by a connection of their own.
-fn depot(_config: &Config) -> anyhow::Result<Arc<dyn Depot>> {
-    anyhow::bail!("no backend of this build is shared")
 }

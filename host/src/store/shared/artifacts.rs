@@ -3,10 +3,13 @@
 //! A place is written once and then read or removed, so nothing here is a race; which places there are, and what is in
 //! them, is known to who keeps them. A connection of its own is best: what is large would hold up what is not.
 
+use super::settings::SharedSettings;
 use super::{Engine, EngineError, SharedValue, SharedWrite, Transaction};
+use crate::store::BackendKind;
 use bytes::Bytes;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 /// What one transaction takes in every engine, whatever its settings may reasonably be.
 const PIECE_BYTES: usize = 512 << 10;
@@ -39,6 +42,33 @@ pub trait Depot: Send + Sync + 'static {
 
     /// Empties a place of at most so many bytes.
     fn remove<'a>(&'a self, place: &'a str, bytes: u64) -> Pending<'a, ()>;
+}
+
+/// The depot at a backend, by a connection of its own.
+///
+/// # Errors
+/// If the settings do not say where that is, or cannot be.
+pub fn open(backend: BackendKind, settings: &SharedSettings) -> Result<Arc<dyn Depot>, DepotError> {
+    match (backend, settings) {
+        #[cfg(feature = "etcd")]
+        (
+            BackendKind::Etcd,
+            SharedSettings {
+                etcd: Some(etcd), ..
+            },
+        ) => Ok(Arc::new(Artifacts::new(super::Etcd::new(etcd.clone())?))),
+        #[cfg(feature = "redis")]
+        (
+            BackendKind::Redis,
+            SharedSettings {
+                redis: Some(redis), ..
+            },
+        ) => Ok(Arc::new(Artifacts::new(super::Redis::new(redis.clone())?))),
+        _ => Err(DepotError(format!(
+            "the config does not say where {} is, or this build is without it",
+            backend.as_str()
+        ))),
+    }
 }
 
 /// A depot in an engine.
