@@ -11,7 +11,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
+/// The same on both engines.
+macro_rules! on_both {
+    ($($test:ident,)*) => {
+        on_both! { etcd Etcd: $($test,)* }
+        on_both! { redis Redis: $($test,)* }
+    };
+    ($module:ident $engine:ident: $($test:ident,)*) => {
+        mod $module {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    if let Some(backend) = super::on(super::Engine::$engine).await {
+                        super::$test(backend).await;
+                    }
+                }
+            )*
+        }
+    };
+}
+
 mod example;
+mod together;
 
 const NAMES: [&str; 3] = ["one", "two", "three"];
 const REQUEST_EVERY: Duration = Duration::from_millis(5);
@@ -366,26 +387,6 @@ async fn without_the_backend_nothing_is_pushed_and_everything_is_served(mut back
 async fn on(engine: Engine) -> Option<Backend> {
     let server = Server::start(engine).await?;
     Some(Backend { engine, server })
-}
-
-/// The same on both engines.
-macro_rules! on_both {
-    ($($test:ident,)*) => {
-        on_both! { etcd Etcd: $($test,)* }
-        on_both! { redis Redis: $($test,)* }
-    };
-    ($module:ident $engine:ident: $($test:ident,)*) => {
-        mod $module {
-            $(
-                #[tokio::test]
-                async fn $test() {
-                    if let Some(backend) = super::on(super::Engine::$engine).await {
-                        super::$test(backend).await;
-                    }
-                }
-            )*
-        }
-    };
 }
 
 on_both! {
