@@ -1,9 +1,9 @@
 //! A fleet: proxies that share a backend of the store, and through it which versions of their plugins they have.
 //!
-//! What the nodes agree on is a bucket without a name in the store ([`entry`]), written like any other: a change is agreed
+//! What the nodes agree on is a bucket without a name in the store (`entry.rs`), written like any other: a change is agreed
 //! on if its entry is still as it was when the change began. Components are beside it, in a [`Depot`]. Each node follows
-//! ([`follow`]): it compares what was agreed on with what it has, takes one step after the other, and tells the others how
-//! it does ([`tell`]). Without the backend it goes on with what it has.
+//! (`follow.rs`): it compares what was agreed on with what it has, takes one step after the other, and tells the others how
+//! it does (`tell.rs`). Without the backend it goes on with what it has.
 
 use crate::plugin::{Accord, Agreement, Plugins};
 use crate::store::shared::artifacts::Depot;
