@@ -5,6 +5,7 @@ use crate::config::Config;
 pub use crate::control::{Applied, ApplyError, Control, Running};
 use crate::control::{Parts, addresses, bind, own};
 use crate::drains::{DrainingCrew, Drains};
+use crate::fleet::Fleet;
 use crate::metrics::{Counters, WorkerCounters};
 use crate::plugin::{CompileIn, DeployError, PluginConfig, Plugins, PluginsOptions, Source};
 use crate::proxy::access_log;
@@ -23,6 +24,8 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_appender::non_blocking::ErrorCounter;
+
+mod fleet;
 
 /// What to start.
 pub struct Start {
@@ -54,6 +57,7 @@ pub struct Seed {
 /// The running process: stopped by [`App::stop`] or a signal.
 pub struct App {
     control: Control,
+    fleet: Option<Arc<Fleet>>,
     handle: Handle,
     control_thread: JoinHandle<()>,
     threads: Threads,
@@ -102,7 +106,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         None => bind_admin()?,
     };
     let store = Store::open_with(
-        &config.buckets,
+        &config.store_buckets(),
         &config.data,
         config.sync,
         config.store.clone(),
@@ -177,6 +181,15 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         file,
         admin: own_admin,
     });
+    // Before anything is served: from the first request on it has what the others have.
+    let fleet = fleet::join(
+        &config,
+        &store,
+        &plugins,
+        &control,
+        admin_address.to_string(),
+        &handle,
+    )?;
     let watching = crate::changes::watch(store.clone(), workers.clone(), counters.clone());
     handle.spawn(watching);
     let (stop_admin, stopping) = watch::channel(false);
@@ -189,6 +202,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         workers: workers.clone(),
         control: control.clone(),
         drains,
+        fleet: fleet.clone(),
         counters,
         log_dropped,
         token,
@@ -208,6 +222,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
     let handle = handle.clone();
     Ok(App {
         control,
+        fleet,
         handle,
         control_thread,
         threads,
@@ -405,6 +420,7 @@ impl App {
     pub fn stop(self, grace: Duration) {
         let Self {
             control,
+            fleet,
             handle,
             control_thread,
             threads,
@@ -415,6 +431,9 @@ impl App {
         } = self;
         handle.block_on(control.drain(grace));
         threads.join();
+        if let Some(fleet) = fleet {
+            handle.block_on(fleet.leave());
+        }
         stop_admin.send_replace(true);
         control.close();
         stop_control.send_replace(true);

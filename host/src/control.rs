@@ -192,12 +192,15 @@ impl Control {
         }
         inner
             .store
-            .reconfigure(&config.buckets)
+            .reconfigure(&config.store_buckets())
             .await
             .map_err(|e| failed(e.into()))?;
         if let Err(error) = inner.plugins.apply(&config.plugins).await {
             // No entry is lost by this: what a config leaves out is hidden, not dropped.
-            let undone = inner.store.reconfigure(&running.config.buckets).await;
+            let undone = inner
+                .store
+                .reconfigure(&running.config.store_buckets())
+                .await;
             if let Err(error) = undone {
                 tracing::error!(%error, "the buckets of the running config are not back");
             }
@@ -327,6 +330,7 @@ fn needs_restart(running: &Config, next: &Config) -> Option<&'static str> {
         (running.sync != next.sync, "store.embedded"),
         (admin_changed, "admin"),
         (running.log != next.log, "log"),
+        (running.fleet != next.fleet, "fleet"),
         (running.store != next.store, "store"),
     ]
     .into_iter()

@@ -19,6 +19,7 @@ pub mod deadline;
 pub mod drain;
 pub mod drains;
 pub mod echo;
+pub mod fleet;
 pub mod listener;
 pub mod metrics;
 pub mod plugin;

@@ -12,8 +12,8 @@ pub use history::{CallTotals, Swaps};
 pub use openmetrics::{CONTENT_TYPE, encode};
 pub use quantile::quantile;
 pub use scrape::{
-    BucketRow, CanaryRow, PluginRow, RouteRow, Scrape, ShadowRow, SharedRow, VersionRow,
-    WorkerTotals,
+    BucketRow, CanaryRow, FleetPluginRow, FleetRow, PluginRow, RouteRow, Scrape, ShadowRow,
+    SharedRow, VersionRow, WorkerTotals,
 };
 
 /// Adds to a counter that only this thread writes: a load and a store, without the locked instruction of `fetch_add`.

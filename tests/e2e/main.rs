@@ -20,6 +20,7 @@ mod config;
 mod demo;
 mod deploy;
 mod fields;
+mod fleet;
 mod framing;
 mod guard;
 mod h2c;

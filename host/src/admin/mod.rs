@@ -8,6 +8,7 @@
 
 use crate::app::Control;
 use crate::drains::Drains;
+use crate::fleet::Fleet;
 use crate::metrics::{Counters, Swaps};
 use crate::plugin::{CompileBounds, Plugins};
 use crate::store::Store;
@@ -120,6 +121,8 @@ pub struct State {
     pub control: Control,
     /// Drains of streams.
     pub drains: Arc<Drains>,
+    /// The fleet, if this is a node of one.
+    pub fleet: Option<Arc<Fleet>>,
     /// What the workers count.
     pub counters: Arc<Counters>,
     /// Counts the lines of the process's own log that were dropped, if it has one.
@@ -212,6 +215,7 @@ fn endpoints() -> Router<State> {
         .route("/readyz", get(status::readyz))
         .route("/metrics", get(status::metrics))
         .route("/v1/status", get(status::status))
+        .route("/v1/fleet", get(status::fleet))
         .route("/v1/batch", post(batch::post))
         .route("/v1/config", get(config::get).put(config::put))
         .route("/v1/config/check", post(config::check))

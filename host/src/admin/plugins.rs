@@ -294,6 +294,9 @@ pub(super) fn deploy_problem(error: &DeployError) -> Problem {
         DeployError::Migrate(_) => (StatusCode::UNPROCESSABLE_ENTITY, "migrate"),
         DeployError::MigrateRace(_) => (StatusCode::CONFLICT, "migrate-race"),
         DeployError::Warm(_) => (StatusCode::SERVICE_UNAVAILABLE, "warm"),
+        DeployError::Disagreed(_) => (StatusCode::CONFLICT, "fleet-disagrees"),
+        DeployError::Fleet(_) => (StatusCode::SERVICE_UNAVAILABLE, "fleet-unavailable"),
+        DeployError::Agreed(_) => (StatusCode::SERVICE_UNAVAILABLE, "not-taken-here"),
         DeployError::Writes(error) => return commit_problem(error.clone()),
     };
     Problem::new(status, code, error.to_string())

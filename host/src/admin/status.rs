@@ -26,6 +26,7 @@ GET    /healthz                     alive; no token needed
 GET    /readyz                      ready for traffic; no token needed
 GET    /metrics                     OpenMetrics text
 GET    /v1/status                   version, revisions, plugins, listeners, streams
+GET    /v1/fleet                    nodes of the fleet, and what they agreed on
 GET    /v1/config                   running config (TOML)
 PUT    /v1/config                   replace it; If-Match
 POST   /v1/config/check             check a config
@@ -129,6 +130,7 @@ pub(super) async fn status(State(state): State<AdminState>) -> Response {
         "plugins": plugins,
         "listeners": listeners,
         "streams": { "open": totals.streams_open() },
+        "fleet": state.fleet.as_ref().map(|fleet| fleet.status()),
     }))
     .into_response()
 }
@@ -145,6 +147,17 @@ fn shared_json(store: &Store) -> Value {
         (backend.as_str().to_owned(), shown)
     });
     Value::Object(shared.collect())
+}
+
+/// `GET /v1/fleet`
+pub(super) async fn fleet(State(state): State<AdminState>) -> Result<Response, Problem> {
+    let fleet = state.fleet.as_ref().ok_or_else(|| {
+        Problem::not_found(
+            "no-fleet",
+            "this proxy is no node of a fleet: its config has no [fleet]",
+        )
+    })?;
+    Ok(Json(fleet.document()).into_response())
 }
 
 /// `GET /metrics`
@@ -197,6 +210,7 @@ fn gather(state: &AdminState) -> Scrape {
         plugins: gather_plugins(state),
         buckets,
         store_revision: snapshot.revision().0,
+        fleet: state.fleet.as_ref().map(|fleet| fleet.row()),
         shared: state.store.health().iter().map(shared_row).collect(),
         drains_running: state.drains.running() as u64,
         swaps: state.own.swaps.rows(),

@@ -1,7 +1,7 @@
 //! The command line: arguments in, exit code out; one file per command.
 //!
 //! `serve`, `check`, `demo`, `import` and `echo` do their work in this process, but for compiling: for that they start this
-//! program once more, with `compile-component`. `plugin`, `kv`, `streams` and `top` are clients of a
+//! program once more, with `compile-component`. `plugin`, `kv`, `fleet`, `streams` and `top` are clients of a
 //! running proxy's admin API. Exit codes are [`Exit`].
 
 use crate::plugin::{DeployError, confined};
@@ -15,6 +15,7 @@ mod client;
 mod compile_component;
 mod demo;
 pub mod echo;
+mod fleet;
 mod import;
 mod kv;
 mod logging;
@@ -112,6 +113,8 @@ enum Command {
     Plugin(plugin::Args),
     /// Read and change the buckets of the store
     Kv(kv::Args),
+    /// Show the nodes of a fleet, and whether each has what they agreed on
+    Fleet(fleet::Args),
     /// Make a config and a filled bucket of what another proxy was given
     Import(import::Args),
     /// List and close open streams
@@ -132,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Echo(args) => block_on(echo::run(args)),
         Command::Plugin(args) => block_on(plugin::run(args)),
         Command::Kv(args) => block_on(kv::run(args)),
+        Command::Fleet(args) => block_on(fleet::run(args)),
         Command::Import(args) => block_on(import::run(args)),
         Command::Streams(args) => block_on(streams::run(args)),
         Command::Top(args) => block_on(top::run(args)),

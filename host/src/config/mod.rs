@@ -37,6 +37,8 @@ pub struct Config {
     pub limits: crate::proxy::Limits,
     /// Upgraded streams.
     pub streams: crate::stream::Config,
+    /// That this proxy is a node of a fleet, if it is.
+    pub fleet: Option<crate::fleet::Config>,
     /// Logs.
     pub log: crate::proxy::access_log::Config,
     /// Caddy's `@id` of a map → bucket: `PATCH /id/{id}/mappings` replaces that bucket.
@@ -58,6 +60,15 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The buckets of the store: those that have a name, and that of the fleet.
+    pub fn store_buckets(&self) -> Vec<crate::store::BucketConfig> {
+        let fleet = self.fleet.as_ref();
+        let fleet = fleet.map(|fleet| crate::store::BucketConfig::of_fleet(fleet.backend));
+        self.buckets.iter().cloned().chain(fleet).collect()
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -74,6 +85,7 @@ impl Default for Config {
             guard: Default::default(),
             limits: Default::default(),
             streams: Default::default(),
+            fleet: None,
             log: Default::default(),
             caddy_ids: BTreeMap::new(),
         }

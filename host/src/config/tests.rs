@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use std::time::Duration;
 
 mod bad;
+mod fleet;
 
 const LISTENER: &str = "[[listener]]\nlisten = \"127.0.0.1:8080\"\n";
 

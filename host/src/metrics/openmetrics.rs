@@ -10,6 +10,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use std::fmt;
 
+mod fleet;
 mod plugins;
 
 /// Media type of the text.
@@ -37,6 +38,9 @@ impl Collector for Scrape {
         self.encode_requests(&mut out)?;
         self.encode_plugins(&mut out)?;
         self.encode_store(&mut out)?;
+        if let Some(fleet) = &self.fleet {
+            fleet.encode(&mut out)?;
+        }
         self.encode_connections(&mut out)
     }
 }
@@ -296,8 +300,8 @@ fn write_counter(metric: &mut MetricEncoder<'_>, count: u64) -> fmt::Result {
 mod tests {
     use super::*;
     use crate::metrics::{
-        BucketRow, CallTotals, CanaryRow, PluginRow, RouteRow, ShadowRow, SharedRow, VersionRow,
-        WorkerTotals,
+        BucketRow, CallTotals, CanaryRow, FleetPluginRow, FleetRow, PluginRow, RouteRow, ShadowRow,
+        SharedRow, VersionRow, WorkerTotals,
     };
 
     #[test]
@@ -355,6 +359,18 @@ mod tests {
                 bytes: 30,
             }],
             store_revision: 9,
+            fleet: Some(FleetRow {
+                nodes: 3,
+                plugins: vec![FleetPluginRow {
+                    plugin: "p".into(),
+                    differs: true,
+                    failed: false,
+                }],
+                steps: 5,
+                step_errors: 1,
+                fetches: 4,
+                fetch_errors: 2,
+            }),
             shared: vec![SharedRow {
                 backend: "etcd",
                 is_up: false,
@@ -395,6 +411,12 @@ mod tests {
             "throwbar_stream_drains_running 1",
             "throwbar_swaps_total{plugin=\"p\",result=\"swapped\"} 6",
             "throwbar_store_revision 9",
+            "throwbar_fleet_nodes 3",
+            "throwbar_fleet_plugin_differs{plugin=\"p\"} 1",
+            "throwbar_fleet_plugin_failed{plugin=\"p\"} 0",
+            "throwbar_fleet_step_errors_total 1",
+            "throwbar_fleet_fetches_total 4",
+            "throwbar_fleet_fetch_errors_total 2",
             "throwbar_shared_up{backend=\"etcd\"} 0",
             "throwbar_shared_revision{backend=\"etcd\"} 7",
             "throwbar_shared_staleness_seconds{backend=\"etcd\"} 2.5",

@@ -23,6 +23,8 @@ pub struct Scrape {
     pub buckets: Vec<BucketRow>,
     /// The store's revision.
     pub store_revision: u64,
+    /// Of the fleet, if this is a node of one.
+    pub fleet: Option<FleetRow>,
     /// Backends that proxies share.
     pub shared: Vec<SharedRow>,
     /// Drains of streams that run.
@@ -126,6 +128,34 @@ pub struct BucketRow {
     pub keys: u64,
     /// Bytes of keys and values.
     pub bytes: u64,
+}
+
+/// What a node knows and counts of its fleet.
+#[derive(Debug, Clone, Default)]
+pub struct FleetRow {
+    /// Nodes that tell that they are there.
+    pub nodes: u64,
+    /// By plugin of this node.
+    pub plugins: Vec<FleetPluginRow>,
+    /// Steps taken because the fleet agreed on something.
+    pub steps: u64,
+    /// Those that failed.
+    pub step_errors: u64,
+    /// Components asked for.
+    pub fetches: u64,
+    /// Those that could not be had.
+    pub fetch_errors: u64,
+}
+
+/// A plugin, as far as the fleet is concerned.
+#[derive(Debug, Clone, Default)]
+pub struct FleetPluginRow {
+    /// Its name.
+    pub plugin: String,
+    /// Whether this node has something else than was agreed on.
+    pub differs: bool,
+    /// Whether it failed to take it.
+    pub failed: bool,
 }
 
 /// [`WorkerCounters`] of all workers together.

@@ -29,7 +29,7 @@ pub(super) struct Artifacts {
 }
 
 /// SHA-256 in hex.
-pub(super) fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 

@@ -4,24 +4,22 @@
 //! → migrate the data → record the pointer durably → publish (one atomic store) → retire the old generation. A step that
 //! fails leaves everything as it was.
 
+use super::accord::{Accord, Origin};
 use super::artifact::{self, Artifacts};
 use super::canary::Canary;
-use super::compile::{Code, Compiler, Loaded};
-use super::engine::MEMORY_RESERVATION;
+use super::compile::Compiler;
 use super::epoch::EpochClock;
-use super::generation::{self, Sandbox};
-use super::instance::{self, TrialError};
-use super::migration::{self, OnData};
+use super::migration::OnData;
 use super::record::Record;
 use super::slot::{Activated, Turn};
-use super::{CompileIn, Crew, Generation, GenerationId, PluginConfig, PluginSlot};
+use super::{CompileIn, Crew, Generation, PluginSlot};
 use crate::store::{Store, WriteBatch};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 pub use super::order::{Order, Role, Wanted};
 pub use super::report::*;
@@ -37,14 +35,16 @@ pub struct Plugins {
 pub(super) struct Shared {
     pub(super) artifacts: Artifacts,
     pub(super) compiler: Compiler,
-    clock: Arc<EpochClock>,
+    pub(super) clock: Arc<EpochClock>,
     pub(super) store: Store,
-    workers: usize,
+    pub(super) workers: usize,
     pub(super) component_bytes_max: usize,
     pub(super) crew: Mutex<Option<Arc<dyn Crew>>>,
     pub(super) slots: arc_swap::ArcSwap<BTreeMap<String, Arc<PluginSlot>>>,
-    next_generation: AtomicU64,
-    started: Instant,
+    pub(super) next_generation: AtomicU64,
+    pub(super) started: Instant,
+    /// Where a fleet agrees, if this is a node of one.
+    pub(super) accord: OnceLock<Arc<dyn Accord>>,
 }
 
 /// How to build [`Plugins`].
@@ -82,6 +82,7 @@ impl Plugins {
                 slots: Default::default(),
                 next_generation: AtomicU64::new(1),
                 started: Instant::now(),
+                accord: OnceLock::new(),
             }),
             changes: tokio::sync::RwLock::new(()),
         };
@@ -150,7 +151,8 @@ impl Plugins {
         role: Role,
         order: Order<'_>,
     ) -> Result<Deployed, DeployError> {
-        self.walk(name, wanted, role, order, None).await
+        self.walk(name, wanted, role, order, Origin::Here, None)
+            .await
     }
 
     /// Activates a version and writes to the store, both or neither: no request is decided by the version on the state
@@ -173,7 +175,8 @@ impl Plugins {
         };
         store.commit(check).await.map_err(DeployError::Writes)?;
         let with = Some(writes.clone());
-        let mut deployed = self.walk(name, wanted, Role::Active, order, with).await?;
+        let walk = self.walk(name, wanted, Role::Active, order, Origin::Here, with);
+        let mut deployed = walk.await?;
         if deployed.outcome == Outcome::Unchanged && !order.dry_run {
             let committed = store.commit(writes).await.map_err(DeployError::Writes)?;
             deployed.revision = Some(committed.revision);
@@ -181,18 +184,24 @@ impl Plugins {
         Ok(deployed)
     }
 
-    async fn walk(
+    pub(super) async fn walk(
         &self,
         name: &str,
         wanted: Wanted,
         role: Role,
         order: Order<'_>,
-        beside: Option<WriteBatch>,
+        origin: Origin,
+        mut beside: Option<WriteBatch>,
     ) -> Result<Deployed, DeployError> {
         let _unchanged_config = self.changes.read().await;
         let turn = self.turn(name)?;
         let (shared, slot) = (&self.shared, turn.slot());
-        let is_rollback = matches!(wanted, Wanted::Previous);
+        let proposal = match role {
+            Role::Active | Role::Canary(_) => shared.propose(name, origin)?,
+            // Each node compares for itself.
+            Role::Shadow(_) => None,
+        };
+        let is_back = matches!(wanted, Wanted::Previous) || origin.is_back();
         let (digest, component): (Arc<str>, _) = match wanted {
             Wanted::Component(component) => {
                 if component.len() > shared.component_bytes_max {
@@ -211,11 +220,14 @@ impl Plugins {
             }
         };
         if let Some(unchanged) = slot.unchanged(&digest, &role) {
+            if let Some(proposal) = proposal.filter(|_| !order.dry_run) {
+                proposal.role(slot, &digest, &role, order, is_back).await?;
+            }
             return Ok(unchanged);
         }
         slot.check_role(&digest, &role, order.force)?;
         // The way back is open always.
-        let may_refuse = role == Role::Active && !is_rollback;
+        let may_refuse = role == Role::Active && !is_back;
         if may_refuse {
             slot.check_draining(&digest)?;
         }
@@ -245,38 +257,50 @@ impl Plugins {
         }
         if let Some(component) = component {
             let (keeper, plugin) = (Arc::clone(shared), name.to_owned());
+            let digest = Arc::clone(&digest);
             let keep = move || keeper.artifacts.keep(&plugin, &digest, &component);
             blocking(move || keep().map_err(io_error)).await?;
         }
-        deployed.generation = Some(generation.id().0);
-        match role {
-            Role::Active => {
-                if may_refuse {
-                    // While it compiled, streams were opened.
-                    slot.check_draining(&generation.label().digest)?;
-                }
-                let record = slot.next_record(&generation, order.by, true);
-                let on_data = OnData {
-                    at_any_rate: order.force,
-                    beside,
+        if may_refuse {
+            // While it compiled, streams were opened.
+            slot.check_draining(&digest)?;
+        }
+        let mut is_agreed = proposal.is_some();
+        if let Some(proposal) = proposal {
+            if role == Role::Active {
+                // What fails on the data fails before others hear of it.
+                let order = Order {
+                    dry_run: true,
+                    ..order
                 };
+                let mut told = deployed.clone();
+                let beside = beside.as_ref();
                 shared
-                    .swap(turn, generation, record, on_data, &mut deployed)
+                    .rehearse(&turn, &generation, &role, order, beside, &mut told)
                     .await?;
             }
-            Role::Canary(share) => {
-                let canary = Canary::new(generation, share);
-                shared.begin_canary(turn, canary, order.by).await?;
-                deployed.outcome = Outcome::Canary;
-            }
-            Role::Shadow(sample) => {
-                shared
-                    .begin_shadow(turn, generation, sample, order.by)
-                    .await?;
-                deployed.outcome = Outcome::Shadow;
+            match &mut beside {
+                Some(batch) if shared.agrees_beside(batch) => {
+                    is_agreed = false;
+                    proposal.beside(slot, &digest, order, batch).await?;
+                }
+                _ => proposal.role(slot, &digest, &role, order, is_back).await?,
             }
         }
-        Ok(deployed)
+        deployed.generation = Some(generation.id().0);
+        let done = shared.take_role(
+            turn,
+            generation,
+            role,
+            order,
+            (origin, beside),
+            &mut deployed,
+        );
+        match done.await {
+            Ok(()) => Ok(deployed),
+            Err(error) if is_agreed => Err(DeployError::Agreed(Box::new(error))),
+            Err(error) => Err(error),
+        }
     }
 
     /// The right to change a plugin.
@@ -299,100 +323,39 @@ impl Plugins {
 }
 
 impl Shared {
-    /// Compiled code of an upload. It is kept though the version may be refused yet, and in its turn removed.
-    async fn load_new(
+    /// Gives a generation that was tried its role.
+    async fn take_role(
         self: &Arc<Self>,
-        digest: &Arc<str>,
-        component: &Bytes,
-    ) -> Result<Loaded, DeployError> {
-        let compiling = self.compiler.load(Arc::clone(digest), component.clone());
-        let loaded = compiling.await?;
-        if !loaded.cached {
-            let shared = Arc::clone(self);
-            blocking(move || {
-                shared.prune_compiled();
-                Ok(())
-            })
-            .await?;
+        turn: Turn,
+        generation: Arc<Generation>,
+        role: Role,
+        order: Order<'_>,
+        (origin, beside): (Origin, Option<WriteBatch>),
+        deployed: &mut Deployed,
+    ) -> Result<(), DeployError> {
+        match role {
+            Role::Active => {
+                let record = turn.slot().next_record(&generation, order.by, true);
+                let on_data = OnData {
+                    at_any_rate: order.force,
+                    follows: origin.follows(),
+                    beside,
+                };
+                self.swap(turn, generation, record, on_data, deployed)
+                    .await?;
+            }
+            Role::Canary(share) => {
+                let canary = Canary::new(generation, share);
+                self.begin_canary(turn, canary, order.by).await?;
+                deployed.outcome = Outcome::Canary;
+            }
+            Role::Shadow(sample) => {
+                self.begin_shadow(turn, generation, sample, order.by)
+                    .await?;
+                deployed.outcome = Outcome::Shadow;
+            }
         }
-        Ok(loaded)
-    }
-
-    /// Removes compiled code that is of no use.
-    fn prune_compiled(&self) {
-        match self.artifacts.all_digests() {
-            Ok(kept) => self.compiler.prune(|digest| kept.contains(digest)),
-            Err(error) => tracing::warn!(%error, "compiled code is not cleared"),
-        }
-    }
-
-    /// Compiled code of a version on disk.
-    pub(super) async fn load_kept(
-        self: &Arc<Self>,
-        plugin: &str,
-        digest: &str,
-    ) -> Result<Loaded, DeployError> {
-        if let Some(loaded) = self.compiler.in_memory(digest) {
-            return Ok(loaded);
-        }
-        let (reader, plugin, wanted) = (Arc::clone(self), plugin.to_owned(), digest.to_owned());
-        let component =
-            blocking(move || reader.artifacts.load(&plugin, &wanted).map_err(io_error)).await?;
-        self.compiler.load(digest.into(), component).await
-    }
-
-    /// Makes a generation: takes the grants to buckets of `store`, runs a trial instance with `init`, checks its subscription.
-    pub(super) async fn prepare(
-        self: &Arc<Self>,
-        config: Arc<PluginConfig>,
-        code: Arc<Code>,
-        store: &Store,
-    ) -> Result<Arc<Generation>, DeployError> {
-        let limit = config.limits.memory_bytes_max;
-        if limit > MEMORY_RESERVATION {
-            return Err(DeployError::Init(format!(
-                "memory limit of {limit} bytes, at most {MEMORY_RESERVATION} are possible"
-            )));
-        }
-        let grants = generation::resolve_grants(&config.grants, &store.snapshot())
-            .map_err(DeployError::Init)?;
-        let data_mark = migration::data_mark(&config.name);
-        let data_since = migration::changed_at(&store.snapshot(), &data_mark);
-        let data_since = data_since.map_or(0, |revision| revision.0);
-        let id = GenerationId(self.next_generation.fetch_add(1, Ordering::Relaxed));
-        let sandbox = Arc::new(Sandbox {
-            label: Arc::new(generation::GenerationLabel {
-                id,
-                plugin: config.name.as_str().into(),
-                digest: Arc::clone(&code.digest),
-                writer: generation::writer(&config.name, &code.digest),
-                since: SystemTime::now(),
-                streams: AtomicU64::new(0),
-                sessions: AtomicU64::new(0),
-            }),
-            config,
-            code,
-            grants,
-            store: store.clone(),
-            clock: Arc::clone(&self.clock),
-            stats: (0..self.workers).map(|_| Default::default()).collect(),
-            log_gates: (0..self.workers).map(|_| Default::default()).collect(),
-            started: self.started,
-            data_since: Arc::new(data_since.into()),
-            data_mark,
-            session_instances: Arc::clone(self.compiler.session_instances()),
-            retired: AtomicBool::new(false),
-            instances_per_worker: self.compiler.instances_per_worker(),
-        });
-        blocking(move || {
-            let plan = instance::try_out(&sandbox).map_err(|error| match error {
-                TrialError::World(reason) => DeployError::World(reason),
-                TrialError::Init(reason) => DeployError::Init(reason),
-            })?;
-            let plan = Arc::new(plan);
-            Ok(Arc::new(Generation { sandbox, plan }))
-        })
-        .await
+        Ok(())
     }
 
     /// Warm, migrate, record, publish, retire.

@@ -78,6 +78,8 @@ pub(super) struct Migration {
 pub(super) struct OnData {
     /// A migration that fails leaves the data as they are and stops nothing.
     pub(super) at_any_rate: bool,
+    /// It was activated on another node first, which has done what is to be done with data that all nodes share.
+    pub(super) follows: bool,
     /// What is written in the moment in which the version takes over.
     pub(super) beside: Option<WriteBatch>,
 }
@@ -240,6 +242,9 @@ impl Shared {
         on_data: OnData,
     ) -> Result<Moved, DeployError> {
         let at_any_rate = on_data.at_any_rate && on_data.beside.is_none();
+        if on_data.follows && self.writes_shared(generation) {
+            return Ok(Moved::default());
+        }
         let Some(migration) = self.needed(slot, generation, on_data.beside) else {
             return Ok(Moved::default());
         };

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod accord;
 mod artifact;
 pub mod builtin;
 mod canary;
@@ -26,6 +27,7 @@ pub mod inspect;
 pub mod instance;
 mod migration;
 mod order;
+mod prepare;
 mod record;
 mod registry;
 mod report;
@@ -36,13 +38,14 @@ mod shadow;
 mod slot;
 mod subscription;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod validate;
 pub mod verdict;
 mod versions;
 mod warm;
 
-pub(crate) use artifact::{NAME_EXPECTED, is_name};
+pub use accord::{Accord, Agreeing, Agreement, Base, Present, Step};
+pub(crate) use artifact::{NAME_EXPECTED, digest, is_name};
 pub use canary::{Fraction, Share, StickyField};
 pub(crate) use compile::confined;
 pub use compile::{COMPILE_TIMEOUT, CompileBounds, CompileIn};

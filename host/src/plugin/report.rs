@@ -128,6 +128,15 @@ pub enum DeployError {
     /// The workers could not be warmed.
     #[error("warm workers: {0}")]
     Warm(String),
+    /// The fleet has agreed on something else meanwhile, or this node has not taken yet what it agreed on.
+    #[error("{0}")]
+    Disagreed(String),
+    /// The fleet cannot be reached, or does not take a component.
+    #[error("fleet: {0}")]
+    Fleet(String),
+    /// The fleet has agreed, and on this node it came to nothing, for a reason that nobody could know before.
+    #[error("the fleet has taken it, this node has not, and tries again: {0}")]
+    Agreed(Box<DeployError>),
 }
 
 /// A plugin, for lists.

@@ -2,6 +2,7 @@
 //!
 //! Each step writes the record first and acts then, so that a crash in between leaves what was acknowledged.
 
+use super::accord::Origin;
 use super::canary::Canary;
 use super::deploy::{Plugins, Shared, blocking, io_error};
 use super::guard::Verdict;
@@ -26,17 +27,33 @@ impl Plugins {
         share: Share,
         order: Order<'_>,
     ) -> Result<Deployed, DeployError> {
+        self.reshare(name, share, order, Origin::Here).await
+    }
+
+    pub(super) async fn reshare(
+        &self,
+        name: &str,
+        share: Share,
+        order: Order<'_>,
+        origin: Origin,
+    ) -> Result<Deployed, DeployError> {
         let _unchanged_config = self.changes.read().await;
         let turn = self.turn(name)?;
         let slot = turn.slot();
+        let proposal = self.shared.propose(name, origin)?;
         let canary = slot.canary().ok_or_else(|| no_canary(name))?;
         let digest = canary.generation.label().digest.to_string();
-        if let Some(unchanged) = slot.unchanged(&digest, &Role::Canary(share.clone())) {
-            return Ok(unchanged);
-        }
+        let role = Role::Canary(share.clone());
+        let unchanged = slot.unchanged(&digest, &role);
         let mut told = slot.told(&canary.generation);
         if order.dry_run {
-            return Ok(told);
+            return Ok(unchanged.unwrap_or(told));
+        }
+        if let Some(proposal) = proposal {
+            proposal.role(slot, &digest, &role, order, false).await?;
+        }
+        if let Some(unchanged) = unchanged {
+            return Ok(unchanged);
         }
         let shared = Arc::clone(&self.shared);
         blocking(move || {
@@ -60,12 +77,25 @@ impl Plugins {
     /// # Errors
     /// If there is none, or as for a deploy.
     pub async fn promote(&self, name: &str, order: Order<'_>) -> Result<Deployed, DeployError> {
+        self.promote_canary(name, order, Origin::Here).await
+    }
+
+    pub(super) async fn promote_canary(
+        &self,
+        name: &str,
+        order: Order<'_>,
+        origin: Origin,
+    ) -> Result<Deployed, DeployError> {
         let _unchanged_config = self.changes.read().await;
         let turn = self.turn(name)?;
         let slot = turn.slot();
+        let proposal = self.shared.propose(name, origin)?;
         let canary = slot.canary().ok_or_else(|| no_canary(name))?;
         let generation = Arc::clone(&canary.generation);
-        slot.check_draining(&generation.label().digest)?;
+        let digest = Arc::clone(&generation.label().digest);
+        if !origin.is_back() {
+            slot.check_draining(&digest)?;
+        }
         let mut told = slot.told(&generation);
         let shared = &self.shared;
         shared
@@ -74,15 +104,39 @@ impl Plugins {
         if order.dry_run {
             return Ok(told);
         }
+        let is_agreed = proposal.is_some();
+        if let Some(proposal) = proposal {
+            let rehearsal = Order {
+                dry_run: true,
+                ..order
+            };
+            let mut told = told.clone();
+            shared
+                .rehearse(
+                    &turn,
+                    &generation,
+                    &Role::Active,
+                    rehearsal,
+                    None,
+                    &mut told,
+                )
+                .await?;
+            proposal
+                .role(slot, &digest, &Role::Active, order, false)
+                .await?;
+        }
         let record = slot.next_record(&generation, order.by, true);
         let on_data = OnData {
             at_any_rate: order.force,
+            follows: origin.follows(),
             beside: None,
         };
-        shared
-            .swap(turn, generation, record, on_data, &mut told)
-            .await?;
-        Ok(told)
+        let swapped = shared.swap(turn, generation, record, on_data, &mut told);
+        match swapped.await {
+            Ok(()) => Ok(told),
+            Err(error) if is_agreed => Err(DeployError::Agreed(Box::new(error))),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends the canary: every request is the active version's again.
@@ -90,14 +144,27 @@ impl Plugins {
     /// # Errors
     /// If there is none, or the record cannot be written.
     pub async fn abort(&self, name: &str, order: Order<'_>) -> Result<(), DeployError> {
+        self.abort_canary(name, order, Origin::Here).await
+    }
+
+    pub(super) async fn abort_canary(
+        &self,
+        name: &str,
+        order: Order<'_>,
+        origin: Origin,
+    ) -> Result<(), DeployError> {
         let _unchanged_config = self.changes.read().await;
         let turn = self.turn(name)?;
+        let proposal = self.shared.propose(name, origin)?;
         let canary = turn.slot().canary().ok_or_else(|| no_canary(name))?;
         if order.dry_run {
             return Ok(());
         }
         let digest = Arc::clone(&canary.generation.label().digest);
         drop(canary);
+        if let Some(proposal) = proposal {
+            proposal.no_canary(turn.slot(), order).await?;
+        }
         self.shared.end_canary(turn, None).await?;
         tracing::info!(
             plugin = name,
@@ -200,6 +267,15 @@ impl Plugins {
         let done = match (canary, active) {
             (Some(canary), _) => {
                 let version = canary.generation.label().version().to_owned();
+                let digest = &canary.generation.label().digest;
+                if !self
+                    .shared
+                    .take_back_agreed(name, digest, None, verdict)
+                    .await
+                {
+                    return;
+                }
+                drop(canary);
                 let ended = self.shared.end_canary(turn, Some(verdict.clone())).await;
                 ended.inspect(|()| {
                     tracing::error!(plugin = %name, version, reason = verdict.reason, "guard: canary is aborted");
@@ -247,6 +323,10 @@ impl Plugins {
         let generation = shared
             .prepare(slot.config(), loaded.code.clone(), &shared.store)
             .await?;
+        let agreed = shared.take_back_agreed(&name, &digest, Some(&target), verdict);
+        if !agreed.await {
+            return Ok(());
+        }
         let mut marked = before;
         let took = marked.mark_failing(&digest, &verdict.reason);
         let record = record_after(Some(&marked), &generation, "guard", true);
@@ -255,6 +335,7 @@ impl Plugins {
         // A version that fails is worse than data that the one before may not know.
         let on_data = OnData {
             at_any_rate: true,
+            follows: false,
             beside: None,
         };
         shared
@@ -356,7 +437,7 @@ impl Shared {
     }
 
     /// Changes the record, on disk first.
-    fn rewrite(
+    pub(super) fn rewrite(
         &self,
         slot: &PluginSlot,
         change: impl FnOnce(&mut Record),
@@ -401,6 +482,6 @@ fn no_shadow(name: &str) -> DeployError {
 }
 
 /// How people name a version.
-fn short(digest: &str) -> &str {
+pub(super) fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }

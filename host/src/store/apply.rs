@@ -320,10 +320,12 @@ fn check_bucket(bucket: &Bucket, expect: Expect) -> Result<(), CommitError> {
     })
 }
 
-/// A bucket that takes writes: one of the config, or that of the marks.
+/// A bucket that takes writes: one of the config, that of the marks, or that of the fleet.
 fn bucket(snapshot: &Snapshot, id: BucketId) -> Result<&Bucket, CommitError> {
     let takes_writes = |bucket: &&Bucket| {
-        snapshot.bucket_id(&bucket.config.name) == Some(id) || snapshot.marks.contains(&id)
+        snapshot.bucket_id(&bucket.config.name) == Some(id)
+            || snapshot.marks.contains(&id)
+            || snapshot.fleet == Some(id)
     };
     snapshot
         .bucket(id)

@@ -107,6 +107,8 @@ pub const BYTES_MAX_DEFAULT: u64 = 4 << 30;
 pub const HISTORY_MAX: u32 = 100;
 /// Most bytes of kept values unless the config says otherwise.
 pub const HISTORY_BYTES_MAX_DEFAULT: u64 = 256 << 20;
+/// The bucket of a fleet: no name that a config can give.
+pub(super) const FLEET: &str = "throwbar:fleet";
 /// Longest key in bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest value in bytes.
@@ -125,5 +127,10 @@ impl BucketConfig {
             history: 0,
             history_bytes_max: HISTORY_BYTES_MAX_DEFAULT,
         }
+    }
+
+    /// The bucket of a fleet: to be given with those of the config.
+    pub fn of_fleet(backend: BackendKind) -> Self {
+        Self::new(FLEET, backend, ValueKind::Bytes)
     }
 }

@@ -96,9 +96,9 @@ impl Deadlines {
         if self.buckets.iter().all(BTreeSet::is_empty) {
             return None;
         }
-        let named = snapshot.buckets();
-        named
-            .filter_map(|(id, _)| Some(self.buckets.get(id.0 as usize)?.first()?.at))
+        let buckets = snapshot.ending();
+        buckets
+            .filter_map(|id| Some(self.buckets.get(id.0 as usize)?.first()?.at))
             .min()
     }
 
@@ -109,7 +109,7 @@ impl Deadlines {
         now: u64,
         max: usize,
     ) -> Vec<(BucketId, Arc<Record>)> {
-        let ended = snapshot.buckets().flat_map(|(id, _)| {
+        let ended = snapshot.ending().flat_map(|id| {
             let due = self.buckets.get(id.0 as usize).into_iter().flatten();
             due.take_while(move |due| due.at.millis() <= now)
                 .map(move |due| (id, Arc::clone(&due.record)))

@@ -16,6 +16,8 @@ pub struct Snapshot {
     pub(super) names: Arc<BTreeMap<String, BucketId>>,
     /// Where marks are: one bucket for each backend that has any.
     pub(super) marks: Arc<[BucketId]>,
+    /// Where the nodes of a fleet tell each other what they are to have, and have.
+    pub(super) fleet: Option<BucketId>,
 }
 
 /// A value and the revision that wrote it.
@@ -56,6 +58,11 @@ impl Snapshot {
         let shared = backend.filter(|backend| backend.is_shared());
         let beside = shared.and_then(|backend| self.marks_on(backend));
         beside.or_else(|| self.marks.first().copied())
+    }
+
+    /// The bucket of the fleet, if this is a node of one. It has no name either.
+    pub fn fleet(&self) -> Option<BucketId> {
+        self.fleet
     }
 
     /// The bucket of marks on a backend.
@@ -101,6 +108,11 @@ impl Snapshot {
         self.names
             .values()
             .filter_map(|&id| Some((id, self.bucket(id)?)))
+    }
+
+    /// The same, and that of the fleet: those whose entries may end.
+    pub(super) fn ending(&self) -> impl Iterator<Item = BucketId> {
+        self.names.values().copied().chain(self.fleet)
     }
 }
 

@@ -14,6 +14,7 @@ use super::apply::{apply, expire};
 use super::arrive::{Arrived, arrive};
 use super::backend::{Backends, Change, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
+use super::bucket::FLEET;
 use super::clock::Clock;
 use super::data_file::FileTask;
 use super::expiry::Deadlines;
@@ -357,6 +358,7 @@ impl Snapshot {
             buckets: Vec::new(),
             names: Arc::default(),
             marks: Arc::default(),
+            fleet: None,
         }
     }
 }
@@ -369,8 +371,13 @@ pub(super) fn configure(
 ) -> Result<Snapshot, OpenError> {
     let mut next = previous.clone();
     let mut names = BTreeMap::new();
+    next.fleet = None;
     for config in configs {
         let id = take(&mut next, config, backends)?;
+        if config.name == FLEET {
+            next.fleet = Some(id);
+            continue;
+        }
         if names.insert(config.name.clone(), id).is_some() {
             return Err(OpenError::Duplicate {
                 bucket: config.name.clone(),

@@ -18,6 +18,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 pub(crate) mod address;
+mod fleet;
 mod limits;
 mod plugins;
 mod routes;
@@ -144,6 +145,9 @@ fn config(mut root: Table<'_>, walk: &mut Walk<'_>) -> Config {
         .collect();
     if let Some(table) = root.table("guard", walk) {
         config.guard = guard(table, walk);
+    }
+    if let Some(table) = root.table("fleet", walk) {
+        config.fleet = fleet::fleet(table, walk);
     }
     if let Some(table) = root.table("limits", walk) {
         limits::limits(table, &mut config.limits, walk);

@@ -16,6 +16,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 mod admin;
+mod fleet;
 mod migration;
 mod names;
 mod plugins;
@@ -103,6 +104,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
         on_change(join(&path, "on_change"), bucket, found);
     }
     shared::shared(config, found);
+    fleet::fleet(config, found);
     upstreams(config, found);
     for plugin in &config.plugins {
         plugins::plugin(config, plugin, found);

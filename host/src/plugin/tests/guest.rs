@@ -141,7 +141,7 @@ impl Guest<'_> {
 }
 
 /// A guest that only replies with this status.
-pub(super) fn replies(status: u16) -> Vec<u8> {
+pub(crate) fn replies(status: u16) -> Vec<u8> {
     let [low, high] = status.to_le_bytes();
     let data = format!(r#"(data (i32.const 256) "\02\00\00\00\{low:02x}\{high:02x}")"#);
     let guest = Guest {

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use std::path::Path;
 
+mod accord;
 mod calls;
 mod deploys;
-mod guest;
+pub(crate) mod guest;
 mod migrations;
 mod rollouts;
 mod sessions;
@@ -86,7 +87,8 @@ impl Bench {
     }
 }
 
-fn plugins(data: &Path, store: &Store) -> Arc<Plugins> {
+/// Plugins that compile on a thread.
+pub(crate) fn plugins(data: &Path, store: &Store) -> Arc<Plugins> {
     let options = PluginsOptions {
         data,
         store: store.clone(),

@@ -18,6 +18,7 @@ use super::Revision;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+pub mod artifacts;
 pub(super) mod commit;
 pub(super) mod copy;
 #[cfg(feature = "etcd")]

@@ -3,6 +3,7 @@
 //! Servers are started by each test on free ports of the loopback, with directories of their own, and ended by it. If the
 //! program is missing, a test says so loudly and passes, unless `THROWBAR_REQUIRE_SERVERS` is set.
 
+mod artifacts;
 mod certificates;
 #[cfg(feature = "etcd")]
 mod etcd;

@@ -1,0 +1,194 @@
+//! Components of versions, by digest: put into the depot before a version is agreed on, fetched by nodes that lack them.
+//!
+//! A place in the depot is used once. Its entry says whether what is there is whole; who relies on that requires the entry
+//! to be still the same when the version is agreed on, so nothing is removed that is needed.
+
+use super::entry::{ARTIFACT, ArtifactEntry, PLUGIN, PluginEntry};
+use super::{Fleet, random_hex, unix_ms};
+use crate::plugin::{DeployError, digest};
+use crate::store::{Action, CommitError, Expect, Revision, Write, WriteBatch};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime};
+
+/// What is not whole after this time is left over.
+const ABANDONED: Duration = Duration::from_secs(600);
+
+impl Fleet {
+    /// Sees to it that every node can fetch a version of this node's. What is returned belongs into the batch that relies
+    /// on it.
+    pub(super) async fn publish(&self, plugin: &str, version: &str) -> Result<Write, DeployError> {
+        let known = self.artifacts().into_iter();
+        let known = known.filter(|(_, _, entry)| entry.whole && entry.digest == version);
+        if let Some((place, revision, entry)) = known.max_by_key(|(_, _, entry)| entry.at_ms) {
+            return self.write(&place, &entry, Expect::At(revision));
+        }
+        let component = self.plugins.component(plugin, version).await?;
+        let short = version.get(..16).unwrap_or(version);
+        let chance = random_hex().map_err(|error| DeployError::Fleet(error.to_string()))?;
+        let place = format!("{short}-{chance}");
+        let mut entry = ArtifactEntry {
+            digest: version.to_owned(),
+            plugin: plugin.to_owned(),
+            bytes: component.len() as u64,
+            whole: false,
+            at_ms: unix_ms(SystemTime::now()),
+        };
+        let begun = self.write(&place, &entry, Expect::Absent)?;
+        let begun = self.commit(vec![begun]).await;
+        let begun = begun.map_err(DeployError::Writes)?;
+        let put = self.depot.put(&place, component).await;
+        put.map_err(|error| DeployError::Fleet(error.to_string()))?;
+        entry.whole = true;
+        let expected = begun.map_or(Expect::Present, Expect::At);
+        self.write(&place, &entry, expected)
+    }
+
+    /// The component of a version.
+    pub(super) async fn fetch(&self, version: &str) -> Result<Bytes, DeployError> {
+        self.counters.fetches.fetch_add(1, Relaxed);
+        let fetched = self.try_fetch(version).await;
+        fetched.map_err(|reason| {
+            self.counters.fetch_errors.fetch_add(1, Relaxed);
+            let version = version.get(..12).unwrap_or(version);
+            DeployError::Fleet(format!("version {version} cannot be fetched: {reason}"))
+        })
+    }
+
+    async fn try_fetch(&self, version: &str) -> Result<Bytes, String> {
+        let known = self.artifacts().into_iter();
+        let known = known.filter(|(_, _, entry)| entry.whole && entry.digest == version);
+        let Some((place, _, entry)) = known.max_by_key(|(_, _, entry)| entry.at_ms) else {
+            return Err("the fleet has no component of it, push it again".to_owned());
+        };
+        let bytes_max = self.plugins.component_bytes_max();
+        if entry.bytes > bytes_max as u64 {
+            return Err(format!(
+                "it has {} bytes, component_bytes_max is {bytes_max}",
+                entry.bytes
+            ));
+        }
+        let component = self.depot.get(&place).await;
+        let component = component.map_err(|error| error.to_string())?;
+        let content = component.clone();
+        let found = tokio::task::spawn_blocking(move || digest(&content)).await;
+        let found = found.map_err(|error| error.to_string())?;
+        if found != version {
+            return Err(format!(
+                "artifact {place:?}: {} bytes with digest {found}, expected {} with {version}",
+                component.len(),
+                entry.bytes
+            ));
+        }
+        Ok(component)
+    }
+
+    /// Removes what no plugin needs and is not among the newest of its plugin either, and what was never finished.
+    pub(super) async fn prune(&self) {
+        for (place, revision, entry) in self.superfluous(SystemTime::now()) {
+            if let Err(error) = self.remove(&place, revision, &entry).await {
+                // Whoever publishes next tries again.
+                tracing::warn!(artifact = place, %error, "fleet: an old artifact is not removed");
+            }
+        }
+    }
+
+    async fn remove(
+        &self,
+        place: &str,
+        revision: Revision,
+        entry: &ArtifactEntry,
+    ) -> Result<(), DeployError> {
+        let mut expected = Expect::At(revision);
+        if entry.whole {
+            // From now on nobody relies on it.
+            let removed = ArtifactEntry {
+                whole: false,
+                ..entry.clone()
+            };
+            let marked = self.write(place, &removed, expected)?;
+            match self.commit(vec![marked]).await {
+                Ok(revision) => expected = revision.map_or(Expect::Present, Expect::At),
+                // Somebody needs it, or removes it.
+                Err(CommitError::Conflict { .. }) => return Ok(()),
+                Err(error) => return Err(DeployError::Writes(error)),
+            }
+        }
+        let emptied = self.depot.remove(place, entry.bytes).await;
+        emptied.map_err(|error| DeployError::Fleet(error.to_string()))?;
+        let bucket = self.bucket_id()?;
+        let gone = Write::delete(bucket, format!("{ARTIFACT}{place}")).expecting(expected);
+        match self.commit(vec![gone]).await {
+            Ok(_) | Err(CommitError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(DeployError::Writes(error)),
+        }
+    }
+
+    /// Places with their entries. One that cannot be read is nobody's.
+    pub(super) fn artifacts(&self) -> Vec<(String, Revision, ArtifactEntry)> {
+        let entries = self.entries(&self.store.snapshot(), ARTIFACT).into_iter();
+        entries
+            .filter_map(|(place, revision, entry)| Some((place, revision, entry.ok()?)))
+            .collect()
+    }
+
+    fn superfluous(&self, now: SystemTime) -> Vec<(String, Revision, ArtifactEntry)> {
+        let snapshot = self.store.snapshot();
+        let plugins = self.entries::<PluginEntry>(&snapshot, PLUGIN).into_iter();
+        let agreed: Vec<PluginEntry> = plugins.filter_map(|(_, _, entry)| entry.ok()).collect();
+        let needed: BTreeSet<&str> = agreed
+            .iter()
+            .flat_map(|entry| {
+                let canary = entry.canary.iter().map(|canary| canary.version.as_str());
+                canary.chain([entry.active.as_str()])
+            })
+            .collect();
+        let mut artifacts = self.artifacts();
+        artifacts.sort_by_key(|(_, _, entry)| std::cmp::Reverse(entry.at_ms));
+        let mut newest: BTreeMap<String, usize> = BTreeMap::new();
+        artifacts.retain(|(_, _, entry)| {
+            if !entry.whole {
+                let begun = SystemTime::UNIX_EPOCH + Duration::from_millis(entry.at_ms);
+                return now.duration_since(begun).is_ok_and(|age| age > ABANDONED);
+            }
+            let place = newest.entry(entry.plugin.clone()).or_default();
+            *place += 1;
+            // Of a plugin that this node does not know as many stay as do by default.
+            let keep = self.plugins.keep(&entry.plugin).unwrap_or(5);
+            *place > keep && !needed.contains(entry.digest.as_str())
+        });
+        artifacts
+    }
+
+    fn write(
+        &self,
+        place: &str,
+        entry: &ArtifactEntry,
+        expected: Expect,
+    ) -> Result<Write, DeployError> {
+        let value = serde_json::to_vec(entry);
+        let value = value.map_err(|error| DeployError::Fleet(error.to_string()))?;
+        let bucket = self.bucket_id()?;
+        let put = Action::Put {
+            value: value.into(),
+            ttl: None,
+        };
+        Ok(Write::new(bucket, format!("{ARTIFACT}{place}"), put).expecting(expected))
+    }
+
+    pub(super) fn bucket_id(&self) -> Result<crate::store::BucketId, DeployError> {
+        let bucket = self.bucket(&Arc::clone(&self.store.snapshot()));
+        bucket.ok_or_else(|| DeployError::Fleet("the store has no bucket for it".to_owned()))
+    }
+
+    /// Commits, and tells at which revision the entry of the last write is then.
+    pub(super) async fn commit(&self, writes: Vec<Write>) -> Result<Option<Revision>, CommitError> {
+        let batch = WriteBatch {
+            writes,
+            ..WriteBatch::default()
+        };
+        Ok(self.store.commit(batch).await?.entry)
+    }
+}
