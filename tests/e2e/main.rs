@@ -31,6 +31,7 @@ mod kv_doors;
 mod kv_operations;
 mod kv_watch;
 mod limits;
+mod lookup;
 mod migrate;
 mod on_change;
 mod pings;

@@ -6,6 +6,7 @@ mod write;
 use super::Data;
 use super::input::{Path, Query, Tags, etag};
 use super::problem::Problem;
+use super::rights::Caller;
 use super::transfer::{self, ExportFormat};
 use crate::store::{
     Bucket, BucketId, CommitError, Deadline, Entry, Expect, OnChange, Revision, Snapshot, Value,
@@ -49,6 +50,7 @@ pub(super) fn bucket_json(bucket: &Bucket) -> serde_json::Value {
         "bytes_max": config.bytes_max,
         "revision": bucket.revision(),
         "on_change": on_change_json(config.on_change),
+        "lookup": config.lookup.iter().collect::<Vec<_>>(),
     })
 }
 
@@ -125,14 +127,31 @@ pub(super) async fn list(
     Ok(([(header::ETAG, etag(bucket.revision()))], Json(page)).into_response())
 }
 
+/// How a key is looked at.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GetQuery {
+    lookup: Option<String>,
+}
+
 /// `GET /v1/kv/{bucket}/{key}`
 pub(super) async fn get(
     State(data): State<Data>,
     Path((name, key)): Path<(String, String)>,
+    Query(query): Query<GetQuery>,
+    caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let snapshot = data.store.snapshot();
     let (_, bucket) = find(&snapshot, &name)?;
+    match query.lookup.as_deref() {
+        None => {}
+        Some("" | "true") => return lookup(&snapshot, bucket, &key, &caller),
+        Some(other) => {
+            let detail = format!("query: lookup {other:?}: expected lookup or lookup=true");
+            return Err(Problem::bad_request("query", detail));
+        }
+    }
     let entry = bucket.get(&key).ok_or_else(|| no_key(&name, &key))?;
     let revision = entry.revision.to_string();
     let tag = [(header::ETAG, etag(&revision))];
@@ -152,6 +171,28 @@ pub(super) async fn get(
         response.headers_mut().insert(EXPIRES_AT, expires);
     }
     Ok(response)
+}
+
+/// What plugins find by a key, and the entry it is found by.
+fn lookup(
+    snapshot: &Snapshot,
+    bucket: &Bucket,
+    key: &str,
+    caller: &Caller,
+) -> Result<Response, Problem> {
+    let found = bucket.lookup(key).ok_or_else(|| {
+        let name = &bucket.config().name;
+        let detail = format!("bucket {name:?}: nothing is found by {key:?}");
+        Problem::not_found("no-such-key", detail)
+    })?;
+    caller.may_read(found.key)?;
+    let answer = json!({
+        "revision": snapshot.revision(),
+        "asked": key,
+        "kind": found.kind,
+        "entry": entry_json(found.key, found.entry),
+    });
+    Ok(Json(answer).into_response())
 }
 
 /// A bucket by its name.

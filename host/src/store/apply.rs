@@ -11,6 +11,7 @@ use super::batch::{
     Action, CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key,
 };
 use super::clock::{Deadline, check_ttl, deadline_after};
+use super::patterns::Regexes;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::Record;
 use super::{BucketId, Revision, Value};
@@ -100,8 +101,15 @@ pub(super) fn apply(
     if committed.created + committed.updated + committed.deleted > 0 {
         committed.revision = revision;
     }
+    let compiled = compile(snapshot, &planned)?;
     if batch.dry_run {
         return Ok(committed);
+    }
+    for (id, regexes) in compiled {
+        let bucket = &mut snapshot.buckets[id.0 as usize];
+        if let Some(patterns) = &mut bucket.patterns {
+            Arc::make_mut(patterns).set_regexes(regexes);
+        }
     }
     execute(snapshot, committed.revision, planned, false, changes);
     committed.entry = batch
@@ -121,6 +129,44 @@ pub(super) fn expire(
     let planned = ended.into_iter();
     let planned = planned.map(|(id, record)| (id, Some(record), None));
     execute(snapshot, revision, planned.collect(), true, changes);
+    settle(snapshot);
+}
+
+/// Compiles the regular expressions among keys that came or went, where it is not done.
+pub(super) fn settle(snapshot: &mut Snapshot) {
+    for bucket in &mut snapshot.buckets {
+        if let Some(patterns) = &mut bucket.patterns
+            && patterns.is_unsettled()
+        {
+            Arc::make_mut(patterns).settle(&bucket.config.name);
+        }
+    }
+}
+
+/// What the regular expressions of buckets will be, of those in which one comes or goes.
+fn compile(
+    snapshot: &Snapshot,
+    planned: &[Planned],
+) -> Result<Vec<(BucketId, Arc<Regexes>)>, CommitError> {
+    let mut compiled = Vec::new();
+    for (at, bucket) in snapshot.buckets.iter().enumerate() {
+        let Some(patterns) = &bucket.patterns else {
+            continue;
+        };
+        let changes = planned.iter().filter(|(id, ..)| id.0 as usize == at);
+        let changes = changes.filter_map(|(_, before, after)| {
+            let record = after.as_ref().or(before.as_ref())?;
+            Some((record.key(), after.is_some()))
+        });
+        let regexes = patterns.compiled_after(changes, bucket.config.regexes_max);
+        let regexes = regexes.map_err(|reason| CommitError::Quota {
+            bucket: bucket.config.name.clone(),
+            reason,
+        })?;
+        // There are fewer buckets than that: see `configure`.
+        compiled.extend(regexes.map(|regexes| (BucketId(at as u32), regexes)));
+    }
+    Ok(compiled)
 }
 
 fn execute(
@@ -134,8 +180,8 @@ fn execute(
     for (id, before, after) in planned {
         let bucket = &mut snapshot.buckets[id.0 as usize];
         match (&before, &after) {
-            (_, Some(record)) => bucket.table.insert(Arc::clone(record)),
-            (Some(record), None) => bucket.table.remove(record.key()),
+            (_, Some(record)) => bucket.insert(Arc::clone(record)),
+            (Some(record), None) => bucket.remove(record.key()),
             (None, None) => {}
         }
         let mut change = Change {
@@ -183,6 +229,11 @@ fn check<'a>(
             reason,
         };
         check_key(&write.key).map_err(invalid)?;
+        // What is there was checked before.
+        if write.action != Action::Delete && bucket.get(&write.key).is_none() {
+            let lookup = bucket.config.lookup;
+            lookup.check(&write.key).map_err(invalid)?;
+        }
         check_expectation(bucket, write)?;
         let ends = |ttl: Option<Duration>| match ttl {
             Some(ttl) => check_ttl(ttl)

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::apply::settle;
 use super::backend::{Arrival, Arrived, Change, Loaded};
 use super::snapshot::Snapshot;
 use super::table::Record;
@@ -24,10 +25,12 @@ pub(super) fn arrive(
                 }
             }
             snapshot.revision = snapshot.revision.max(revision);
+            settle(snapshot);
         }
         Arrival::Content { bucket, loaded } => {
             if let Some(id) = bucket_of(snapshot, kind, &bucket) {
                 content(snapshot, id, loaded, changes);
+                settle(snapshot);
             }
         }
     }
@@ -97,8 +100,8 @@ fn change(
     }
     let bucket = &mut snapshot.buckets[id.0 as usize];
     match (&before, &after) {
-        (_, Some(record)) => bucket.table.insert(Arc::clone(record)),
-        (Some(record), None) => bucket.table.remove(record.key()),
+        (_, Some(record)) => bucket.insert(Arc::clone(record)),
+        (Some(record), None) => bucket.remove(record.key()),
         (None, None) => return,
     }
     let mut change = Change {

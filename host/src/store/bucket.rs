@@ -1,5 +1,6 @@
 //! What a bucket is: its place, its values, its limits.
 
+use super::lookup::LookupKinds;
 use std::time::Duration;
 
 /// A bucket's place in every snapshot of this process; never reused.
@@ -48,6 +49,10 @@ pub struct BucketConfig {
     pub bytes_max: u64,
     /// What becomes of streams when the entry they were routed by changes, unless their decision says so.
     pub on_change: OnChange,
+    /// How its entries are found.
+    pub lookup: LookupKinds,
+    /// Most keys that are regular expressions.
+    pub regexes_max: usize,
 }
 
 /// What becomes of a stream when the entry it was routed by gets another value, or is deleted.
@@ -71,6 +76,8 @@ pub enum OnChange {
 pub const KEYS_MAX_DEFAULT: u64 = 10_000_000;
 /// Most bytes of a bucket unless the config says otherwise.
 pub const BYTES_MAX_DEFAULT: u64 = 4 << 30;
+/// Most keys of a bucket that are regular expressions, unless the config says otherwise.
+pub const REGEXES_MAX_DEFAULT: usize = 100;
 /// Longest key in bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest value in bytes.
@@ -86,6 +93,8 @@ impl BucketConfig {
             keys_max: KEYS_MAX_DEFAULT,
             bytes_max: BYTES_MAX_DEFAULT,
             on_change: OnChange::default(),
+            lookup: LookupKinds::default(),
+            regexes_max: REGEXES_MAX_DEFAULT,
         }
     }
 }

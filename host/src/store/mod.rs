@@ -22,6 +22,8 @@ mod clock;
 mod expiry;
 mod hold;
 pub mod log;
+pub mod lookup;
+mod patterns;
 pub mod shared;
 pub mod snapshot;
 mod table;
@@ -35,7 +37,8 @@ pub use batch::{Action, CommitError, Committed, Condition, Expect, Write, WriteB
 pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use clock::{Deadline, check_ttl};
 pub use hold::Hold;
-pub use snapshot::{Bucket, Entry, Page, Snapshot};
+pub use lookup::{LookupKind, LookupKinds};
+pub use snapshot::{Bucket, Entry, Match, Page, Snapshot};
 pub use value::{Target, Value, ValueError};
 pub use watch::{Position, Watch, WatchError};
 
@@ -122,6 +125,16 @@ pub enum OpenError {
     /// A bucket has a value that is not of the kind the config gives it.
     #[error("bucket {bucket:?}, key {key:?}: stored value does not fit the config: {reason}")]
     Value {
+        /// The bucket's name.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// What was expected.
+        reason: String,
+    },
+    /// A bucket has a key that is of no kind the config gives it.
+    #[error("bucket {bucket:?}, key {key:?}: stored key does not fit the config: {reason}")]
+    Key {
         /// The bucket's name.
         bucket: String,
         /// The key.

@@ -377,8 +377,12 @@ fn take(
     let index = match known {
         Some(index) => {
             let bucket = &mut next.buckets[index];
-            if bucket.config.values != config.values {
+            let is_other = bucket.config.values != config.values;
+            if is_other {
                 bucket.table = converted(&bucket.table, config)?;
+            }
+            if is_other || bucket.config.lookup != config.lookup {
+                *bucket = made(config, bucket.table.clone(), bucket.revision)?;
             }
             bucket.config = Arc::new(config.clone());
             index
@@ -395,10 +399,16 @@ fn take(
 
 fn load(config: &BucketConfig, backends: &mut Backends) -> Result<Bucket, OpenError> {
     let loaded = backends.open(config.backend)?.load(config)?;
-    Ok(Bucket {
-        config: Arc::new(config.clone()),
-        table: Table::load(loaded.records.into_iter()),
-        revision: loaded.revision,
+    let table = Table::load(loaded.records.into_iter());
+    made(config, table, loaded.revision)
+}
+
+fn made(config: &BucketConfig, table: Table, revision: Revision) -> Result<Bucket, OpenError> {
+    let bucket = Bucket::new(Arc::new(config.clone()), table, revision);
+    bucket.map_err(|(key, reason)| OpenError::Key {
+        bucket: config.name.clone(),
+        key: key.into(),
+        reason,
     })
 }
 

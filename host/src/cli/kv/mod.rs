@@ -47,6 +47,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print what plugins find by a key: the key of the entry, of which kind it is, and its value
+    #[command(after_help = "\
+Examples:
+  throwbar kv lookup pages /api/v2/users
+  throwbar kv lookup names app.example.com --json")]
+    Lookup {
+        /// The bucket
+        bucket: String,
+        /// What is looked up
+        key: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Set keys, all or none, under one revision
     #[command(after_help = "\
 Examples:
@@ -228,6 +242,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let client = args.connect.client()?;
     match args.command {
         Command::Get { bucket, key, json } => get(&client, &bucket, &key, json).await,
+        Command::Lookup { bucket, key, json } => list::found(&client, &bucket, &key, json).await,
         Command::Set {
             bucket,
             pairs,

@@ -9,7 +9,7 @@ use super::{Config, validate};
 use crate::admin;
 use crate::listener;
 use crate::proxy::access_log;
-use crate::store::{BackendKind, BucketConfig, OnChange, ValueKind};
+use crate::store::{BackendKind, BucketConfig, LookupKind, LookupKinds, OnChange, ValueKind};
 use crate::upstream::{self, Policy, guard};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -322,6 +322,15 @@ fn bucket(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> BucketConfig
     }
     table.integer("keys_max", &mut config.keys_max, walk);
     table.size("bytes_max", &mut config.bytes_max, walk);
+    if let Some(items) = table.take("lookup").and_then(|field| field.items(walk)) {
+        let words = LookupKind::ALL.map(|kind| (kind.word(), kind));
+        let kind = |item: &Field<'_>, walk: &mut Walk<'_>| {
+            item.text(walk)?.choice("kind of look-up", &words, walk)
+        };
+        let kinds: Vec<_> = items.iter().filter_map(|item| kind(item, walk)).collect();
+        config.lookup = LookupKinds::of(&kinds);
+    }
+    table.integer("regexes_max", &mut config.regexes_max, walk);
     if let Some(on_change) = table.take("on_change")
         && let Some(on_change) = on_change_of(&on_change, walk)
     {

@@ -36,6 +36,8 @@ const UPSTREAMS_MAX: usize = 10_000;
 const PLUGINS_MAX: usize = 1_000;
 /// Most endpoints of an upstream.
 const ENDPOINTS_MAX: usize = 1_000;
+/// Most regular expressions among the keys of a bucket: they are compiled anew when one comes or goes.
+const REGEXES_MAX: usize = 1_000;
 
 /// Longest time from the change of an entry to the end of its streams, and over which they are closed.
 const ON_CHANGE_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -77,6 +79,12 @@ pub fn check(config: &Config) -> Vec<Finding> {
             join(&path, "bytes_max"),
             &bucket.bytes_max,
             1..=1 << 50,
+            found,
+        );
+        between(
+            join(&path, "regexes_max"),
+            &bucket.regexes_max,
+            0..=REGEXES_MAX,
             found,
         );
         on_change(join(&path, "on_change"), bucket, found);

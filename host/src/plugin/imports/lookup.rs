@@ -1,7 +1,7 @@
 //! `lookup`: the fast door to the map. The value never enters the guest, the guest gets a handle.
 
 use super::{HostState, Resolved, request};
-use crate::store::{BucketId, Target, Value, value::parse_port};
+use crate::store::{BucketId, LookupKind, Target, Value, value::parse_port};
 use std::borrow::Cow;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, WasmStr};
@@ -83,10 +83,7 @@ impl HostState {
     }
 
     fn resolve(&self, bucket: BucketId, key: &str, port: Option<u16>) -> Option<Resolved> {
-        let value = match self.own(bucket, key) {
-            Some(own) => own?,
-            None => &self.snapshot.bucket(bucket)?.get(key)?.value,
-        };
+        let (value, found_by) = self.looked_up(bucket, key)?;
         let Value::Target(target) = value else {
             return None;
         };
@@ -96,8 +93,32 @@ impl HostState {
             port: port.or(own_port)?,
             bucket,
             key: key.into(),
+            found_by: found_by.map(Into::into),
             own_port,
         })
+    }
+
+    /// The value that a key finds, and the key it is under if that is another one, which stands for it. What the
+    /// instance itself wrote is found under its own key, and stands for others once it is applied.
+    fn looked_up<'s>(
+        &'s self,
+        bucket: BucketId,
+        key: &'s str,
+    ) -> Option<(&'s Value, Option<&'s str>)> {
+        let state = self.snapshot.bucket(bucket)?;
+        let found = match self.own(bucket, key) {
+            Some(Some(own)) if !state.is_pattern(key) => return Some((own, None)),
+            Some(None) => state.lookup_pattern(key)?,
+            _ => state.lookup(key)?,
+        };
+        if found.kind == LookupKind::Exact {
+            return Some((&found.entry.value, None));
+        }
+        let value = match self.own(bucket, found.key) {
+            Some(own) => own?,
+            None => &found.entry.value,
+        };
+        Some((value, Some(found.key)))
     }
 }
 

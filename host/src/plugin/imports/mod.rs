@@ -61,8 +61,10 @@ pub(crate) struct Resolved {
     pub(crate) port: u16,
     /// The bucket it is in.
     pub(crate) bucket: BucketId,
-    /// The key it was kept under.
+    /// The key looked up.
     pub(crate) key: Box<str>,
+    /// The key it is kept under, if that is another one, which stands for this.
+    pub(crate) found_by: Option<Box<str>>,
     /// The port it has itself.
     pub(crate) own_port: Option<u16>,
 }

@@ -35,7 +35,7 @@ impl HostState {
         (on_change != OnChange::Keep).then(|| {
             Box::new(Follow {
                 bucket: entry.bucket,
-                key: entry.key.clone(),
+                key: entry.found_by.as_ref().unwrap_or(&entry.key).clone(),
                 value: entry.value(),
                 on_change,
             })
