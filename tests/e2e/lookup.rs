@@ -12,6 +12,7 @@ fn by_key(bucket: &str) -> String {
         "[buckets.upstreams]\n{bucket}\n\
          [plugins.by-key]\nsource = \"builtin:by-header\"\nbuckets = {{ upstreams = \"read\" }}\n\
          settings = {{ header = \"x-key\", port-header = \"\" }}\n\
+         limits = {{ deadline = \"1s\" }}\n\
          [[route]]\nname = \"by-key\"\nplugin = \"by-key\"\n"
     )
 }

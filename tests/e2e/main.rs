@@ -35,6 +35,7 @@ mod lookup;
 mod migrate;
 mod on_change;
 mod pings;
+mod records;
 mod seed;
 mod session_writes;
 mod sessions;

@@ -9,7 +9,7 @@ use super::problem::Problem;
 use super::rights::Caller;
 use super::transfer::{self, ExportFormat};
 use crate::store::{
-    Bucket, BucketId, CommitError, Deadline, Entry, Expect, OnChange, Revision, Snapshot, Value,
+    Bucket, BucketId, CommitError, Deadline, Entry, Expect, Revision, Snapshot, Value,
 };
 use axum::Json;
 use axum::extract::State;
@@ -49,20 +49,9 @@ pub(super) fn bucket_json(bucket: &Bucket) -> serde_json::Value {
         "bytes": bucket.bytes(),
         "bytes_max": config.bytes_max,
         "revision": bucket.revision(),
-        "on_change": on_change_json(config.on_change),
+        "on_change": config.on_change.json(),
         "lookup": config.lookup.iter().collect::<Vec<_>>(),
     })
-}
-
-/// As the config says it, with times in milliseconds.
-fn on_change_json(on_change: OnChange) -> serde_json::Value {
-    match on_change {
-        OnChange::Keep => "keep".into(),
-        OnChange::Close => "close".into(),
-        OnChange::Drain { after, over } => {
-            json!({ "drain": { "after_ms": after.as_millis(), "over_ms": over.as_millis() } })
-        }
-    }
 }
 
 /// What part of a bucket.
@@ -283,8 +272,11 @@ pub(super) fn commit_problem(error: CommitError) -> Problem {
     }
 }
 
-/// A value in JSON: text, or an object when it is not UTF-8.
+/// A value in JSON: text, or an object when it is a typed record or not UTF-8.
 pub(super) fn value_json(value: &Value) -> serde_json::Value {
+    if let Value::Typed(record) = value {
+        return record.json();
+    }
     match value.text() {
         Some(text) => text.into(),
         None => json!({ "base64": STANDARD.encode(value.to_bytes()) }),
@@ -327,6 +319,9 @@ mod tests {
         assert_eq!(bytes(&[0xff, 0]), json!({ "base64": "/wA=" }));
         let endpoint = Value::parse(ValueKind::Endpoint, b"127.0.0.2:80").unwrap();
         assert_eq!(value_json(&endpoint), json!("127.0.0.2:80"));
+        let record = json!({ "addresses": ["127.0.0.2:80"], "tags": ["a"] });
+        let typed = Value::parse(ValueKind::Endpoint, record.to_string().as_bytes()).unwrap();
+        assert_eq!(value_json(&typed), record);
     }
 
     #[test]

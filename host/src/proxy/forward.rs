@@ -10,6 +10,7 @@ use super::site::SiteView;
 use crate::deadline::Ticks;
 use crate::plugin::{Forward, RouteTarget};
 use crate::store::Target;
+use crate::upstream::address::Address;
 use crate::upstream::balance::Picked;
 use crate::upstream::connection::Connection;
 use crate::upstream::exchange::{self, ExchangeError, Outgoing, Response};
@@ -17,6 +18,7 @@ use http::{HeaderMap, Method, header};
 use http_body::Body;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -158,13 +160,13 @@ impl Proxy {
                 .contains(method);
             if !again {
                 record.bytes_in = body.as_ref().as_pin_ref().map_or(0, |body| body.received());
-                return Err(failed(connection.address, error));
+                return Err(failed(connection.address.clone(), error));
             }
             self.counters().upstream_retries.fetch_add(1, Relaxed);
             connection = self
                 .pool
                 .dial(
-                    connection.address,
+                    connection.address.clone(),
                     connect_timeout(view, attempt),
                     self.counters(),
                 )
@@ -180,7 +182,7 @@ impl Proxy {
         websocket: bool,
         record: &mut Record,
     ) -> Result<(Connection, Option<Picked>), ProxyError> {
-        let (name, key) = match &attempt.forward.to {
+        let (balancer, key, port, trusted) = match &attempt.forward.to {
             RouteTarget::Address(target, port) => {
                 let connection = self
                     .reach(
@@ -194,11 +196,17 @@ impl Proxy {
                     .await?;
                 return Ok((connection, None));
             }
-            RouteTarget::Upstream(name, key) => (name, key),
+            RouteTarget::Record(typed, port) => {
+                let now = self.deadlines.now();
+                let balancer = self.records.borrow_mut().balancer(typed, now);
+                (balancer, record.key.clone(), *port, attempt.trusted)
+            }
+            RouteTarget::Upstream(name, key) => {
+                let balancer = view.balancer(name);
+                let balancer = balancer.ok_or_else(|| ProxyError::NoUpstream(name.to_string()))?;
+                (balancer, key.clone(), None, true)
+            }
         };
-        let balancer = view
-            .balancer(name)
-            .ok_or_else(|| ProxyError::NoUpstream(name.to_string()))?;
         let key = key.as_deref().unwrap_or(attempt.client).as_bytes();
         let mut tried = Vec::new();
         loop {
@@ -206,9 +214,10 @@ impl Proxy {
             let picked = balancer
                 .pick(key, &tried, now)
                 .expect("at least one endpoint, and no more tried than there are");
-            let (target, port) = picked.endpoint();
+            let (target, own_port) = picked.place();
+            let place = (target, port.unwrap_or(*own_port));
             match self
-                .reach(view, attempt, (target, *port), true, websocket, record)
+                .reach(view, attempt, place, trusted, websocket, record)
                 .await
             {
                 Ok(connection) => return Ok((connection, Some(picked))),
@@ -220,7 +229,7 @@ impl Proxy {
                     }
                     tracing::debug!(
                         error = error.chain(),
-                        upstream = &**name,
+                        upstream = picked.upstream().map(|name| &**name),
                         "trying another endpoint"
                     );
                 }
@@ -240,7 +249,13 @@ impl Proxy {
     ) -> Result<Connection, ProxyError> {
         let addresses = match target {
             Target::Ip(ip, _) => {
-                let address = SocketAddr::new(*ip, port);
+                let address = SocketAddr::new(*ip, port).into();
+                return self
+                    .reach_address(view, attempt, address, trusted, websocket, record)
+                    .await;
+            }
+            Target::Unix(path) => {
+                let address = Address::Unix(Arc::clone(path));
                 return self
                     .reach_address(view, attempt, address, trusted, websocket, record)
                     .await;
@@ -254,7 +269,7 @@ impl Proxy {
         let mut last = None;
         for address in addresses.into_iter().take(ENDPOINTS_MAX) {
             match self
-                .reach_address(view, attempt, address, trusted, websocket, record)
+                .reach_address(view, attempt, address.into(), trusted, websocket, record)
                 .await
             {
                 Ok(connection) => return Ok(connection),
@@ -268,24 +283,27 @@ impl Proxy {
         &self,
         view: &SiteView,
         attempt: &Attempt<'_>,
-        address: SocketAddr,
+        address: Address,
         trusted: bool,
         websocket: bool,
         record: &mut Record,
     ) -> Result<Connection, ProxyError> {
-        view.site
-            .guard
-            .check(address, trusted)
-            .map_err(ProxyError::Guard)?;
-        record.endpoint = Some(address);
+        let guard = &view.site.guard;
+        match &address {
+            Address::Tcp(address) => guard.check(*address, trusted),
+            Address::Unix(path) => guard.check_socket(path, trusted),
+        }
+        .map_err(ProxyError::Guard)?;
+        record.endpoint = Some(address.clone());
         // A stream's connection never was anybody else's, and never will be.
-        if !websocket && let Some(connection) = self.pool.take(address, self.counters()) {
+        if !websocket && let Some(connection) = self.pool.take(&address, self.counters()) {
             return Ok(connection);
         }
-        view.site
-            .guard
-            .check_dial(address)
-            .map_err(ProxyError::Guard)?;
+        match &address {
+            Address::Tcp(address) => guard.check_dial(*address),
+            Address::Unix(path) => guard.check_dial_socket(path),
+        }
+        .map_err(ProxyError::Guard)?;
         Ok(self
             .pool
             .dial(address, connect_timeout(view, attempt), self.counters())
@@ -303,7 +321,7 @@ fn connect_timeout(view: &SiteView, attempt: &Attempt<'_>) -> Duration {
     asked.map_or(limit, |asked| asked.min(limit))
 }
 
-fn failed(address: SocketAddr, error: ExchangeError) -> ProxyError {
+fn failed(address: Address, error: ExchangeError) -> ProxyError {
     let ExchangeError::Client(cause) = error else {
         return ProxyError::Exchange(address, error);
     };

@@ -122,9 +122,15 @@ impl Site {
                 streams: route.streams.over(config.streams.times),
             })
         };
+        // Where the admin API is bound does not change while we run.
+        let own_socket = match before {
+            Some(site) => site.guard.own_socket(),
+            None => config.admin.listen.socket(),
+        };
+        let own_socket = own_socket.map(Into::into);
         Ok(Self {
             routes: config.routes.iter().map(route).collect::<Result<_, _>>()?,
-            guard: Guard::new(config.guard.clone(), own),
+            guard: Guard::new(config.guard.clone(), own).beside(own_socket),
             ticks: LimitTicks::new(&config.limits),
             limits: config.limits.clone(),
             streams: config.streams.clone(),
@@ -198,7 +204,7 @@ impl SiteView {
             .map(|u| {
                 (
                     u.name.as_str().into(),
-                    kept(u).unwrap_or_else(|| Balancer::new(u.clone())),
+                    kept(u).unwrap_or_else(|| Balancer::new(u)),
                 )
             })
             .collect();

@@ -29,6 +29,7 @@ pub mod snapshot;
 mod table;
 #[cfg(test)]
 mod tests;
+pub mod typed;
 pub mod value;
 pub mod watch;
 mod writer;
@@ -39,6 +40,7 @@ pub use clock::{Deadline, check_ttl};
 pub use hold::Hold;
 pub use lookup::{LookupKind, LookupKinds};
 pub use snapshot::{Bucket, Entry, Match, Page, Snapshot};
+pub use typed::{Policy, TypedRecord, WeightedTarget};
 pub use value::{Target, Value, ValueError};
 pub use watch::{Position, Watch, WatchError};
 

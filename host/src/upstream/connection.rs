@@ -1,25 +1,25 @@
 //! Connections to endpoints: dialling, and the idle ones each worker keeps.
 
+use super::address::Address;
+use super::socket::Socket;
 use crate::deadline::{Deadlines, Ticks, Watched};
 use crate::metrics::WorkerCounters;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 /// A connection to an endpoint, between two exchanges or in one.
 pub struct Connection {
     // Declared before the socket, so that it is dropped before it.
     pub(super) watched: Watched,
-    pub(super) tcp: TcpStream,
+    pub(super) socket: Socket,
     /// The endpoint.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Whether it has served an exchange before.
     pub reused: bool,
     idle_since: u32,
@@ -28,14 +28,13 @@ pub struct Connection {
 impl Connection {
     /// Whether the peer ended it or sent something unasked: then it is of no use.
     fn is_stale(&self) -> bool {
-        // No system call unless the socket became readable; the waker is replaced by the next real read.
         match self
-            .tcp
+            .socket
             .poll_read_ready(&mut Context::from_waker(Waker::noop()))
         {
             Poll::Pending => false,
             Poll::Ready(_) => {
-                !matches!(self.tcp.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+                !matches!(self.socket.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
             }
         }
     }
@@ -46,8 +45,15 @@ impl Connection {
     }
 
     /// The raw socket, for a stream.
-    pub fn into_tcp(self) -> TcpStream {
-        self.tcp
+    ///
+    /// # Errors
+    /// If it cannot be taken out of the runtime.
+    pub fn into_raw(self) -> io::Result<socket2::Socket> {
+        let Self {
+            watched, socket, ..
+        } = self;
+        drop(watched);
+        socket.into_raw()
     }
 }
 
@@ -62,7 +68,7 @@ pub struct PoolLimits {
 
 /// One worker's idle connections.
 pub struct Pool {
-    idle: RefCell<HashMap<SocketAddr, Vec<Connection>, ahash::RandomState>>,
+    idle: RefCell<HashMap<Address, Vec<Connection>, ahash::RandomState>>,
     deadlines: Arc<Deadlines>,
 }
 
@@ -71,13 +77,13 @@ pub struct Pool {
 pub enum DialError {
     /// Not within the connect timeout.
     #[error("endpoint {0}: connect timed out after {1:?}")]
-    Timeout(SocketAddr, Duration),
+    Timeout(Address, Duration),
     /// Refused, unreachable, out of descriptors.
     #[error("endpoint {0}: connect")]
-    Io(SocketAddr, #[source] io::Error),
+    Io(Address, #[source] io::Error),
     /// The table of deadlines is full.
     #[error("endpoint {0}: too many sockets on this worker")]
-    TooMany(SocketAddr),
+    TooMany(Address),
 }
 
 impl Pool {
@@ -90,9 +96,9 @@ impl Pool {
     }
 
     /// The idle connection to this endpoint that was used last, if there is a good one.
-    pub fn take(&self, address: SocketAddr, counters: &WorkerCounters) -> Option<Connection> {
+    pub fn take(&self, address: &Address, counters: &WorkerCounters) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&address)?;
+        let connections = idle.get_mut(address)?;
         while let Some(connection) = connections.pop() {
             decrement(&counters.upstream_idle);
             if !connection.is_stale() {
@@ -112,7 +118,10 @@ impl Pool {
         connection.reused = true;
         connection.idle_since = self.deadlines.now();
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(connection.address).or_default();
+        let connections = match idle.get_mut(&connection.address) {
+            Some(connections) => connections,
+            None => idle.entry(connection.address.clone()).or_default(),
+        };
         if connections.len() < limits.per_endpoint_max {
             connections.push(connection);
             counters.upstream_idle.fetch_add(1, Relaxed);
@@ -125,7 +134,7 @@ impl Pool {
     /// See [`DialError`]. Dropping the future gives up.
     pub async fn dial(
         &self,
-        address: SocketAddr,
+        address: Address,
         timeout: Duration,
         counters: &WorkerCounters,
     ) -> Result<Connection, DialError> {
@@ -134,18 +143,17 @@ impl Pool {
             counters.upstream_dial_errors.fetch_add(1, Relaxed);
             error
         };
-        let tcp = tokio::time::timeout(timeout, TcpStream::connect(address))
+        let socket = tokio::time::timeout(timeout, Socket::connect(&address))
             .await
-            .map_err(|_| failed(DialError::Timeout(address, timeout)))?
-            .and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp))
-            .map_err(|error| failed(DialError::Io(address, error)))?;
+            .map_err(|_| failed(DialError::Timeout(address.clone(), timeout)))?
+            .map_err(|error| failed(DialError::Io(address.clone(), error)))?;
         let watched = self
             .deadlines
-            .watch(&tcp)
-            .ok_or_else(|| failed(DialError::TooMany(address)))?;
+            .watch(&socket)
+            .ok_or_else(|| failed(DialError::TooMany(address.clone())))?;
         Ok(Connection {
             watched,
-            tcp,
+            socket,
             address,
             reused: false,
             idle_since: 0,

@@ -192,10 +192,10 @@ where
                 }
             }
             let wrote = if self.data.is_empty() && self.framing.len() == self.at {
-                Pin::new(&mut connection.tcp).poll_write(cx, self.out)
+                Pin::new(&mut connection.socket).poll_write(cx, self.out)
             } else {
                 let parts = [self.out, &self.framing[self.at..], &self.data].map(io::IoSlice::new);
-                Pin::new(&mut connection.tcp).poll_write_vectored(cx, &parts)
+                Pin::new(&mut connection.socket).poll_write_vectored(cx, &parts)
             };
             match wrote {
                 Poll::Pending => {

@@ -1,6 +1,6 @@
 //! `throwbar kv ls` and `kv lookup`: the buckets, the keys of one, or the entry that a key finds.
 
-use super::{listed, path_of, segment};
+use super::{listed, path_of, segment, shown};
 use crate::cli::client::{Client, with_query};
 use crate::cli::output::{self, Align, Out, Table};
 use serde::Deserialize;
@@ -98,7 +98,7 @@ pub(super) async fn keys(
     for entry in &entries {
         table.row([
             entry["key"].as_str().unwrap_or_default().to_owned(),
-            entry["value"].as_str().unwrap_or("(not text)").to_owned(),
+            shown(&entry["value"]),
             entry["revision"].to_string(),
         ]);
     }
@@ -140,7 +140,7 @@ pub(super) async fn found(
     table.row([
         entry["key"].as_str().unwrap_or_default().to_owned(),
         answer["kind"].as_str().unwrap_or_default().to_owned(),
-        entry["value"].as_str().unwrap_or("(not text)").to_owned(),
+        shown(&entry["value"]),
         entry["revision"].to_string(),
     ]);
     table.print(&mut out)?;

@@ -346,6 +346,15 @@ pub(super) fn listed<'v>(answer: &'v Value, name: &str) -> &'v [Value] {
         .map_or(&[], Vec::as_slice)
 }
 
+/// A value of an answer: its text, a typed record as JSON.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        typed if typed["addresses"].is_array() => typed.to_string(),
+        _ => "(not text)".to_owned(),
+    }
+}
+
 fn path_of(bucket: &str, key: &str) -> anyhow::Result<String> {
     Ok(format!(
         "/v1/kv/{}/{}",

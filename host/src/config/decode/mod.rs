@@ -391,12 +391,7 @@ fn upstream(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> upstream::
             }
         }
     }
-    let policies = [
-        ("round-robin", Policy::RoundRobin),
-        ("least-requests", Policy::LeastRequests),
-        ("hash", Policy::Hash),
-    ];
-    if let Some(policy) = table.choice("policy", &policies, walk) {
+    if let Some(policy) = table.choice("policy", &Policy::WORDS, walk) {
         config.policy = policy;
     }
     table.finish(walk);
@@ -418,6 +413,10 @@ fn guard(mut table: Table<'_>, walk: &mut Walk<'_>) -> guard::Config {
                 .read(walk, "a range of ports", address::ports),
         };
         config.ports = items.iter().filter_map(&mut read).collect();
+    }
+    if let Some(items) = table.take("unix").and_then(|field| field.items(walk)) {
+        let mut read = |item: &Field<'_>| item.text(walk)?.read(walk, "a path", address::absolute);
+        config.unix = items.iter().filter_map(&mut read).collect();
     }
     table.finish(walk);
     config

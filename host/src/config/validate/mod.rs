@@ -235,7 +235,7 @@ fn refused(guard: &Guard, (target, port): (&Target, u16)) -> Option<Refused> {
     match target {
         Target::Ip(ip, _) => guard.check(SocketAddr::new(*ip, port), true).err(),
         // A name is checked when it is dialled, by what it resolves to then.
-        Target::Name(..) => None,
+        Target::Name(..) | Target::Unix(_) => None,
     }
 }
 

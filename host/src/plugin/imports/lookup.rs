@@ -1,8 +1,10 @@
 //! `lookup`: the fast door to the map. The value never enters the guest, the guest gets a handle.
 
 use super::{HostState, Resolved, request};
+use crate::plugin::decision::RouteTarget;
 use crate::store::{BucketId, LookupKind, Target, Value, value::parse_port};
 use std::borrow::Cow;
+use std::sync::Arc;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, WasmStr};
 
@@ -84,13 +86,22 @@ impl HostState {
 
     fn resolve(&self, bucket: BucketId, key: &str, port: Option<u16>) -> Option<Resolved> {
         let (value, found_by) = self.looked_up(bucket, key)?;
-        let Value::Target(target) = value else {
-            return None;
+        let (to, own_port) = match value {
+            Value::Bytes(_) => return None,
+            Value::Target(target) => {
+                let (host, own_port) = target.split_port();
+                // A socket of the file system has no port.
+                let port = match target {
+                    Target::Unix(_) => 0,
+                    Target::Ip(..) | Target::Name(..) => port.or(own_port)?,
+                };
+                (RouteTarget::Address(host, port), own_port)
+            }
+            Value::Typed(record) if record.needs_port && port.is_none() => return None,
+            Value::Typed(record) => (RouteTarget::Record(Arc::clone(record), port), None),
         };
-        let (target, own_port) = split_port(target);
         Some(Resolved {
-            target,
-            port: port.or(own_port)?,
+            to,
             bucket,
             key: key.into(),
             found_by: found_by.map(Into::into),
@@ -119,13 +130,5 @@ impl HostState {
             None => &found.entry.value,
         };
         Some((value, Some(found.key)))
-    }
-}
-
-/// A target without its port, and the port.
-pub(in crate::plugin) fn split_port(target: &Target) -> (Target, Option<u16>) {
-    match target {
-        Target::Ip(ip, port) => (Target::Ip(*ip, None), *port),
-        Target::Name(name, port) => (Target::Name(name.clone(), None), *port),
     }
 }

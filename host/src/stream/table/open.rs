@@ -4,10 +4,10 @@ use super::{Entry, Streams, add, slot, ticks, timeout_ticks};
 use crate::stream::entry::{Followed, Keepalive, Label, Timeouts};
 use crate::stream::hook::Hooked;
 use crate::stream::{NewStream, Refused, StreamEvent, StreamId};
+use crate::upstream::address::Address;
 use bytes::Bytes;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Socket, TcpKeepalive};
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -52,9 +52,9 @@ impl Streams {
                 max: config.streams_max,
             });
         }
-        for socket in [&new.downstream, &new.upstream] {
-            prepare(socket).map_err(Refused::Socket)?;
-        }
+        let is_tcp = matches!(new.endpoint, Address::Tcp(_));
+        prepare(&new.downstream, true).map_err(Refused::Socket)?;
+        prepare(&new.upstream, is_tcp).map_err(Refused::Socket)?;
         let opened = self.start.elapsed();
         let tick = ticks(opened).max(self.tick.get());
         self.tick.set(tick);
@@ -130,10 +130,13 @@ impl Streams {
 }
 
 /// Makes a socket fit for a long life of small messages.
-fn prepare(socket: &TcpStream) -> io::Result<()> {
+fn prepare(socket: &Socket, is_tcp: bool) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    socket.set_nodelay(true)?;
-    SockRef::from(socket).set_tcp_keepalive(
+    if !is_tcp {
+        return Ok(());
+    }
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE)
             .with_interval(KEEPALIVE / 4),
