@@ -44,6 +44,7 @@ mod store;
 mod stream_drain;
 mod timeouts;
 mod tokens;
+mod upstream_tls;
 mod upstreams;
 mod versions;
 mod websocket;

@@ -107,7 +107,7 @@ impl ProxyError {
             Self::Guard(_)
             | Self::NoUpstream(_)
             | Self::Resolve(..)
-            | Self::Dial(DialError::Io(..))
+            | Self::Dial(DialError::Io(..) | DialError::Tls(..))
             | Self::Exchange(..)
             | Self::Upgrade(..) => StatusCode::BAD_GATEWAY,
         }

@@ -9,8 +9,8 @@ use super::request::ConnectionFields;
 use super::site::SiteView;
 use crate::deadline::Ticks;
 use crate::plugin::{Forward, RouteTarget};
-use crate::store::Target;
-use crate::upstream::address::Address;
+use crate::store::{RecordTls, Target};
+use crate::upstream::address::{Address, Place};
 use crate::upstream::balance::Picked;
 use crate::upstream::connection::Connection;
 use crate::upstream::exchange::{self, ExchangeError, Outgoing, Response};
@@ -160,13 +160,14 @@ impl Proxy {
                 .contains(method);
             if !again {
                 record.bytes_in = body.as_ref().as_pin_ref().map_or(0, |body| body.received());
-                return Err(failed(connection.address.clone(), error));
+                return Err(failed(connection.place().address.clone(), error));
             }
             self.counters().upstream_retries.fetch_add(1, Relaxed);
             connection = self
                 .pool
                 .dial(
-                    connection.address.clone(),
+                    connection.place().clone(),
+                    &view.site.tls,
                     connect_timeout(view, attempt),
                     self.counters(),
                 )
@@ -182,29 +183,27 @@ impl Proxy {
         websocket: bool,
         record: &mut Record,
     ) -> Result<(Connection, Option<Picked>), ProxyError> {
-        let (balancer, key, port, trusted) = match &attempt.forward.to {
+        let mut way = Way {
+            trusted: attempt.trusted,
+            websocket,
+            tls: None,
+        };
+        let (balancer, key, port) = match &attempt.forward.to {
             RouteTarget::Address(target, port) => {
-                let connection = self
-                    .reach(
-                        view,
-                        attempt,
-                        (target, *port),
-                        attempt.trusted,
-                        websocket,
-                        record,
-                    )
-                    .await?;
-                return Ok((connection, None));
+                let reached = self.reach(view, attempt, (target, *port), way, record);
+                return Ok((reached.await?, None));
             }
             RouteTarget::Record(typed, port) => {
                 let now = self.deadlines.now();
                 let balancer = self.records.borrow_mut().balancer(typed, now);
-                (balancer, record.key.clone(), *port, attempt.trusted)
+                way.tls = typed.tls.as_ref();
+                (balancer, record.key.clone(), *port)
             }
             RouteTarget::Upstream(name, key) => {
                 let balancer = view.balancer(name);
                 let balancer = balancer.ok_or_else(|| ProxyError::NoUpstream(name.to_string()))?;
-                (balancer, key.clone(), None, true)
+                way.trusted = true;
+                (balancer, key.clone(), None)
             }
         };
         let key = key.as_deref().unwrap_or(attempt.client).as_bytes();
@@ -216,10 +215,7 @@ impl Proxy {
                 .expect("at least one endpoint, and no more tried than there are");
             let (target, own_port) = picked.place();
             let place = (target, port.unwrap_or(*own_port));
-            match self
-                .reach(view, attempt, place, trusted, websocket, record)
-                .await
-            {
+            match self.reach(view, attempt, place, way, record).await {
                 Ok(connection) => return Ok((connection, Some(picked))),
                 Err(error) => {
                     picked.failed(now);
@@ -243,22 +239,22 @@ impl Proxy {
         view: &SiteView,
         attempt: &Attempt<'_>,
         (target, port): (&Target, u16),
-        trusted: bool,
-        websocket: bool,
+        way: Way<'_>,
         record: &mut Record,
     ) -> Result<Connection, ProxyError> {
+        let server_name = way.server_name(target);
+        let place = |address: Address| Place {
+            address,
+            server_name: server_name.clone(),
+        };
         let addresses = match target {
             Target::Ip(ip, _) => {
-                let address = SocketAddr::new(*ip, port).into();
-                return self
-                    .reach_address(view, attempt, address, trusted, websocket, record)
-                    .await;
+                let place = place(SocketAddr::new(*ip, port).into());
+                return self.reach_place(view, attempt, place, way, record).await;
             }
             Target::Unix(path) => {
-                let address = Address::Unix(Arc::clone(path));
-                return self
-                    .reach_address(view, attempt, address, trusted, websocket, record)
-                    .await;
+                let place = place(Address::Unix(Arc::clone(path)));
+                return self.reach_place(view, attempt, place, way, record).await;
             }
             Target::Name(name, _) => self
                 .resolver
@@ -268,10 +264,8 @@ impl Proxy {
         };
         let mut last = None;
         for address in addresses.into_iter().take(ENDPOINTS_MAX) {
-            match self
-                .reach_address(view, attempt, address.into(), trusted, websocket, record)
-                .await
-            {
+            let place = place(address.into());
+            match self.reach_place(view, attempt, place, way, record).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = Some(error),
             }
@@ -279,35 +273,57 @@ impl Proxy {
         Err(last.expect("the resolver gives at least one address"))
     }
 
-    async fn reach_address(
+    async fn reach_place(
         &self,
         view: &SiteView,
         attempt: &Attempt<'_>,
-        address: Address,
-        trusted: bool,
-        websocket: bool,
+        place: Place,
+        way: Way<'_>,
         record: &mut Record,
     ) -> Result<Connection, ProxyError> {
         let guard = &view.site.guard;
-        match &address {
-            Address::Tcp(address) => guard.check(*address, trusted),
-            Address::Unix(path) => guard.check_socket(path, trusted),
+        match &place.address {
+            Address::Tcp(address) => guard.check(*address, way.trusted),
+            Address::Unix(path) => guard.check_socket(path, way.trusted),
         }
         .map_err(ProxyError::Guard)?;
-        record.endpoint = Some(address.clone());
+        record.endpoint = Some(place.address.clone());
         // A stream's connection never was anybody else's, and never will be.
-        if !websocket && let Some(connection) = self.pool.take(&address, self.counters()) {
+        if !way.websocket
+            && let Some(connection) = self.pool.take(&place, self.counters())
+        {
             return Ok(connection);
         }
-        match &address {
+        match &place.address {
             Address::Tcp(address) => guard.check_dial(*address),
             Address::Unix(path) => guard.check_dial_socket(path),
         }
         .map_err(ProxyError::Guard)?;
-        Ok(self
-            .pool
-            .dial(address, connect_timeout(view, attempt), self.counters())
-            .await?)
+        let timeout = connect_timeout(view, attempt);
+        let (tls, counters) = (&view.site.tls, self.counters());
+        Ok(self.pool.dial(place, tls, timeout, counters).await?)
+    }
+}
+
+/// How an endpoint is reached.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    /// Whether the guard's networks and ports do not apply.
+    trusted: bool,
+    websocket: bool,
+    tls: Option<&'a RecordTls>,
+}
+
+impl Way<'_> {
+    /// Who has to be there, if that is over TLS.
+    fn server_name(&self, target: &Target) -> Option<Arc<str>> {
+        let tls = self.tls?;
+        Some(match (&tls.sni, target) {
+            (Some(sni), _) => Arc::clone(sni),
+            (None, Target::Ip(ip, _)) => ip.to_string().into(),
+            (None, Target::Name(name, _)) => (**name).into(),
+            (None, Target::Unix(path)) => Arc::clone(path),
+        })
     }
 }
 

@@ -245,7 +245,7 @@ impl Proxy {
         mut pending: upgrade::Pending,
         mut record: Box<Record>,
     ) -> Response<ResponseBody> {
-        let address = pending.forwarded.connection.address.clone();
+        let address = pending.forwarded.connection.place().address.clone();
         let mut headers = std::mem::take(&mut pending.forwarded.response.head.headers);
         let head = record.head.as_ref().expect("given back by plugins");
         let key = head

@@ -15,6 +15,7 @@ use crate::upstream::balance::Balancer;
 use crate::upstream::connection::PoolLimits;
 use crate::upstream::exchange::ExchangeLimits;
 use crate::upstream::guard::Guard;
+use crate::upstream::tls::Tls;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -26,6 +27,8 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// What may be dialled.
     pub guard: Guard,
+    /// What connects over TLS.
+    pub tls: Tls,
     /// Bounds.
     pub limits: Limits,
     /// Upgraded streams.
@@ -131,6 +134,7 @@ impl Site {
         Ok(Self {
             routes: config.routes.iter().map(route).collect::<Result<_, _>>()?,
             guard: Guard::new(config.guard.clone(), own).beside(own_socket),
+            tls: Tls::new(config.upstream_tls.clone()),
             ticks: LimitTicks::new(&config.limits),
             limits: config.limits.clone(),
             streams: config.streams.clone(),

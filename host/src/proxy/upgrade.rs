@@ -89,7 +89,7 @@ impl Proxy {
             let Ok(parts) = upgraded.downcast::<DownstreamSocket>() else {
                 unreachable!("every client's socket is a DownstreamSocket");
             };
-            let endpoint = upstream.address.clone();
+            let endpoint = upstream.place().address.clone();
             let (Ok(downstream), Ok(upstream)) =
                 (parts.io.into_tcp().into_std(), upstream.into_raw())
             else {

@@ -40,7 +40,7 @@ pub use clock::{Deadline, check_ttl};
 pub use hold::Hold;
 pub use lookup::{LookupKind, LookupKinds};
 pub use snapshot::{Bucket, Entry, Match, Page, Snapshot};
-pub use typed::{Policy, TypedRecord, WeightedTarget};
+pub use typed::{Policy, RecordTls, TypedRecord, WeightedTarget};
 pub use value::{Target, Value, ValueError};
 pub use watch::{Position, Watch, WatchError};
 

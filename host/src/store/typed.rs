@@ -56,6 +56,13 @@ pub struct WeightedTarget {
     pub weight: u16,
 }
 
+/// TLS to the addresses of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordTls {
+    /// The name that is asked for, and that the certificate has to be for; without one, the host of each address.
+    pub sni: Option<Arc<str>>,
+}
+
 /// Addresses, and what is to be done with them.
 #[derive(Debug)]
 pub struct TypedRecord {
@@ -64,9 +71,11 @@ pub struct TypedRecord {
     /// Which of them a request gets.
     pub policy: Policy,
     /// Names with what they are set to, in order of names; empty for a name alone.
-    tags: Box<[(Box<str>, Box<str>)]>,
+    tags: Box<[Tag]>,
     /// What becomes of streams when the entry changes, instead of what the bucket says.
     pub on_change: Option<OnChange>,
+    /// Whether the addresses are reached over TLS, and who has to be there.
+    pub tls: Option<RecordTls>,
     /// Whether an address has no port of its own, nor is a socket without one.
     pub needs_port: bool,
     text: Box<str>,
@@ -83,6 +92,9 @@ const WEIGHT_MAX: u16 = 1_000;
 const RECORD_BYTES_MAX: usize = 64 << 10;
 /// Longest span of a drain, as of a bucket's in the config.
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// A name, and what it is set to.
+type Tag = (Box<str>, Box<str>);
 
 /// A field that is wrong, with its path, and why.
 type Wrong = String;
@@ -157,6 +169,12 @@ impl TypedRecord {
         if let Some(on_change) = self.on_change {
             fields.insert("on_change".into(), on_change.json());
         }
+        if let Some(tls) = &self.tls {
+            fields.insert("scheme".into(), "https".into());
+            if let Some(sni) = &tls.sni {
+                fields.insert("sni".into(), (**sni).into());
+            }
+        }
         fields.into()
     }
 }
@@ -181,16 +199,14 @@ fn millis(span: Duration) -> u64 {
 fn read(node: &Node) -> Result<TypedRecord, Wrong> {
     let fields = node.fields(
         "the record",
-        &["addresses", "policy", "scheme", "tags", "on_change"],
+        &["addresses", "policy", "scheme", "sni", "tags", "on_change"],
     )?;
-    let [addresses, policy, scheme, tags, on_change] = fields;
+    let [addresses, policy, scheme, sni, tags, on_change] = fields;
     let Some(addresses) = addresses else {
         return Err("addresses is missing, expected a list of at least one".into());
     };
-    if let Some(scheme) = scheme {
-        scheme.choice("scheme", &[("http", ())])?;
-    }
     let addresses = read_addresses(addresses)?;
+    let tls = read_tls(scheme, sni, &addresses)?;
     let policy = policy.map(|policy| policy.choice("policy", &Policy::WORDS));
     let mut record = TypedRecord {
         needs_port: addresses.iter().any(|one| one.target.needs_port()),
@@ -198,6 +214,7 @@ fn read(node: &Node) -> Result<TypedRecord, Wrong> {
         policy: policy.transpose()?.unwrap_or_default(),
         tags: tags.map(read_tags).transpose()?.unwrap_or_default(),
         on_change: on_change.map(read_on_change).transpose()?,
+        tls,
         text: Box::default(),
     };
     record.text = record.json().to_string().into();
@@ -242,13 +259,41 @@ fn read_addresses(node: &Node) -> Result<Box<[WeightedTarget]>, Wrong> {
     Ok(addresses.into())
 }
 
+fn read_tls(
+    scheme: Option<&Node>,
+    sni: Option<&Node>,
+    addresses: &[WeightedTarget],
+) -> Result<Option<RecordTls>, Wrong> {
+    let is_https = match scheme {
+        Some(scheme) => scheme.choice("scheme", &[("http", false), ("https", true)])?,
+        None => false,
+    };
+    let sni = match sni {
+        None => None,
+        Some(_) if !is_https => {
+            return Err("sni is there, expected scheme \"https\" with it".into());
+        }
+        Some(sni) => match Target::parse(sni.text("sni")?) {
+            Ok(Target::Name(name, None)) => Some(name.into()),
+            _ => return Err(sni.unlike("sni", "the name of a host")),
+        },
+    };
+    let socket = |one: &WeightedTarget| matches!(one.target, Target::Unix(_));
+    match addresses.iter().position(socket) {
+        Some(index) if is_https => Err(format!(
+            "addresses[{index}] is a Unix socket, expected hosts with scheme \"https\""
+        )),
+        _ => Ok(is_https.then_some(RecordTls { sni })),
+    }
+}
+
 fn read_target(path: &str, node: &Node) -> Result<Target, Wrong> {
     let text = node.text(path)?;
     Target::parse(text).map_err(|error| format!("{path}: {error}"))
 }
 
-fn read_tags(node: &Node) -> Result<Box<[(Box<str>, Box<str>)]>, Wrong> {
-    let mut tags: Vec<(Box<str>, Box<str>)> = match node {
+fn read_tags(node: &Node) -> Result<Box<[Tag]>, Wrong> {
+    let mut tags: Vec<Tag> = match node {
         Node::List(items) => {
             let names = items.iter().enumerate().map(|(index, item)| {
                 let name = item.text(&format!("tags[{index}]"))?;

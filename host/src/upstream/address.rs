@@ -15,6 +15,15 @@ pub enum Address {
     Unix(Arc<str>),
 }
 
+/// An endpoint's address, and who has to be there: with that, the connection is one over TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The address.
+    pub address: Address,
+    /// The name or address that its certificate has to be for.
+    pub server_name: Option<Arc<str>>,
+}
+
 impl Address {
     /// The host's, if it has one.
     pub fn ip(&self) -> Option<IpAddr> {
@@ -28,6 +37,15 @@ impl Address {
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
         Self::Tcp(address)
+    }
+}
+
+impl From<SocketAddr> for Place {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address: address.into(),
+            server_name: None,
+        }
     }
 }
 

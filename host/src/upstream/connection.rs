@@ -1,7 +1,8 @@
 //! Connections to endpoints: dialling, and the idle ones each worker keeps.
 
-use super::address::Address;
+use super::address::{Address, Place};
 use super::socket::Socket;
+use super::tls::Tls;
 use crate::deadline::{Deadlines, Ticks, Watched};
 use crate::metrics::WorkerCounters;
 use std::cell::RefCell;
@@ -10,7 +11,6 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// A connection to an endpoint, between two exchanges or in one.
@@ -18,8 +18,7 @@ pub struct Connection {
     // Declared before the socket, so that it is dropped before it.
     pub(super) watched: Watched,
     pub(super) socket: Socket,
-    /// The endpoint.
-    pub address: Address,
+    place: Place,
     /// Whether it has served an exchange before.
     pub reused: bool,
     idle_since: u32,
@@ -27,16 +26,13 @@ pub struct Connection {
 
 impl Connection {
     /// Whether the peer ended it or sent something unasked: then it is of no use.
-    fn is_stale(&self) -> bool {
-        match self
-            .socket
-            .poll_read_ready(&mut Context::from_waker(Waker::noop()))
-        {
-            Poll::Pending => false,
-            Poll::Ready(_) => {
-                !matches!(self.socket.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
-            }
-        }
+    fn is_stale(&mut self) -> bool {
+        self.socket.has_ended_or_said_something()
+    }
+
+    /// Where it goes.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Whether the socket was shut down for being late.
@@ -68,7 +64,7 @@ pub struct PoolLimits {
 
 /// One worker's idle connections.
 pub struct Pool {
-    idle: RefCell<HashMap<Address, Vec<Connection>, ahash::RandomState>>,
+    idle: RefCell<HashMap<Place, Vec<Connection>, ahash::RandomState>>,
     deadlines: Arc<Deadlines>,
 }
 
@@ -81,6 +77,9 @@ pub enum DialError {
     /// Refused, unreachable, out of descriptors.
     #[error("endpoint {0}: connect")]
     Io(Address, #[source] io::Error),
+    /// There is no TLS with who has to be there.
+    #[error("endpoint {0}: TLS with {1:?}")]
+    Tls(Address, Arc<str>, #[source] io::Error),
     /// The table of deadlines is full.
     #[error("endpoint {0}: too many sockets on this worker")]
     TooMany(Address),
@@ -96,10 +95,10 @@ impl Pool {
     }
 
     /// The idle connection to this endpoint that was used last, if there is a good one.
-    pub fn take(&self, address: &Address, counters: &WorkerCounters) -> Option<Connection> {
+    pub fn take(&self, place: &Place, counters: &WorkerCounters) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(address)?;
-        while let Some(connection) = connections.pop() {
+        let connections = idle.get_mut(place)?;
+        while let Some(mut connection) = connections.pop() {
             decrement(&counters.upstream_idle);
             if !connection.is_stale() {
                 return Some(connection);
@@ -118,9 +117,9 @@ impl Pool {
         connection.reused = true;
         connection.idle_since = self.deadlines.now();
         let mut idle = self.idle.borrow_mut();
-        let connections = match idle.get_mut(&connection.address) {
+        let connections = match idle.get_mut(&connection.place) {
             Some(connections) => connections,
-            None => idle.entry(connection.address.clone()).or_default(),
+            None => idle.entry(connection.place.clone()).or_default(),
         };
         if connections.len() < limits.per_endpoint_max {
             connections.push(connection);
@@ -134,7 +133,8 @@ impl Pool {
     /// See [`DialError`]. Dropping the future gives up.
     pub async fn dial(
         &self,
-        address: Address,
+        place: Place,
+        tls: &Tls,
         timeout: Duration,
         counters: &WorkerCounters,
     ) -> Result<Connection, DialError> {
@@ -143,10 +143,22 @@ impl Pool {
             counters.upstream_dial_errors.fetch_add(1, Relaxed);
             error
         };
-        let socket = tokio::time::timeout(timeout, Socket::connect(&address))
+        let address = &place.address;
+        let connecting = async {
+            let socket = Socket::connect(address).await;
+            let socket = socket.map_err(|error| DialError::Io(address.clone(), error))?;
+            match &place.server_name {
+                None => Ok(socket),
+                Some(name) => socket
+                    .secure(tls, name)
+                    .await
+                    .map_err(|error| DialError::Tls(address.clone(), Arc::clone(name), error)),
+            }
+        };
+        let socket = tokio::time::timeout(timeout, connecting)
             .await
             .map_err(|_| failed(DialError::Timeout(address.clone(), timeout)))?
-            .map_err(|error| failed(DialError::Io(address.clone(), error)))?;
+            .map_err(failed)?;
         let watched = self
             .deadlines
             .watch(&socket)
@@ -154,7 +166,7 @@ impl Pool {
         Ok(Connection {
             watched,
             socket,
-            address,
+            place,
             reused: false,
             idle_since: 0,
         })
@@ -165,7 +177,7 @@ impl Pool {
         let now = self.deadlines.now();
         self.idle.borrow_mut().retain(|_, connections| {
             let before = connections.len();
-            connections.retain(|c| {
+            connections.retain_mut(|c| {
                 now.wrapping_sub(c.idle_since) < limits.idle_timeout.count() && !c.is_stale()
             });
             for _ in connections.len()..before {

@@ -13,6 +13,7 @@ pub mod scratch;
 mod socket;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 
 pub use crate::store::Policy;
 

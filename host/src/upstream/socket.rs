@@ -1,18 +1,21 @@
 //! A socket to an endpoint, of whichever kind.
 
 use super::address::Address;
+use super::tls::{self, Tls};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 
 /// A connected socket.
 #[derive(Debug)]
 pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Socket {
@@ -27,19 +30,34 @@ impl Socket {
         }
     }
 
-    /// Whether something can be read: no system call unless the socket became readable. The waker is replaced by the next
-    /// real read.
-    pub(super) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(socket) => socket.poll_read_ready(cx),
-            Self::Unix(socket) => socket.poll_read_ready(cx),
-        }
+    /// The same over TLS, to who is of this name.
+    pub(super) async fn secure(self, tls: &Tls, name: &str) -> io::Result<Self> {
+        let stream = match self {
+            Self::Tcp(tcp) => tls.connect(tcp, name).await?,
+            Self::Unix(_) | Self::Tls(_) => {
+                let why = "TLS is for hosts, and not within TLS";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+            }
+        };
+        Ok(Self::Tls(Box::new(stream)))
     }
 
-    pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Whether the peer ended it or sent something: no system call unless the socket became readable. The waker is replaced
+    /// by the next real read.
+    pub(super) fn has_ended_or_said_something(&mut self) -> bool {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let would_block = |read: io::Result<usize>| matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         match self {
-            Self::Tcp(socket) => socket.try_read(buffer),
-            Self::Unix(socket) => socket.try_read(buffer),
+            Self::Tcp(socket) => {
+                socket.poll_read_ready(cx).is_ready() && !would_block(socket.try_read(&mut [0]))
+            }
+            Self::Unix(socket) => {
+                socket.poll_read_ready(cx).is_ready() && !would_block(socket.try_read(&mut [0]))
+            }
+            // What is of TLS alone, such as tickets, is taken in by that.
+            Self::Tls(stream) => Pin::new(stream)
+                .poll_read(cx, &mut ReadBuf::new(&mut [0]))
+                .is_ready(),
         }
     }
 
@@ -48,6 +66,7 @@ impl Socket {
         match self {
             Self::Tcp(socket) => socket.into_std().map(socket2::Socket::from),
             Self::Unix(socket) => socket.into_std().map(socket2::Socket::from),
+            Self::Tls(stream) => tls::bridge(stream),
         }
     }
 }
@@ -57,6 +76,7 @@ impl AsFd for Socket {
         match self {
             Self::Tcp(socket) => socket.as_fd(),
             Self::Unix(socket) => socket.as_fd(),
+            Self::Tls(stream) => stream.get_ref().0.as_fd(),
         }
     }
 }
@@ -70,6 +90,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
             Self::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -83,6 +104,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Self::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -94,6 +116,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
             Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
         }
     }
 
@@ -105,6 +128,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
             Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -112,6 +136,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

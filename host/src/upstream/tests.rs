@@ -3,6 +3,7 @@
 use super::body::{BodyError, Home, UpstreamBody};
 use super::connection::{Pool, PoolLimits};
 use super::exchange::{ExchangeError, ExchangeLimits, Outgoing, Response, exchange};
+use super::tls::{self, Tls};
 use crate::deadline::{Deadlines, Ticks};
 use crate::metrics::{Counters, WorkerCounters};
 use bytes::Bytes;
@@ -66,7 +67,12 @@ impl Client {
             Some(connection) => connection,
             None => self
                 .pool
-                .dial(address.into(), HOUR, counters)
+                .dial(
+                    address.into(),
+                    &Tls::new(tls::Config::default()),
+                    HOUR,
+                    counters,
+                )
                 .await
                 .expect("dial"),
         };
@@ -248,7 +254,12 @@ fn a_late_response_is_a_timeout() {
     let error = block_on(async {
         let mut connection = client
             .pool
-            .dial(address.into(), HOUR, &client.counters.workers[0])
+            .dial(
+                address.into(),
+                &Tls::new(tls::Config::default()),
+                HOUR,
+                &client.counters.workers[0],
+            )
             .await
             .expect("dial");
         let outgoing = Outgoing {
@@ -316,7 +327,12 @@ fn request_bodies_go_out_as_framed() {
         block_on(async {
             let mut connection = client
                 .pool
-                .dial(address.into(), HOUR, &client.counters.workers[0])
+                .dial(
+                    address.into(),
+                    &Tls::new(tls::Config::default()),
+                    HOUR,
+                    &client.counters.workers[0],
+                )
                 .await
                 .expect("dial");
             let mut body = StreamBody::new(futures_util::stream::iter(frames()));

@@ -10,7 +10,7 @@ use crate::admin;
 use crate::listener;
 use crate::proxy::access_log;
 use crate::store::{BackendKind, BucketConfig, LookupKind, LookupKinds, OnChange, ValueKind};
-use crate::upstream::{self, Policy, guard};
+use crate::upstream::{self, Policy, guard, tls};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -138,6 +138,9 @@ fn config(mut root: Table<'_>, walk: &mut Walk<'_>) -> Config {
         .enumerate()
         .map(|(i, table)| routes::route(i, table, walk))
         .collect();
+    if let Some(table) = root.table("upstream_tls", walk) {
+        config.upstream_tls = upstream_tls(table, walk);
+    }
     if let Some(table) = root.table("guard", walk) {
         config.guard = guard(table, walk);
     }
@@ -393,6 +396,19 @@ fn upstream(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> upstream::
     }
     if let Some(policy) = table.choice("policy", &Policy::WORDS, walk) {
         config.policy = policy;
+    }
+    table.finish(walk);
+    config
+}
+
+fn upstream_tls(mut table: Table<'_>, walk: &mut Walk<'_>) -> tls::Config {
+    let mut config = tls::Config::default();
+    if let Some(text) = table.text("ca", walk) {
+        let sources = walk.sources;
+        config.ca = text.read(walk, "a file of certificates", |text| {
+            let file = table::path_buf(text, sources)?;
+            tls::read(&file).map(|_| file)
+        });
     }
     table.finish(walk);
     config

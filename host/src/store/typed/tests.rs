@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::{Value, ValueKind};
+use proptest::prelude::*;
 
 fn parsed(text: &str) -> Arc<TypedRecord> {
     TypedRecord::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
@@ -24,6 +25,10 @@ fn a_record_has_one_form_that_parses_to_itself() {
             r#"{"addresses":["10.0.0.1"],"on_change":{"drain":{"after_ms":0,"over_ms":5}},"policy":"hash","tags":{"a":"b","z":""}}"#,
         ),
         (
+            r#"{"addresses": ["10.0.0.1"], "sni": "App.internal", "scheme": "https"}"#,
+            r#"{"addresses":["10.0.0.1"],"scheme":"https","sni":"app.internal"}"#,
+        ),
+        (
             r#"{"addresses": ["10.0.0.1"], "on_change": "keep"}"#,
             r#"{"addresses":["10.0.0.1"],"on_change":"keep"}"#,
         ),
@@ -38,6 +43,21 @@ fn a_record_has_one_form_that_parses_to_itself() {
             (form.len(), form.as_bytes())
         );
         assert_eq!(value.clone().into_bytes(), form.as_bytes().into());
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_refused_or_has_one_form(
+        text in "\\{(\"(addresses|tags|policy|sni|a)\": ?(\\[?(\"(a|b:1|eu|hash)\",?){0,3}\\]?|1|null|\\{\\}),?){0,4}\\}",
+        any in "\\PC{0,60}",
+    ) {
+        for text in [text, any] {
+            if let Ok(record) = TypedRecord::parse(&text) {
+                let again = TypedRecord::parse(record.text());
+                prop_assert_eq!(again, Ok(record));
+            }
+        }
     }
 }
 
@@ -131,6 +151,18 @@ fn what_is_wrong_with_a_record_is_said_with_field_value_and_what_was_expected() 
         (
             r#"{"addresses": ["a"], "scheme": "ftp"}"#,
             "scheme is \"ftp\", expected \"http\"",
+        ),
+        (
+            r#"{"addresses": ["a"], "sni": "b"}"#,
+            "sni is there, expected scheme \"https\"",
+        ),
+        (
+            r#"{"addresses": ["a"], "scheme": "https", "sni": "10.0.0.1"}"#,
+            "sni is \"10.0.0.1\", expected the name of a host",
+        ),
+        (
+            r#"{"addresses": ["a", "unix:/b"], "scheme": "https"}"#,
+            "addresses[1] is a Unix socket, expected hosts",
         ),
         (
             r#"{"addresses": ["a"], "tags": 1}"#,

@@ -4,9 +4,8 @@ use super::{Entry, Streams, add, slot, ticks, timeout_ticks};
 use crate::stream::entry::{Followed, Keepalive, Label, Timeouts};
 use crate::stream::hook::Hooked;
 use crate::stream::{NewStream, Refused, StreamEvent, StreamId};
-use crate::upstream::address::Address;
 use bytes::Bytes;
-use socket2::{Socket, TcpKeepalive};
+use socket2::{Domain, Socket, TcpKeepalive};
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -52,9 +51,9 @@ impl Streams {
                 max: config.streams_max,
             });
         }
-        let is_tcp = matches!(new.endpoint, Address::Tcp(_));
-        prepare(&new.downstream, true).map_err(Refused::Socket)?;
-        prepare(&new.upstream, is_tcp).map_err(Refused::Socket)?;
+        for socket in [&new.downstream, &new.upstream] {
+            prepare(socket).map_err(Refused::Socket)?;
+        }
         let opened = self.start.elapsed();
         let tick = ticks(opened).max(self.tick.get());
         self.tick.set(tick);
@@ -130,9 +129,10 @@ impl Streams {
 }
 
 /// Makes a socket fit for a long life of small messages.
-fn prepare(socket: &Socket, is_tcp: bool) -> io::Result<()> {
+fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    if !is_tcp {
+    // Of an endpoint by a Unix socket, or behind TLS.
+    if socket.domain()? == Domain::UNIX {
         return Ok(());
     }
     socket.set_tcp_nodelay(true)?;
