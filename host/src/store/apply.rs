@@ -148,23 +148,29 @@ fn compile(
     snapshot: &Snapshot,
     planned: &[Planned],
 ) -> Result<Vec<(BucketId, Arc<Regexes>)>, CommitError> {
+    let mut changed: HashMap<BucketId, Vec<(&str, bool)>> = HashMap::new();
+    for (id, before, after) in planned {
+        let is_pattern = |key| bucket(snapshot, *id).is_ok_and(|bucket| bucket.is_pattern(key));
+        if snapshot.buckets[id.0 as usize].patterns.is_some()
+            && let Some(record) = after.as_ref().or(before.as_ref())
+            && is_pattern(record.key())
+        {
+            let keys = changed.entry(*id).or_default();
+            keys.push((record.key(), after.is_some()));
+        }
+    }
     let mut compiled = Vec::new();
-    for (at, bucket) in snapshot.buckets.iter().enumerate() {
+    for (id, keys) in changed {
+        let bucket = &snapshot.buckets[id.0 as usize];
         let Some(patterns) = &bucket.patterns else {
             continue;
         };
-        let changes = planned.iter().filter(|(id, ..)| id.0 as usize == at);
-        let changes = changes.filter_map(|(_, before, after)| {
-            let record = after.as_ref().or(before.as_ref())?;
-            Some((record.key(), after.is_some()))
-        });
-        let regexes = patterns.compiled_after(changes, bucket.config.regexes_max);
+        let regexes = patterns.compiled_after(keys.into_iter(), bucket.config.regexes_max);
         let regexes = regexes.map_err(|reason| CommitError::Quota {
             bucket: bucket.config.name.clone(),
             reason,
         })?;
-        // There are fewer buckets than that: see `configure`.
-        compiled.extend(regexes.map(|regexes| (BucketId(at as u32), regexes)));
+        compiled.extend(regexes.map(|regexes| (id, regexes)));
     }
     Ok(compiled)
 }

@@ -127,6 +127,31 @@ impl Patterns {
         })
     }
 
+    /// The entries of a bucket: faster than one by one.
+    pub(super) fn load(
+        kinds: LookupKinds,
+        records: impl Iterator<Item = Arc<Record>>,
+    ) -> Option<Self> {
+        let mut patterns = Self::new(kinds)?;
+        let (prefixes, suffixes) = (
+            Arc::make_mut(&mut patterns.prefixes),
+            Arc::make_mut(&mut patterns.suffixes),
+        );
+        let keys = Arc::make_mut(&mut patterns.keys);
+        patterns.table = Table::load(records.filter(|record| {
+            let key = record.key();
+            let shape = kinds.shape(key);
+            match shape {
+                Shape::Prefix(_) => prefixes.add(key.len()),
+                Shape::Suffix(_) => suffixes.add(key.len()),
+                Shape::Regex(_) => drop(keys.insert(key.into())),
+                Shape::Exact | Shape::Default => {}
+            }
+            shape != Shape::Exact
+        }));
+        Some(patterns)
+    }
+
     /// What is found by `asked`, which is not in the bucket as an exact key.
     pub(super) fn find(&self, asked: &str) -> Option<(&Arc<Record>, LookupKind)> {
         if self.table.len() == 0 {

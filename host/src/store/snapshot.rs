@@ -123,13 +123,14 @@ impl Bucket {
         table: Table,
         revision: Revision,
     ) -> Result<Self, (Box<str>, String)> {
-        let mut patterns = Patterns::new(config.lookup);
-        if let Some(patterns) = &mut patterns {
+        if !config.lookup.is_exact() {
             for record in table.iter() {
                 let checked = config.lookup.check(record.key());
                 checked.map_err(|reason| (record.key().into(), reason))?;
-                patterns.insert(record);
             }
+        }
+        let mut patterns = Patterns::load(config.lookup, table.iter().cloned());
+        if let Some(patterns) = &mut patterns {
             patterns.settle(&config.name);
         }
         Ok(Self {

@@ -8,6 +8,11 @@ use std::sync::Arc;
 
 use super::TypedRecord;
 use super::bucket::{VALUE_BYTES_MAX, ValueKind};
+use socket::check_path;
+
+mod socket;
+
+pub(crate) use socket::UNIX_MARK;
 
 /// A value of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,9 +44,6 @@ pub struct ValueError(pub String);
 /// Longest host name, and longest label of one (RFC 1123).
 const NAME_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
-/// What the address of a Unix socket begins with, and its longest path: `sun_path` with its ending zero.
-pub(crate) const UNIX_MARK: &str = "unix:";
-const UNIX_BYTES_MAX: usize = 107;
 /// How much of a refused value an error shows.
 const SHOWN_CHARS_MAX: usize = 64;
 
@@ -296,23 +298,6 @@ fn check_name(name: &str) -> Result<(), &'static str> {
     // Resolvers read such a name as an address of their own liking.
     if hexadecimal || last.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err("it looks like an IPv4 address but is not one");
-    }
-    Ok(())
-}
-
-/// One way to write each path, so that what is allowed can be compared with it.
-fn check_path(path: &str) -> Result<(), &'static str> {
-    let Some(rest) = path.strip_prefix('/') else {
-        return Err("the path of the socket does not begin with /");
-    };
-    if path.len() > UNIX_BYTES_MAX {
-        return Err("it is longer than 107 bytes, which no path of a socket is");
-    }
-    if path.chars().any(char::is_control) {
-        return Err("the path of the socket has a control character");
-    }
-    if rest.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err("the path of the socket has an empty part, . or ..");
     }
     Ok(())
 }

@@ -161,6 +161,9 @@ proptest! {
             }
         }
         patterns.settle("b");
+        let records = keys.keys().map(|key| record(key));
+        let mut loaded = Patterns::load(kinds, records).unwrap();
+        loaded.settle("b");
         for asked in asked {
             // A dot at the end is of the name it ends: the search does not know that.
             if asked.ends_with('.') {
@@ -168,6 +171,7 @@ proptest! {
             }
             let expected = naive(kinds, &keys, &asked);
             prop_assert_eq!(found(&patterns, &asked), expected.as_deref(), "{}", asked);
+            prop_assert_eq!(found(&loaded, &asked), expected.as_deref(), "{}", asked);
         }
     }
 }
