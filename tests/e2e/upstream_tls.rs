@@ -4,6 +4,7 @@ use crate::harness::{Request, Setup, TestProxy, TestUpstream, noise, websocket};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
@@ -154,7 +155,12 @@ async fn who_shows_another_certificate_gets_nothing() {
         }
         record
     };
-    let plain = upstream.address.to_string();
+    let plain = TestUpstream::raw(|mut stream, _| async move {
+        let refused = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n";
+        let _ = stream.read_u8().await;
+        let _ = stream.write_all(refused).await;
+    })
+    .await;
     for (address, sni, why) in [
         (&right.address, Some("other.internal"), "not valid for name"),
         (&right.address, None, "not valid for name"),
@@ -163,7 +169,11 @@ async fn who_shows_another_certificate_gets_nothing() {
             Some("app.internal"),
             "invalid peer certificate",
         ),
-        (&plain, Some("app.internal"), "TLS with \"app.internal\""),
+        (
+            &plain.address.to_string(),
+            Some("app.internal"),
+            "TLS with \"app.internal\"",
+        ),
     ] {
         put(&proxy, "id1", &https(address, sni)).await;
         let response = proxy.get("/", &[("x-key", "id1")]).await;
