@@ -134,15 +134,15 @@ impl Relayed {
         let (client, downstream) = self.connect()?;
         let (endpoint, upstream) = self.connect()?;
         self.streams.open(NewStream {
-            downstream,
+            downstream: downstream.into(),
             downstream_read_ahead: Bytes::new(),
-            upstream,
+            upstream: upstream.into(),
             upstream_read_ahead: Bytes::new(),
             route: "chat".into(),
             label: None,
             key: None,
             client: self.address,
-            endpoint: self.address,
+            endpoint: self.address.into(),
             times: Default::default(),
             upstream_name: None,
             follow: None,

@@ -20,6 +20,18 @@ pub struct Request<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry(pub(crate) u32);
 
+impl Entry {
+    /// What a tag of the entry is set to, an empty text for a name alone; none if it has no such tag, or is no typed record.
+    pub fn tag(self, name: &str) -> Option<String> {
+        door::entry_tag(self.0, name)
+    }
+
+    /// Every tag of the entry with what it is set to, in byte order of names.
+    pub fn tags(self) -> Vec<(String, String)> {
+        door::entry_tags(self.0)
+    }
+}
+
 impl From<Entry> for Target {
     #[inline]
     fn from(entry: Entry) -> Self {

@@ -247,3 +247,41 @@ async fn an_export_that_its_format_cannot_hold_is_refused_whole() {
     assert_eq!(cut.code, 1, "{}", cut.stderr);
     assert!(!proxy.file("out.txt").exists());
 }
+
+#[tokio::test]
+async fn masks_expressions_and_defaults_become_keys_where_the_bucket_declares_them() {
+    let declared = "lookup = [\"prefix\", \"suffix\", \"regex\", \"default\"]";
+    let config = format!("[buckets.paths]\n{declared}\n[buckets.names]\nvalues = \"bytes\"\n");
+    let proxy = TestProxy::start(&(config + "[[route]]\nreply = { status = 200 }\n")).await;
+    let write = |name: &str, text: &str| std::fs::write(proxy.file(name), text).expect("written");
+    write("paths.map", "/api/ 10.0.0.1:80\n/ 10.0.0.2:80\n");
+    write(
+        "nginx.conf",
+        "map $host $to {\n default 10.0.0.3:80;\n *.example.com 10.0.0.4:80;\n ~^v[0-9] 10.0.0.5:80;\n}\n",
+    );
+    let map = ["paths.map", "--format", "haproxy-map", "--match", "beg"];
+    let undeclared = kv(&proxy, &[&["import", "names"], &map[..]].concat()).await;
+    assert_eq!(undeclared.code, 3, "{}", undeclared.stderr);
+    assert!(
+        undeclared
+            .stderr
+            .contains("expected \"prefix\" in `lookup`"),
+        "{}",
+        undeclared.stderr
+    );
+    let nginx = ["nginx.conf", "--format", "nginx-map"];
+    for file in [&map[..], &nginx[..]] {
+        let imported = kv(&proxy, &[&["import", "paths"], file].concat()).await;
+        assert_eq!(imported.code, 0, "{}", imported.stderr);
+    }
+    for (key, value) in [
+        ("/api/x", "10.0.0.1:80"),
+        ("/x", "10.0.0.2:80"),
+        ("a.example.com", "10.0.0.4:80"),
+        ("v7", "10.0.0.5:80"),
+        ("x", "10.0.0.3:80"),
+    ] {
+        let found = kv(&proxy, &["lookup", "paths", key]).await;
+        assert!(found.stdout.contains(value), "{key}: {}", found.stdout);
+    }
+}

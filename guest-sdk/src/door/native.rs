@@ -15,6 +15,14 @@ pub(crate) fn entry_at(bucket: u32, key: u32, port: Option<u32>) -> Option<u32> 
     current(|call| call.entry_at(bucket, key, port))
 }
 
+pub(crate) fn entry_tag(entry: u32, name: &str) -> Option<String> {
+    current(|call| call.tags(entry).get(name).cloned())
+}
+
+pub(crate) fn entry_tags(entry: u32) -> Vec<(String, String)> {
+    current(|call| call.tags(entry).clone().into_iter().collect())
+}
+
 pub(crate) fn get(field: &Field) -> Option<String> {
     current(|call| call.ask()?.field(field))
 }

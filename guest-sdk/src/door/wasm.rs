@@ -9,6 +9,9 @@ use crate::log::Level;
 use crate::stream_options::OnChange;
 use std::time::Duration;
 
+pub(crate) use crate::bindings::throwbar::plugin::entry_tags::{
+    all as entry_tags, get as entry_tag,
+};
 pub(crate) use crate::bindings::throwbar::plugin::lookup::{entry, entry_at};
 pub(crate) use crate::bindings::throwbar::plugin::request::{get, header_all, header_names, slot};
 

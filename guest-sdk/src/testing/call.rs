@@ -37,6 +37,7 @@ pub(crate) struct Call {
 pub(super) struct Found {
     pub(super) key: String,
     pub(super) address: String,
+    tags: BTreeMap<String, String>,
 }
 
 /// Asks the host of the plugin that is running on this thread.
@@ -113,16 +114,29 @@ impl Call {
     pub(crate) fn entry(&mut self, bucket: u32, key: &str, port: Option<u16>) -> Option<u32> {
         let entry = self.store.get(&self.buckets[bucket as usize], key).ok()??;
         let value = String::from_utf8(entry.value).ok()?;
-        let (host, own) = split_port(&value);
-        let port = port.or(own)?;
-        self.entries.push(Found {
-            key: key.to_owned(),
-            address: match host.contains(':') && !host.starts_with('[') {
+        let address = if value.starts_with("unix:") || value.starts_with('{') {
+            value
+        } else {
+            let (host, own) = split_port(&value);
+            let port = port.or(own)?;
+            match host.contains(':') && !host.starts_with('[') {
                 true => format!("[{host}]:{port}"),
                 false => format!("{host}:{port}"),
-            },
+            }
+        };
+        let tags = self.store.tags(&self.buckets[bucket as usize], key);
+        self.entries.push(Found {
+            key: key.to_owned(),
+            address,
+            tags,
         });
         u32::try_from(self.entries.len() - 1).ok()
+    }
+
+    /// The tags of what was found.
+    pub(crate) fn tags(&self, entry: u32) -> &BTreeMap<String, String> {
+        let found = self.entries.get(entry as usize);
+        &found.expect("a handle of this call's lookups").tags
     }
 }
 

@@ -93,6 +93,17 @@ impl Host {
         self
     }
 
+    /// Gives an entry tags, as a typed record has them.
+    pub fn tags<'t>(
+        self,
+        bucket: &str,
+        key: &str,
+        tags: impl IntoIterator<Item = (&'t str, &'t str)>,
+    ) -> Self {
+        self.state.borrow_mut().store.tag(bucket, key, tags);
+        self
+    }
+
     /// Grants a bucket of addresses for reading and writing, with these entries.
     pub fn writable_bucket<'e>(
         self,

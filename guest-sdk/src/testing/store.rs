@@ -12,6 +12,8 @@ pub(crate) struct Store {
     revision: u64,
     now: Duration,
     buckets: BTreeMap<String, Bucket>,
+    /// By bucket and key.
+    tags: BTreeMap<(String, String), BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Clone)]
@@ -57,6 +59,18 @@ impl Store {
             entries,
         };
         self.buckets.insert(name.to_owned(), bucket);
+    }
+
+    pub(super) fn tag<'t>(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        tags: impl IntoIterator<Item = (&'t str, &'t str)>,
+    ) {
+        let tags = tags.into_iter();
+        let tags = tags.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let entry = (bucket.to_owned(), key.to_owned());
+        self.tags.insert(entry, tags.collect());
     }
 
     pub(super) fn has(&self, bucket: &str) -> bool {
@@ -113,6 +127,12 @@ impl Draft {
 
     pub(crate) fn get(&self, bucket: &str, key: &str) -> Result<Option<Entry>, Error> {
         self.store.get(bucket, key)
+    }
+
+    /// The tags of an entry.
+    pub(super) fn tags(&self, bucket: &str, key: &str) -> BTreeMap<String, String> {
+        let entry = (bucket.to_owned(), key.to_owned());
+        self.store.tags.get(&entry).cloned().unwrap_or_default()
     }
 
     pub(crate) fn put(
@@ -221,9 +241,13 @@ fn parse_number(value: &[u8]) -> Option<i64> {
     (number.to_string() == text).then_some(number)
 }
 
-/// An IP address or a host name, with or without a port: what a bucket of addresses holds.
+/// An IP address or a host name, with or without a port, or a Unix socket: what a bucket of addresses holds. What is in a
+/// typed record only the real host checks.
 fn check_address(value: &[u8]) -> Result<(), Error> {
     let text = std::str::from_utf8(value).unwrap_or_default();
+    if text.starts_with("unix:/") || text.trim_start().starts_with('{') {
+        return Ok(());
+    }
     let (host, port) = split_port(text);
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);

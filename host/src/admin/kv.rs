@@ -7,10 +7,10 @@ mod write;
 use super::Data;
 use super::input::{Path, Query, Tags, etag};
 use super::problem::Problem;
+use super::rights::Caller;
 use super::transfer::{self, Export, ExportFormat};
 use crate::store::{
-    Bucket, BucketId, CommitError, Deadline, Entry, Expect, OnChange, Revision, Snapshot, Store,
-    Value,
+    Bucket, BucketId, CommitError, Deadline, Entry, Expect, Revision, Snapshot, Store, Value,
 };
 use axum::Json;
 use axum::extract::State;
@@ -53,20 +53,10 @@ pub(super) fn bucket_json(bucket: &Bucket) -> serde_json::Value {
         "bytes": bucket.bytes(),
         "bytes_max": config.bytes_max,
         "revision": bucket.revision(),
-        "on_change": on_change_json(config.on_change),
+        "on_change": config.on_change.json(),
+        "lookup": config.lookup.iter().collect::<Vec<_>>(),
         "history": config.history,
     })
-}
-
-/// As the config says it, with times in milliseconds.
-fn on_change_json(on_change: OnChange) -> serde_json::Value {
-    match on_change {
-        OnChange::Keep => "keep".into(),
-        OnChange::Close => "close".into(),
-        OnChange::Drain { after, over } => {
-            json!({ "drain": { "after_ms": after.as_millis(), "over_ms": over.as_millis() } })
-        }
-    }
 }
 
 /// What part of a bucket.
@@ -145,11 +135,12 @@ pub(super) async fn list(
     Ok((tag, staleness, Json(page)).into_response())
 }
 
-/// What of a key.
+/// What of a key, or how it is looked at.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GetQuery {
     history: Option<String>,
+    lookup: Option<String>,
 }
 
 /// `GET /v1/kv/{bucket}/{key}`
@@ -157,6 +148,7 @@ pub(super) async fn get(
     State(data): State<Data>,
     Path((name, key)): Path<(String, String)>,
     Query(query): Query<GetQuery>,
+    caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     if history::is_wanted(&query)? {
@@ -165,6 +157,14 @@ pub(super) async fn get(
     let snapshot = data.store.snapshot();
     let (_, bucket) = find(&snapshot, &name)?;
     let staleness = staleness(&data.store, bucket);
+    match query.lookup.as_deref() {
+        None => {}
+        Some("" | "true") => return lookup(&snapshot, bucket, &key, &caller),
+        Some(other) => {
+            let detail = format!("query: lookup {other:?}: expected lookup or lookup=true");
+            return Err(Problem::bad_request("query", detail));
+        }
+    }
     let entry = bucket.get(&key).ok_or_else(|| no_key(&name, &key))?;
     let revision = entry.revision.to_string();
     let tag = [(header::ETAG, etag(&revision))];
@@ -197,6 +197,28 @@ fn staleness(store: &Store, bucket: &Bucket) -> HeaderMap {
     let text = age.map(|age| format!("{:.3}", age.as_secs_f64()));
     let value = text.and_then(|text| text.parse().ok());
     value.map(|value| (STALENESS, value)).into_iter().collect()
+}
+
+/// What plugins find by a key, and the entry it is found by.
+fn lookup(
+    snapshot: &Snapshot,
+    bucket: &Bucket,
+    key: &str,
+    caller: &Caller,
+) -> Result<Response, Problem> {
+    let found = bucket.lookup(key).ok_or_else(|| {
+        let name = &bucket.config().name;
+        let detail = format!("bucket {name:?}: nothing is found by {key:?}");
+        Problem::not_found("no-such-key", detail)
+    })?;
+    caller.may_read(found.key)?;
+    let answer = json!({
+        "revision": snapshot.revision(),
+        "asked": key,
+        "kind": found.kind,
+        "entry": entry_json(found.key, found.entry),
+    });
+    Ok(Json(answer).into_response())
 }
 
 /// A bucket by its name.
@@ -294,8 +316,11 @@ pub(super) fn commit_problem(error: CommitError) -> Problem {
     }
 }
 
-/// A value in JSON: text, or an object when it is not UTF-8.
+/// A value in JSON: text, or an object when it is a typed record or not UTF-8.
 pub(super) fn value_json(value: &Value) -> serde_json::Value {
+    if let Value::Typed(record) = value {
+        return record.json();
+    }
     bytes_json(&value.to_bytes())
 }
 
@@ -342,6 +367,9 @@ mod tests {
         assert_eq!(bytes(&[0xff, 0]), json!({ "base64": "/wA=" }));
         let endpoint = Value::parse(ValueKind::Endpoint, b"127.0.0.2:80").unwrap();
         assert_eq!(value_json(&endpoint), json!("127.0.0.2:80"));
+        let record = json!({ "addresses": ["127.0.0.2:80"], "tags": ["a"] });
+        let typed = Value::parse(ValueKind::Endpoint, record.to_string().as_bytes()).unwrap();
+        assert_eq!(value_json(&typed), record);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use http::{Method, StatusCode, Uri};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 use tracing_appender::non_blocking::ErrorCounter;
@@ -95,6 +95,16 @@ impl Default for Config {
             compile: CompileBounds::default(),
             body_bytes_max: 256 << 20,
             tokens: Vec::new(),
+        }
+    }
+}
+
+impl Address {
+    /// The path, of a Unix socket.
+    pub fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(path) => Some(path),
         }
     }
 }

@@ -52,6 +52,17 @@ impl Caller {
         }
     }
 
+    /// Whether an entry that another key found is within the caller's rights. The gate has looked at the bucket.
+    ///
+    /// # Errors
+    /// 403 if it is not.
+    pub(super) fn may_read(&self, key: &str) -> Result<(), Problem> {
+        match self {
+            Self::Limited(token) if !token.has_key(key) => Err(token.not_its_key(key)),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the writes of a batch are all within the caller's rights. The gate has looked at the bucket.
     ///
     /// # Errors

@@ -48,6 +48,7 @@ GET    /v1/kv/{bucket}              page of keys: prefix, limit, cursor; format=
 GET    /v1/kv/{bucket}?watch        changes as they happen: prefix, since, heartbeat; Last-Event-ID
 GET    /v1/kv/{bucket}/{key}        value; If-None-Match
 GET    /v1/kv/{bucket}/{key}?history  what it was, when, and by whom
+GET    /v1/kv/{bucket}/{key}?lookup what plugins find by the key, and by which entry
 PUT    /v1/kv/{bucket}/{key}        set: ttl; If-Match, If-None-Match: *
 PATCH  /v1/kv/{bucket}/{key}        count or renew: increment, ttl; If-Match, If-None-Match: *
 DELETE /v1/kv/{bucket}/{key}        delete; If-Match

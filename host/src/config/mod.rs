@@ -27,6 +27,8 @@ pub struct Config {
     pub buckets: Vec<crate::store::BucketConfig>,
     /// Named groups of endpoints.
     pub upstreams: Vec<crate::upstream::Config>,
+    /// Who is trusted of endpoints that are reached over TLS.
+    pub upstream_tls: crate::upstream::tls::Config,
     /// Plugins.
     pub plugins: Vec<crate::plugin::PluginConfig>,
     /// Routes: the first that matches decides.
@@ -80,6 +82,7 @@ impl Default for Config {
             sync: Default::default(),
             buckets: Vec::new(),
             upstreams: Vec::new(),
+            upstream_tls: Default::default(),
             plugins: Vec::new(),
             routes: Vec::new(),
             guard: Default::default(),

@@ -1,9 +1,8 @@
 //! What a plugin may answer, checked before anyone acts on it.
 
 use super::PluginLimits;
-use super::imports::lookup::split_port;
 use super::imports::{HostState, wit};
-use crate::store::{BucketId, OnChange, Target, bucket::KEY_BYTES_MAX};
+use crate::store::{BucketId, OnChange, Target, TypedRecord, Value, bucket::KEY_BYTES_MAX};
 use http::{HeaderName, HeaderValue, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +41,7 @@ pub struct Follow {
     /// Its key.
     pub key: Box<str>,
     /// Its value when the stream was routed.
-    pub value: Target,
+    pub value: Value,
     /// Never [`OnChange::Keep`].
     pub on_change: OnChange,
 }
@@ -80,8 +79,10 @@ pub struct Edits {
 /// The target of a forward.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RouteTarget {
-    /// A host and its port.
+    /// A host and its port, or a Unix socket, of which the port says nothing.
     Address(Target, u16),
+    /// One of the addresses of a typed record, at this port if there is one, instead of their own.
+    Record(Arc<TypedRecord>, Option<u16>),
     /// An upstream of the config, and the key that picks its endpoint.
     Upstream(Box<str>, Option<Box<str>>),
 }
@@ -201,7 +202,7 @@ pub(super) fn check_target(to: wit::Target, state: &mut HostState) -> Result<Fou
             })?;
             return Ok(Found {
                 follow: state.follow(&entry),
-                to: RouteTarget::Address(entry.target, entry.port),
+                to: entry.to,
                 key: Some(entry.key),
             });
         }
@@ -225,15 +226,16 @@ pub(super) fn check_target(to: wit::Target, state: &mut HostState) -> Result<Fou
 fn check_address(address: &str) -> Result<RouteTarget, DecisionError> {
     let bad = |why: &str| {
         DecisionError::new(format!(
-            "address {}: {why}, expected host:port such as 10.0.0.7:8080",
+            "address {}: {why}, expected host:port such as 10.0.0.7:8080, or unix:/run/agent.sock",
             quote(address)
         ))
     };
     let target: Target = address
         .parse()
         .map_err(|error: crate::store::ValueError| bad(&error.to_string()))?;
-    match split_port(&target) {
+    match target.split_port() {
         (target, Some(port)) => Ok(RouteTarget::Address(target, port)),
+        (target @ Target::Unix(_), None) => Ok(RouteTarget::Address(target, 0)),
         (_, None) => Err(bad("no port")),
     }
 }

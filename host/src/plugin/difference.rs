@@ -2,7 +2,7 @@
 
 use super::decision::{Edits, Varying};
 use super::{Decision, Forward, Reply, RouteTarget};
-use crate::store::OnChange;
+use crate::store::{OnChange, Target};
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
 use std::fmt::Debug;
@@ -74,7 +74,10 @@ impl Found {
 
     fn forwards(&mut self, active: &Forward, candidate: &Forward) {
         self.compare("target", &active.to, &candidate.to, |to| match to {
+            RouteTarget::Address(socket @ Target::Unix(_), _) => socket.to_string(),
             RouteTarget::Address(host, port) => format!("{host}:{port}"),
+            RouteTarget::Record(record, None) => record.text().to_owned(),
+            RouteTarget::Record(record, Some(port)) => format!("{} at port {port}", record.text()),
             RouteTarget::Upstream(name, _) => format!("upstream {name}"),
         });
         self.compare("key", &active.key, &candidate.key, debug);
@@ -171,6 +174,7 @@ mod tests {
     use super::super::decision::Follow;
     use super::*;
     use crate::store::BucketId;
+    use crate::store::Value;
     use http::StatusCode;
     use std::sync::Arc;
 
@@ -197,7 +201,7 @@ mod tests {
         closes.follow = Some(Box::new(Follow {
             bucket: BucketId(0),
             key: "id1".into(),
-            value: "10.0.0.1".parse().expect("a host"),
+            value: Value::Target("10.0.0.1".parse().expect("a host")),
             on_change: OnChange::Close,
         }));
         let (keeps, closes) = (

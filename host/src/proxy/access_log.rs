@@ -4,6 +4,7 @@
 //! it falls behind, batches are dropped and counted: a slow reader of the log never stalls traffic.
 
 use crate::metrics::Counters;
+use crate::upstream::address::Address;
 use jiff::Timestamp;
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -260,6 +261,14 @@ impl Fields<'_> {
         self.0
             .extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
         self.0.push(b'"');
+    }
+
+    /// An endpoint's address.
+    pub fn endpoint(&mut self, name: &str, value: &Address) {
+        match value {
+            Address::Tcp(address) => self.address(name, *address),
+            Address::Unix(_) => self.text(name, &value.to_string()),
+        }
     }
 
     /// An address with its port.

@@ -3,6 +3,7 @@
 use super::request::Refused;
 use crate::plugin::{RouteError, SessionError};
 use crate::store::CommitError;
+use crate::upstream::address::Address;
 use crate::upstream::connection::DialError;
 use crate::upstream::exchange::ExchangeError;
 use crate::upstream::guard;
@@ -76,10 +77,10 @@ pub enum ProxyError {
     Dial(#[from] DialError),
     /// The endpoint did not answer as it should.
     #[error("endpoint {0}")]
-    Exchange(std::net::SocketAddr, #[source] ExchangeError),
+    Exchange(Address, #[source] ExchangeError),
     /// The endpoint accepted an upgrade wrongly.
     #[error("endpoint {0}: {1}")]
-    Upgrade(std::net::SocketAddr, &'static str),
+    Upgrade(Address, &'static str),
     /// Ours: there is no room for another stream.
     #[error("streams.streams_max is reached")]
     TooManyStreams,
@@ -106,7 +107,7 @@ impl ProxyError {
             Self::Guard(_)
             | Self::NoUpstream(_)
             | Self::Resolve(..)
-            | Self::Dial(DialError::Io(..))
+            | Self::Dial(DialError::Io(..) | DialError::Tls(..))
             | Self::Exchange(..)
             | Self::Upgrade(..) => StatusCode::BAD_GATEWAY,
         }

@@ -9,7 +9,8 @@ use super::request::ConnectionFields;
 use super::site::SiteView;
 use crate::deadline::Ticks;
 use crate::plugin::{Forward, RouteTarget};
-use crate::store::Target;
+use crate::store::{RecordTls, Target};
+use crate::upstream::address::{Address, Place};
 use crate::upstream::balance::Picked;
 use crate::upstream::connection::Connection;
 use crate::upstream::exchange::{self, ExchangeError, Outgoing, Response};
@@ -17,6 +18,7 @@ use http::{HeaderMap, Method, header};
 use http_body::Body;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -158,13 +160,14 @@ impl Proxy {
                 .contains(method);
             if !again {
                 record.bytes_in = body.as_ref().as_pin_ref().map_or(0, |body| body.received());
-                return Err(failed(connection.address, error));
+                return Err(failed(connection.place().address.clone(), error));
             }
             self.counters().upstream_retries.fetch_add(1, Relaxed);
             connection = self
                 .pool
                 .dial(
-                    connection.address,
+                    connection.place().clone(),
+                    &view.site.tls,
                     connect_timeout(view, attempt),
                     self.counters(),
                 )
@@ -180,25 +183,29 @@ impl Proxy {
         websocket: bool,
         record: &mut Record,
     ) -> Result<(Connection, Option<Picked>), ProxyError> {
-        let (name, key) = match &attempt.forward.to {
-            RouteTarget::Address(target, port) => {
-                let connection = self
-                    .reach(
-                        view,
-                        attempt,
-                        (target, *port),
-                        attempt.trusted,
-                        websocket,
-                        record,
-                    )
-                    .await?;
-                return Ok((connection, None));
-            }
-            RouteTarget::Upstream(name, key) => (name, key),
+        let mut way = Way {
+            trusted: attempt.trusted,
+            websocket,
+            tls: None,
         };
-        let balancer = view
-            .balancer(name)
-            .ok_or_else(|| ProxyError::NoUpstream(name.to_string()))?;
+        let (balancer, key, port) = match &attempt.forward.to {
+            RouteTarget::Address(target, port) => {
+                let reached = self.reach(view, attempt, (target, *port), way, record);
+                return Ok((reached.await?, None));
+            }
+            RouteTarget::Record(typed, port) => {
+                let now = self.deadlines.now();
+                let balancer = self.records.borrow_mut().balancer(typed, now);
+                way.tls = typed.tls.as_ref();
+                (balancer, record.key.clone(), *port)
+            }
+            RouteTarget::Upstream(name, key) => {
+                let balancer = view.balancer(name);
+                let balancer = balancer.ok_or_else(|| ProxyError::NoUpstream(name.to_string()))?;
+                way.trusted = true;
+                (balancer, key.clone(), None)
+            }
+        };
         let key = key.as_deref().unwrap_or(attempt.client).as_bytes();
         let mut tried = Vec::new();
         loop {
@@ -206,11 +213,9 @@ impl Proxy {
             let picked = balancer
                 .pick(key, &tried, now)
                 .expect("at least one endpoint, and no more tried than there are");
-            let (target, port) = picked.endpoint();
-            match self
-                .reach(view, attempt, (target, *port), true, websocket, record)
-                .await
-            {
+            let (target, own_port) = picked.place();
+            let place = (target, port.unwrap_or(*own_port));
+            match self.reach(view, attempt, place, way, record).await {
                 Ok(connection) => return Ok((connection, Some(picked))),
                 Err(error) => {
                     picked.failed(now);
@@ -220,7 +225,7 @@ impl Proxy {
                     }
                     tracing::debug!(
                         error = error.chain(),
-                        upstream = &**name,
+                        upstream = picked.upstream().map(|name| &**name),
                         "trying another endpoint"
                     );
                 }
@@ -234,16 +239,22 @@ impl Proxy {
         view: &SiteView,
         attempt: &Attempt<'_>,
         (target, port): (&Target, u16),
-        trusted: bool,
-        websocket: bool,
+        way: Way<'_>,
         record: &mut Record,
     ) -> Result<Connection, ProxyError> {
+        let server_name = way.server_name(target);
+        let place = |address: Address| Place {
+            address,
+            server_name: server_name.clone(),
+        };
         let addresses = match target {
             Target::Ip(ip, _) => {
-                let address = SocketAddr::new(*ip, port);
-                return self
-                    .reach_address(view, attempt, address, trusted, websocket, record)
-                    .await;
+                let place = place(SocketAddr::new(*ip, port).into());
+                return self.reach_place(view, attempt, place, way, record).await;
+            }
+            Target::Unix(path) => {
+                let place = place(Address::Unix(Arc::clone(path)));
+                return self.reach_place(view, attempt, place, way, record).await;
             }
             Target::Name(name, _) => self
                 .resolver
@@ -253,10 +264,8 @@ impl Proxy {
         };
         let mut last = None;
         for address in addresses.into_iter().take(ENDPOINTS_MAX) {
-            match self
-                .reach_address(view, attempt, address, trusted, websocket, record)
-                .await
-            {
+            let place = place(address.into());
+            match self.reach_place(view, attempt, place, way, record).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = Some(error),
             }
@@ -264,32 +273,57 @@ impl Proxy {
         Err(last.expect("the resolver gives at least one address"))
     }
 
-    async fn reach_address(
+    async fn reach_place(
         &self,
         view: &SiteView,
         attempt: &Attempt<'_>,
-        address: SocketAddr,
-        trusted: bool,
-        websocket: bool,
+        place: Place,
+        way: Way<'_>,
         record: &mut Record,
     ) -> Result<Connection, ProxyError> {
-        view.site
-            .guard
-            .check(address, trusted)
-            .map_err(ProxyError::Guard)?;
-        record.endpoint = Some(address);
+        let guard = &view.site.guard;
+        match &place.address {
+            Address::Tcp(address) => guard.check(*address, way.trusted),
+            Address::Unix(path) => guard.check_socket(path, way.trusted),
+        }
+        .map_err(ProxyError::Guard)?;
+        record.endpoint = Some(place.address.clone());
         // A stream's connection never was anybody else's, and never will be.
-        if !websocket && let Some(connection) = self.pool.take(address, self.counters()) {
+        if !way.websocket
+            && let Some(connection) = self.pool.take(&place, self.counters())
+        {
             return Ok(connection);
         }
-        view.site
-            .guard
-            .check_dial(address)
-            .map_err(ProxyError::Guard)?;
-        Ok(self
-            .pool
-            .dial(address, connect_timeout(view, attempt), self.counters())
-            .await?)
+        match &place.address {
+            Address::Tcp(address) => guard.check_dial(*address),
+            Address::Unix(path) => guard.check_dial_socket(path),
+        }
+        .map_err(ProxyError::Guard)?;
+        let timeout = connect_timeout(view, attempt);
+        let (tls, counters) = (&view.site.tls, self.counters());
+        Ok(self.pool.dial(place, tls, timeout, counters).await?)
+    }
+}
+
+/// How an endpoint is reached.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    /// Whether the guard's networks and ports do not apply.
+    trusted: bool,
+    websocket: bool,
+    tls: Option<&'a RecordTls>,
+}
+
+impl Way<'_> {
+    /// Who has to be there, if that is over TLS.
+    fn server_name(&self, target: &Target) -> Option<Arc<str>> {
+        let tls = self.tls?;
+        Some(match (&tls.sni, target) {
+            (Some(sni), _) => Arc::clone(sni),
+            (None, Target::Ip(ip, _)) => ip.to_string().into(),
+            (None, Target::Name(name, _)) => (**name).into(),
+            (None, Target::Unix(path)) => Arc::clone(path),
+        })
     }
 }
 
@@ -303,7 +337,7 @@ fn connect_timeout(view: &SiteView, attempt: &Attempt<'_>) -> Duration {
     asked.map_or(limit, |asked| asked.min(limit))
 }
 
-fn failed(address: SocketAddr, error: ExchangeError) -> ProxyError {
+fn failed(address: Address, error: ExchangeError) -> ProxyError {
     let ExchangeError::Client(cause) = error else {
         return ProxyError::Exchange(address, error);
     };

@@ -1,6 +1,7 @@
 //! Which requests a route is for.
 
 use crate::plugin::RequestHead;
+use crate::store::lookup::regex_error;
 use http::{HeaderName, Method};
 use regex::bytes::{Regex, RegexBuilder};
 
@@ -70,19 +71,7 @@ impl Pattern {
             .dfa_size_limit(PATTERN_BYTES_MAX)
             .build()
             .map(Self)
-            .map_err(|error| match error {
-                regex::Error::CompiledTooBig(limit) => {
-                    format!("it needs more than {limit} bytes when compiled")
-                }
-                // The last line of a syntax error says what is wrong, those before it draw the place.
-                other => other
-                    .to_string()
-                    .lines()
-                    .last()
-                    .unwrap_or_default()
-                    .trim_start_matches("error: ")
-                    .to_owned(),
-            })
+            .map_err(regex_error)
     }
 
     fn found_in(&self, bytes: &[u8]) -> bool {

@@ -8,6 +8,7 @@ use crate::store::{CommitError, Reader, Store, Target};
 use crate::stream::Streams;
 use crate::upstream::body::{Home, UpstreamBody};
 use crate::upstream::connection::Pool;
+use crate::upstream::records::Records;
 use crate::upstream::resolve::Resolver;
 use arc_swap::ArcSwap;
 use body::{RequestBody, ResponseBody};
@@ -61,6 +62,8 @@ pub struct Proxy {
     pub resolver: Resolver,
     /// Warm plugin instances.
     pub instances: RefCell<Instances>,
+    /// Balancers of typed records.
+    pub records: RefCell<Records>,
     /// Upgraded streams.
     pub streams: Rc<Streams>,
     /// What plugins keep for them.
@@ -242,7 +245,7 @@ impl Proxy {
         mut pending: upgrade::Pending,
         mut record: Box<Record>,
     ) -> Response<ResponseBody> {
-        let address = pending.forwarded.connection.address;
+        let address = pending.forwarded.connection.place().address.clone();
         let mut headers = std::mem::take(&mut pending.forwarded.response.head.headers);
         let head = record.head.as_ref().expect("given back by plugins");
         let key = head

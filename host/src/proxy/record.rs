@@ -7,7 +7,7 @@ use crate::listener::socket::InFlight;
 use crate::metrics;
 use crate::plugin::RequestHead;
 use crate::plugin::generation::GenerationLabel;
-use std::net::SocketAddr;
+use crate::upstream::address::Address;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,7 +32,7 @@ pub struct Record {
     /// The key looked up.
     pub key: Option<Box<str>>,
     /// Where it went.
-    pub endpoint: Option<SocketAddr>,
+    pub endpoint: Option<Address>,
     /// Nanoseconds of all plugin calls.
     pub decision_ns: u64,
     /// Bytes of the request's body.
@@ -116,8 +116,8 @@ impl Drop for Record {
             if let Some(key) = &self.key {
                 line.text("key", key);
             }
-            if let Some(endpoint) = self.endpoint {
-                line.address("endpoint", endpoint);
+            if let Some(endpoint) = &self.endpoint {
+                line.endpoint("endpoint", endpoint);
             }
             match &self.error {
                 Some(error) => line.text("error", error),

@@ -15,6 +15,7 @@ use crate::upstream::balance::Balancer;
 use crate::upstream::connection::PoolLimits;
 use crate::upstream::exchange::ExchangeLimits;
 use crate::upstream::guard::Guard;
+use crate::upstream::tls::Tls;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -26,6 +27,8 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// What may be dialled.
     pub guard: Guard,
+    /// What connects over TLS.
+    pub tls: Tls,
     /// Bounds.
     pub limits: Limits,
     /// Upgraded streams.
@@ -122,9 +125,16 @@ impl Site {
                 streams: route.streams.over(config.streams.times),
             })
         };
+        // Where the admin API is bound does not change while we run.
+        let own_socket = match before {
+            Some(site) => site.guard.own_socket(),
+            None => config.admin.listen.socket(),
+        };
+        let own_socket = own_socket.map(Into::into);
         Ok(Self {
             routes: config.routes.iter().map(route).collect::<Result<_, _>>()?,
-            guard: Guard::new(config.guard.clone(), own),
+            guard: Guard::new(config.guard.clone(), own).beside(own_socket),
+            tls: Tls::new(config.upstream_tls.clone()),
             ticks: LimitTicks::new(&config.limits),
             limits: config.limits.clone(),
             streams: config.streams.clone(),
@@ -198,7 +208,7 @@ impl SiteView {
             .map(|u| {
                 (
                     u.name.as_str().into(),
-                    kept(u).unwrap_or_else(|| Balancer::new(u.clone())),
+                    kept(u).unwrap_or_else(|| Balancer::new(u)),
                 )
             })
             .collect();

@@ -89,17 +89,16 @@ impl Proxy {
             let Ok(parts) = upgraded.downcast::<DownstreamSocket>() else {
                 unreachable!("every client's socket is a DownstreamSocket");
             };
-            let endpoint = upstream.address;
-            let (Ok(downstream), Ok(upstream)) = (
-                parts.io.into_tcp().into_std(),
-                upstream.into_tcp().into_std(),
-            ) else {
+            let endpoint = upstream.place().address.clone();
+            let (Ok(downstream), Ok(upstream)) =
+                (parts.io.into_tcp().into_std(), upstream.into_raw())
+            else {
                 return;
             };
             let varying = varying.unwrap_or_default();
             let follow = follow.map(|entry| proxy.following(*entry));
             let opened = proxy.streams.open(NewStream {
-                downstream,
+                downstream: downstream.into(),
                 downstream_read_ahead: parts.read_buf,
                 upstream,
                 upstream_read_ahead: response.received,
@@ -108,7 +107,9 @@ impl Proxy {
                 key,
                 client: connection.client,
                 endpoint,
-                upstream_name: picked.as_ref().map(|picked| picked.upstream().clone()),
+                upstream_name: picked
+                    .as_ref()
+                    .and_then(|picked| picked.upstream().cloned()),
                 times: Times {
                     idle_timeout: varying.stream_idle_timeout.or(times.idle_timeout),
                     age_max: varying.stream_age_max.or(times.age_max),
@@ -132,7 +133,7 @@ impl Proxy {
             let mut reader = proxy.reader.borrow_mut();
             let bucket = reader.load().bucket(follow.bucket);
             let entry = bucket.and_then(|bucket| bucket.get(&follow.key));
-            entry.and_then(|entry| entry.value.target()) == Some(&follow.value)
+            entry.map(|entry| &entry.value) == Some(&follow.value)
         });
         Following { entry, is_current }
     }

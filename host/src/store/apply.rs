@@ -13,6 +13,7 @@ use super::batch::{
 };
 use super::clock::{Deadline, check_ttl, check_until, deadline_after};
 use super::history::Origin;
+use super::patterns::Regexes;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::Record;
 use super::{BucketId, Revision, Value};
@@ -103,8 +104,15 @@ pub(super) fn apply(
     if committed.created + committed.updated + committed.deleted > 0 {
         (committed.revision, committed.seen) = (revision, revision);
     }
+    let compiled = compile(snapshot, &planned)?;
     if batch.dry_run {
         return Ok(committed);
+    }
+    for (id, regexes) in compiled {
+        let bucket = &mut snapshot.buckets[id.0 as usize];
+        if let Some(patterns) = &mut bucket.patterns {
+            Arc::make_mut(patterns).set_regexes(regexes);
+        }
     }
     let origin = Origin {
         by: batch.by.clone(),
@@ -142,6 +150,50 @@ pub(super) fn expire(
     };
     let planned = planned.collect();
     execute(snapshot, revision, planned, (origin, true), changes);
+    settle(snapshot);
+}
+
+/// Compiles the regular expressions among keys that came or went, where it is not done.
+pub(super) fn settle(snapshot: &mut Snapshot) {
+    for bucket in &mut snapshot.buckets {
+        if let Some(patterns) = &mut bucket.patterns
+            && patterns.is_unsettled()
+        {
+            Arc::make_mut(patterns).settle(&bucket.config.name);
+        }
+    }
+}
+
+/// What the regular expressions of buckets will be, of those in which one comes or goes.
+fn compile(
+    snapshot: &Snapshot,
+    planned: &[Planned],
+) -> Result<Vec<(BucketId, Arc<Regexes>)>, CommitError> {
+    let mut changed: HashMap<BucketId, Vec<(&str, bool)>> = HashMap::new();
+    for (id, before, after) in planned {
+        let is_pattern = |key| bucket(snapshot, *id).is_ok_and(|bucket| bucket.is_pattern(key));
+        if snapshot.buckets[id.0 as usize].patterns.is_some()
+            && let Some(record) = after.as_ref().or(before.as_ref())
+            && is_pattern(record.key())
+        {
+            let keys = changed.entry(*id).or_default();
+            keys.push((record.key(), after.is_some()));
+        }
+    }
+    let mut compiled = Vec::new();
+    for (id, keys) in changed {
+        let bucket = &snapshot.buckets[id.0 as usize];
+        let Some(patterns) = &bucket.patterns else {
+            continue;
+        };
+        let regexes = patterns.compiled_after(keys.into_iter(), bucket.config.regexes_max);
+        let regexes = regexes.map_err(|reason| CommitError::Quota {
+            bucket: bucket.config.name.clone(),
+            reason,
+        })?;
+        compiled.extend(regexes.map(|regexes| (id, regexes)));
+    }
+    Ok(compiled)
 }
 
 fn execute(
@@ -157,8 +209,8 @@ fn execute(
     for (id, before, after) in planned {
         let bucket = &mut snapshot.buckets[id.0 as usize];
         match (&before, &after) {
-            (_, Some(record)) => bucket.table.insert(Arc::clone(record)),
-            (Some(record), None) => bucket.table.remove(record.key()),
+            (_, Some(record)) => bucket.insert(Arc::clone(record)),
+            (Some(record), None) => bucket.remove(record.key()),
             (None, None) => {}
         }
         let mut change = Change {
@@ -207,6 +259,11 @@ fn check<'a>(
             reason,
         };
         check_key(&write.key).map_err(invalid)?;
+        // What is there was checked before.
+        if write.action != Action::Delete && bucket.get(&write.key).is_none() {
+            let lookup = bucket.config.lookup;
+            lookup.check(&write.key).map_err(invalid)?;
+        }
         check_expectation(bucket, write)?;
         let ends = |ttl: Option<Duration>| match ttl {
             Some(ttl) => check_ttl(ttl)

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::apply::settle;
 use super::backend::Change;
 use super::shared::link::Incoming;
 use super::shared::{Loaded, SharedEntry};
 use super::snapshot::Snapshot;
 use super::table::Record;
-use super::{BackendKind, BucketConfig, BucketId, Deadline, Entry, Revision, Value};
+use super::{BackendKind, BucketConfig, BucketId, Deadline, Entry, Revision, Value, check_key};
 
 /// What came of an arrival.
 #[derive(Default)]
@@ -63,6 +64,7 @@ pub(super) fn arrive(
         }
         Incoming::Current(revision) => arrived.revision = arrived.revision.max(Some(revision)),
     }
+    settle(snapshot);
 }
 
 /// What was loaded of one bucket, as records. Values that do not fit it are left out, and logged.
@@ -73,10 +75,14 @@ pub(super) fn records(config: &BucketConfig, loaded: Loaded) -> Vec<Arc<Record>>
 
 /// None, so that the key is absent, if some other program wrote what the bucket cannot hold.
 fn record(config: &BucketConfig, entry: SharedEntry) -> Option<Arc<Record>> {
-    let value = Value::parse(config.values, &entry.value);
-    let value = value.inspect_err(|error| {
+    let value = check_key(&entry.key)
+        .and_then(|()| config.lookup.check(&entry.key))
+        .and_then(|()| Value::parse(config.values, &entry.value).map_err(|error| error.0));
+    let value = value.inspect_err(|reason| {
         tracing::error!(
-            bucket = config.name, key = &*entry.key, %error,
+            bucket = config.name,
+            key = &*entry.key,
+            reason,
             "what another program wrote does not fit the bucket: it is taken as absent"
         );
     });
@@ -143,8 +149,8 @@ fn change(
     }
     let bucket = &mut snapshot.buckets[id.0 as usize];
     match (&before, &after) {
-        (_, Some(record)) => bucket.table.insert(Arc::clone(record)),
-        (Some(record), None) => bucket.table.remove(record.key()),
+        (_, Some(record)) => bucket.insert(Arc::clone(record)),
+        (Some(record), None) => bucket.remove(record.key()),
         (None, None) => return,
     }
     let deadline = before.as_ref().and_then(|before| before.entry.deadline);

@@ -1,5 +1,6 @@
 //! What a bucket is: its place, its values, its limits.
 
+use super::lookup::LookupKinds;
 use std::time::Duration;
 
 /// A bucket's place in every snapshot of this process; never reused.
@@ -80,6 +81,10 @@ pub struct BucketConfig {
     pub history: u32,
     /// Most bytes of them together: beyond that, the oldest of the bucket go.
     pub history_bytes_max: u64,
+    /// How its entries are found.
+    pub lookup: LookupKinds,
+    /// Most keys that are regular expressions.
+    pub regexes_max: usize,
 }
 
 /// What becomes of a stream when the entry it was routed by gets another value, or is deleted.
@@ -109,6 +114,8 @@ pub const HISTORY_MAX: u32 = 100;
 pub const HISTORY_BYTES_MAX_DEFAULT: u64 = 256 << 20;
 /// The bucket of a fleet: no name that a config can give.
 pub(super) const FLEET: &str = "throwbar:fleet";
+/// Most keys of a bucket that are regular expressions, unless the config says otherwise.
+pub const REGEXES_MAX_DEFAULT: usize = 100;
 /// Longest key in bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest value in bytes.
@@ -126,6 +133,8 @@ impl BucketConfig {
             on_change: OnChange::default(),
             history: 0,
             history_bytes_max: HISTORY_BYTES_MAX_DEFAULT,
+            lookup: LookupKinds::default(),
+            regexes_max: REGEXES_MAX_DEFAULT,
         }
     }
 

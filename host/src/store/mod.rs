@@ -25,11 +25,14 @@ mod gathering;
 pub mod history;
 mod hold;
 pub mod log;
+pub mod lookup;
+mod patterns;
 pub mod shared;
 pub mod snapshot;
 mod table;
 #[cfg(test)]
 mod tests;
+pub mod typed;
 mod undo;
 pub mod value;
 pub mod watch;
@@ -41,7 +44,9 @@ pub use clock::{Deadline, check_ttl};
 pub use data_file::SyncPolicy;
 pub use history::{Event, Past};
 pub use hold::Hold;
-pub use snapshot::{Bucket, Entry, Page, Snapshot};
+pub use lookup::{LookupKind, LookupKinds};
+pub use snapshot::{Bucket, Entry, Match, Page, Snapshot};
+pub use typed::{Policy, RecordTls, TypedRecord, WeightedTarget};
 pub use undo::UndoError;
 pub use value::{Target, Value, ValueError};
 pub use watch::{Position, Watch, WatchError};
@@ -154,6 +159,16 @@ pub enum OpenError {
     /// A bucket has a value that is not of the kind the config gives it.
     #[error("bucket {bucket:?}, key {key:?}: stored value does not fit the config: {reason}")]
     Value {
+        /// The bucket's name.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// What was expected.
+        reason: String,
+    },
+    /// A bucket has a key that is of no kind the config gives it.
+    #[error("bucket {bucket:?}, key {key:?}: stored key does not fit the config: {reason}")]
+    Key {
         /// The bucket's name.
         bucket: String,
         /// The key.

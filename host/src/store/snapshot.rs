@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
+use super::lookup::LookupKind;
+use super::patterns::Patterns;
 use super::table::{Record, Table};
 use super::{BackendKind, BucketConfig, BucketId, Deadline, Revision, Value};
 
@@ -121,10 +123,104 @@ impl Snapshot {
 pub struct Bucket {
     pub(super) config: Arc<BucketConfig>,
     pub(super) table: Table,
+    /// Those of its entries whose keys stand for others; none in a bucket of exact keys.
+    pub(super) patterns: Option<Arc<Patterns>>,
     pub(super) revision: Revision,
 }
 
+/// What a look-up found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Match<'s> {
+    /// The key of the entry.
+    pub key: &'s str,
+    /// The entry.
+    pub entry: &'s Entry,
+    /// What kind of key it has.
+    pub kind: LookupKind,
+}
+
 impl Bucket {
+    /// A bucket of these entries.
+    ///
+    /// # Errors
+    /// The key that the config does not allow, and why.
+    pub(super) fn new(
+        config: Arc<BucketConfig>,
+        table: Table,
+        revision: Revision,
+    ) -> Result<Self, (Box<str>, String)> {
+        if !config.lookup.is_exact() {
+            for record in table.iter() {
+                let checked = config.lookup.check(record.key());
+                checked.map_err(|reason| (record.key().into(), reason))?;
+            }
+        }
+        let mut patterns = Patterns::load(config.lookup, table.iter().cloned());
+        if let Some(patterns) = &mut patterns {
+            patterns.settle(&config.name);
+        }
+        Ok(Self {
+            patterns: patterns.map(Arc::new),
+            config,
+            table,
+            revision,
+        })
+    }
+
+    /// Puts a record in the place of what its key had.
+    pub(super) fn insert(&mut self, record: Arc<Record>) {
+        if let Some(patterns) = self.patterns_for(record.key()) {
+            patterns.insert(&record);
+        }
+        self.table.insert(record);
+    }
+
+    /// Removes what the key has, if anything.
+    pub(super) fn remove(&mut self, key: &str) {
+        if let Some(patterns) = self.patterns_for(key) {
+            patterns.remove(key);
+        }
+        self.table.remove(key);
+    }
+
+    fn patterns_for(&mut self, key: &str) -> Option<&mut Patterns> {
+        let patterns = self.patterns.as_mut()?;
+        patterns.is_pattern(key).then(|| Arc::make_mut(patterns))
+    }
+
+    /// The entry that is found by a key: the one under it, or the one whose key stands for it.
+    #[inline]
+    pub fn lookup<'s>(&'s self, key: &'s str) -> Option<Match<'s>> {
+        let exact = match &self.patterns {
+            Some(patterns) if patterns.is_pattern(key) => None,
+            _ => self.get(key),
+        };
+        match exact {
+            Some(entry) => Some(Match {
+                key,
+                entry,
+                kind: LookupKind::Exact,
+            }),
+            None => self.lookup_pattern(key),
+        }
+    }
+
+    /// The entry whose key stands for this one, whatever is under the key itself.
+    pub fn lookup_pattern(&self, key: &str) -> Option<Match<'_>> {
+        let (record, kind) = self.patterns.as_ref()?.find(key)?;
+        Some(Match {
+            key: record.key(),
+            entry: &record.entry,
+            kind,
+        })
+    }
+
+    /// Whether a key stands for others here, and is found by nothing that is asked for.
+    pub fn is_pattern(&self, key: &str) -> bool {
+        let patterns = self.patterns.as_ref();
+        patterns.is_some_and(|patterns| patterns.is_pattern(key))
+    }
+
     /// Its config.
     pub fn config(&self) -> &BucketConfig {
         &self.config

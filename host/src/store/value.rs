@@ -1,11 +1,18 @@
-//! Values: bytes, or an address that was checked when it was written.
+//! Values: bytes, or an address or a typed record that was checked when it was written.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
+use super::TypedRecord;
 use super::bucket::{VALUE_BYTES_MAX, ValueKind};
+use socket::check_path;
+
+mod socket;
+
+pub(crate) use socket::UNIX_MARK;
 
 /// A value of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,15 +21,19 @@ pub enum Value {
     Bytes(Box<[u8]>),
     /// Of a routing bucket.
     Target(Target),
+    /// The same, with more than one address.
+    Typed(Arc<TypedRecord>),
 }
 
-/// Where a routing entry points: a host, with or without a port.
+/// Where a routing entry points: a host, with or without a port, or a Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     /// An IP address.
     Ip(IpAddr, Option<u16>),
     /// A host name, lower case, to be resolved when dialled.
     Name(Box<str>, Option<u16>),
+    /// The absolute path of a Unix socket.
+    Unix(Arc<str>),
 }
 
 /// Why a value is refused.
@@ -51,6 +62,9 @@ impl Value {
         match kind {
             ValueKind::Bytes => Ok(Self::Bytes(bytes.into())),
             ValueKind::Endpoint => match std::str::from_utf8(bytes) {
+                Ok(text) if TypedRecord::is_meant(text) => {
+                    TypedRecord::parse(text).map(Self::Typed)
+                }
                 Ok(text) => Target::parse(text).map(Self::Target),
                 Err(_) => Err(refused(&String::from_utf8_lossy(bytes), "it is not UTF-8")),
             },
@@ -67,7 +81,7 @@ impl Value {
         by: i64,
     ) -> Result<(i64, Self), ValueError> {
         let bytes = match (kind, value) {
-            (ValueKind::Endpoint, _) | (_, Some(Self::Target(_))) => {
+            (ValueKind::Endpoint, _) | (_, Some(Self::Target(_) | Self::Typed(_))) => {
                 return Err(ValueError(
                     "the bucket holds addresses, expected one of bytes to count in".into(),
                 ));
@@ -98,6 +112,7 @@ impl Value {
         match self {
             Self::Bytes(bytes) => Cow::Borrowed(bytes),
             Self::Target(target) => Cow::Owned(target.to_string().into_bytes()),
+            Self::Typed(record) => Cow::Borrowed(record.text().as_bytes()),
         }
     }
 
@@ -106,6 +121,7 @@ impl Value {
         match self {
             Self::Bytes(bytes) => bytes,
             Self::Target(target) => target.to_string().into_bytes().into(),
+            Self::Typed(record) => record.text().as_bytes().into(),
         }
     }
 
@@ -114,13 +130,14 @@ impl Value {
         match self {
             Self::Bytes(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
             Self::Target(target) => Some(Cow::Owned(target.to_string())),
+            Self::Typed(record) => Some(Cow::Borrowed(record.text())),
         }
     }
 
-    /// The address, in a routing bucket.
+    /// The address, of an entry that is one.
     pub fn target(&self) -> Option<&Target> {
         match self {
-            Self::Bytes(_) => None,
+            Self::Bytes(_) | Self::Typed(_) => None,
             Self::Target(target) => Some(target),
         }
     }
@@ -129,6 +146,7 @@ impl Value {
     pub fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
+            Self::Typed(record) => record.text().len(),
             Self::Target(target) => {
                 let mut length = Length(0);
                 write!(length, "{target}").expect("counting does not fail");
@@ -155,7 +173,7 @@ impl Write for Length {
 
 impl Target {
     /// Parses an IP address or a host name, either with a port or without: `127.0.0.2`, `127.0.0.2:80`, `::1`,
-    /// `[::1]:80`, `agent-1.internal:8080`.
+    /// `[::1]:80`, `agent-1.internal:8080`; or the path of a Unix socket: `unix:/run/agent.sock`.
     ///
     /// # Errors
     /// For anything else; the message shows the text and says what was expected.
@@ -164,6 +182,10 @@ impl Target {
         let port_of = |port: &str| {
             parse_port(port).ok_or_else(|| refuse("the port is not a number from 1 to 65535"))
         };
+        if let Some(path) = text.strip_prefix(UNIX_MARK) {
+            check_path(path).map_err(refuse)?;
+            return Ok(Self::Unix(path.into()));
+        }
         if let Ok(ip) = text.parse::<Ipv6Addr>() {
             return Ok(Self::Ip(ip.into(), None));
         }
@@ -200,7 +222,22 @@ impl Target {
     pub fn port(&self) -> Option<u16> {
         match self {
             Self::Ip(_, port) | Self::Name(_, port) => *port,
+            Self::Unix(_) => None,
         }
+    }
+
+    /// The same without its port, and the port.
+    pub fn split_port(&self) -> (Self, Option<u16>) {
+        match self {
+            Self::Ip(ip, port) => (Self::Ip(*ip, None), *port),
+            Self::Name(name, port) => (Self::Name(name.clone(), None), *port),
+            Self::Unix(_) => (self.clone(), None),
+        }
+    }
+
+    /// Whether a port has to be said beside it.
+    pub fn needs_port(&self) -> bool {
+        self.port().is_none() && !matches!(self, Self::Unix(_))
     }
 }
 
@@ -268,7 +305,7 @@ fn check_name(name: &str) -> Result<(), &'static str> {
 fn refused(text: &str, reason: &str) -> ValueError {
     ValueError(format!(
         "{} is not an address: {reason}; expected an IP address or a host name, with or without a port, \
-         such as 127.0.0.2, [::1]:80 or agent-1.internal:8080",
+         such as 127.0.0.2, [::1]:80 or agent-1.internal:8080, or a Unix socket such as unix:/run/agent.sock",
         shown(text)
     ))
 }
@@ -297,6 +334,7 @@ impl fmt::Display for Target {
             Self::Ip(IpAddr::V6(ip), Some(port)) => write!(f, "[{ip}]:{port}"),
             Self::Name(name, None) => name.fmt(f),
             Self::Name(name, Some(port)) => write!(f, "{name}:{port}"),
+            Self::Unix(path) => write!(f, "{UNIX_MARK}{path}"),
         }
     }
 }
@@ -319,6 +357,7 @@ mod tests {
             ("localhost:65535", "localhost:65535"),
             ("1a", "1a"),
             ("3com.com", "3com.com"),
+            ("unix:/run/Agent.sock", "unix:/run/Agent.sock"),
         ] {
             let target = Target::parse(text).unwrap();
             assert_eq!(target.to_string(), canonical, "{text}");
@@ -340,6 +379,7 @@ mod tests {
     fn what_is_no_address_is_refused_with_the_value_and_what_was_expected() {
         let long_label = format!("{}.internal", "a".repeat(64));
         let long_name = "a.".repeat(126) + "ab";
+        let long_path = format!("unix:/{}", "a".repeat(107));
         for text in [
             "",
             " ",
@@ -382,6 +422,14 @@ mod tests {
             "a:1:2",
             "::1:80:x",
             "*",
+            "unix:",
+            "unix:run/a",
+            "unix:/",
+            "unix:/run//a",
+            "unix:/run/../a",
+            "unix:/run/a/",
+            "unix:/run/\na",
+            &long_path,
             &long_label,
             &long_name,
         ] {

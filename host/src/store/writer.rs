@@ -418,8 +418,12 @@ fn take(
     let index = match known {
         Some(index) => {
             let bucket = &mut next.buckets[index];
-            if bucket.config.values != config.values {
+            let is_other = bucket.config.values != config.values;
+            if is_other {
                 bucket.table = converted(&bucket.table, config)?;
+            }
+            if is_other || bucket.config.lookup != config.lookup {
+                *bucket = made(config, bucket.table.clone(), bucket.revision)?;
             }
             bucket.config = Arc::new(config.clone());
             index
@@ -438,12 +442,17 @@ fn take(
 /// A bucket as its backend has it, and the newest revision of that.
 fn load(config: &BucketConfig, backends: &mut Backends) -> Result<(Bucket, Revision), OpenError> {
     let (loaded, newest) = backends.load(config)?;
-    let bucket = Bucket {
-        config: Arc::new(config.clone()),
-        table: Table::load(loaded.records.into_iter()),
-        revision: loaded.revision,
-    };
-    Ok((bucket, newest))
+    let table = Table::load(loaded.records.into_iter());
+    Ok((made(config, table, loaded.revision)?, newest))
+}
+
+fn made(config: &BucketConfig, table: Table, revision: Revision) -> Result<Bucket, OpenError> {
+    let bucket = Bucket::new(Arc::new(config.clone()), table, revision);
+    bucket.map_err(|(key, reason)| OpenError::Key {
+        bucket: config.name.clone(),
+        key: key.into(),
+        reason,
+    })
 }
 
 /// The same entries as values of another kind.

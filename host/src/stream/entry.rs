@@ -10,9 +10,11 @@ use super::table::ticks;
 use super::token::{Side, Token};
 use super::{CloseReason, StreamFacts, StreamId};
 use crate::plugin::generation::GenerationLabel;
+use crate::upstream::address::Address;
 use rustix::event::epoll::{self, EventData, EventFlags};
+use socket2::Socket;
 use std::io::{self, ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +74,7 @@ pub(super) struct Label {
     pub(super) label: Option<Arc<GenerationLabel>>,
     pub(super) key: Option<Box<str>>,
     pub(super) client: SocketAddr,
-    pub(super) endpoint: SocketAddr,
+    pub(super) endpoint: Address,
     pub(super) upstream: Option<Arc<str>>,
     pub(super) opened: Duration,
     pub(super) started_ms: u64,
@@ -111,7 +113,7 @@ pub(super) enum Progress {
 
 impl Entry {
     /// A stream that nothing moves yet; what was read ahead of it is for [`Entry::start`].
-    pub(super) fn new(downstream: TcpStream, upstream: TcpStream, label: Label) -> Self {
+    pub(super) fn new(downstream: Socket, upstream: Socket, label: Label) -> Self {
         Self {
             id: label.id,
             legs: [Leg::new(downstream), Leg::new(upstream)],
@@ -155,7 +157,7 @@ impl Entry {
     }
 
     pub(super) fn facts(&self) -> StreamFacts<'_> {
-        let [client, endpoint] = self.addresses.get();
+        let (client, endpoint) = self.addresses.get();
         StreamFacts {
             id: self.id,
             route: &self.route,

@@ -2,12 +2,13 @@
 
 use super::frame::Cursor;
 use rustix::event::epoll::EventFlags;
+use socket2::Socket;
 use std::io::{self, ErrorKind, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 
 /// A socket, and what is on its way to and from it.
 pub(super) struct Leg {
-    pub(super) socket: TcpStream,
+    pub(super) socket: Socket,
     /// What the epoll set watches; `None` when the socket is not in it.
     pub(super) watched: Option<EventFlags>,
     /// Frames read from it.
@@ -30,7 +31,7 @@ pub(super) struct Leftover {
 }
 
 impl Leg {
-    pub(super) fn new(socket: TcpStream) -> Self {
+    pub(super) fn new(socket: Socket) -> Self {
         Self {
             socket,
             watched: None,
@@ -90,7 +91,7 @@ impl Leg {
 }
 
 /// Writes what the socket takes now.
-fn write_some(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+fn write_some(mut socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     loop {
         match socket.write(bytes) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -10,9 +10,11 @@
 use crate::plugin::Session;
 use crate::plugin::decision::Follow;
 use crate::plugin::generation::GenerationLabel;
+use crate::upstream::address::Address;
 use bytes::Bytes;
+use socket2::Socket;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,7 +112,7 @@ pub struct StreamInfo {
     /// The client.
     pub client: SocketAddr,
     /// The endpoint.
-    pub endpoint: SocketAddr,
+    pub endpoint: Address,
     /// The upstream of the config that the endpoint is of.
     pub upstream: Option<String>,
     /// Milliseconds since the Unix epoch at its start.
@@ -147,11 +149,11 @@ pub struct SessionInfo {
 /// A stream to be: both sockets taken out of the HTTP engine after a 101.
 pub struct NewStream {
     /// To the client.
-    pub downstream: TcpStream,
+    pub downstream: Socket,
     /// What was read from the client after its request.
     pub downstream_read_ahead: Bytes,
     /// To the endpoint.
-    pub upstream: TcpStream,
+    pub upstream: Socket,
     /// What was read from the endpoint after its 101.
     pub upstream_read_ahead: Bytes,
     /// The route that took it.
@@ -163,7 +165,7 @@ pub struct NewStream {
     /// The client.
     pub client: SocketAddr,
     /// The endpoint.
-    pub endpoint: SocketAddr,
+    pub endpoint: Address,
     /// The upstream of the config that the endpoint is of.
     pub upstream_name: Option<Arc<str>>,
     /// When it ends by itself, and is pinged.
@@ -276,7 +278,7 @@ impl CloseReason {
 }
 
 /// What is known of a stream.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct StreamFacts<'a> {
     /// Its id.
     pub id: StreamId,
@@ -289,13 +291,13 @@ pub struct StreamFacts<'a> {
     /// The client.
     pub client: SocketAddr,
     /// The endpoint.
-    pub endpoint: SocketAddr,
+    pub endpoint: Address,
     /// The upstream of the config that the endpoint is of.
     pub upstream: Option<&'a str>,
 }
 
 /// What the access log says of streams: one event at the start, one at the end.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum StreamEvent<'a> {
     /// It is open.
     Opened(StreamFacts<'a>),

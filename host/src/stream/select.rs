@@ -1,8 +1,9 @@
 //! Which streams are meant: the conditions of lists and drains.
 
 use super::{StreamFacts, StreamId};
+use crate::upstream::address::Address;
 use ipnet::IpNet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Which streams: every given condition holds.
@@ -28,7 +29,7 @@ pub struct StreamFilter {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UpstreamFilter {
     /// To this address.
-    Endpoint(SocketAddr),
+    Endpoint(Address),
     /// To any port of this address.
     Host(IpAddr),
     /// To whichever endpoint of the upstream of this name.
@@ -50,7 +51,10 @@ impl UpstreamFilter {
     fn matches(&self, stream: &StreamFacts<'_>) -> bool {
         match self {
             Self::Endpoint(endpoint) => stream.endpoint == *endpoint,
-            Self::Host(host) => stream.endpoint.ip().to_canonical() == host.to_canonical(),
+            Self::Host(host) => {
+                let ip = stream.endpoint.ip().map(|ip| ip.to_canonical());
+                ip == Some(host.to_canonical())
+            }
             Self::Name(name) => stream.upstream == Some(name),
         }
     }

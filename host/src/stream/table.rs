@@ -332,7 +332,7 @@ fn info(entry: &Entry, now: Duration) -> StreamInfo {
         generation: facts.label.map(|label| label.id.0),
         key: facts.key.map(str::to_owned),
         client: facts.client,
-        endpoint: facts.endpoint,
+        endpoint: facts.endpoint.clone(),
         upstream: facts.upstream.map(str::to_owned),
         started_ms: entry.started_ms(),
         age_s: now.saturating_sub(entry.opened()).as_secs(),

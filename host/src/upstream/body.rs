@@ -367,7 +367,7 @@ pub(super) fn receive(
     if wanted >= DIRECT_READ_MIN && buffer.is_empty() {
         let mut own = BytesMut::with_capacity(wanted.min(scratch::BYTES as u64) as usize);
         let mut filling = ReadBuf::uninit(own.spare_capacity_mut());
-        ready!(Pin::new(&mut connection.tcp).poll_read(cx, &mut filling))?;
+        ready!(Pin::new(&mut connection.socket).poll_read(cx, &mut filling))?;
         let count = filling.filled().len();
         // SAFETY: `filling` wrapped this spare capacity, and its first `count` bytes were filled.
         unsafe { own.set_len(count) };
@@ -376,7 +376,7 @@ pub(super) fn receive(
     }
     scratch::with(|scratch| {
         let mut filling = ReadBuf::new(scratch);
-        ready!(Pin::new(&mut connection.tcp).poll_read(cx, &mut filling))?;
+        ready!(Pin::new(&mut connection.socket).poll_read(cx, &mut filling))?;
         let received = filling.filled();
         if buffer.is_empty() {
             *buffer = Bytes::copy_from_slice(received);

@@ -1,25 +1,24 @@
 //! Connections to endpoints: dialling, and the idle ones each worker keeps.
 
+use super::address::{Address, Place};
+use super::socket::Socket;
+use super::tls::Tls;
 use crate::deadline::{Deadlines, Ticks, Watched};
 use crate::metrics::WorkerCounters;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 /// A connection to an endpoint, between two exchanges or in one.
 pub struct Connection {
     // Declared before the socket, so that it is dropped before it.
     pub(super) watched: Watched,
-    pub(super) tcp: TcpStream,
-    /// The endpoint.
-    pub address: SocketAddr,
+    pub(super) socket: Socket,
+    place: Place,
     /// Whether it has served an exchange before.
     pub reused: bool,
     idle_since: u32,
@@ -27,17 +26,13 @@ pub struct Connection {
 
 impl Connection {
     /// Whether the peer ended it or sent something unasked: then it is of no use.
-    fn is_stale(&self) -> bool {
-        // No system call unless the socket became readable; the waker is replaced by the next real read.
-        match self
-            .tcp
-            .poll_read_ready(&mut Context::from_waker(Waker::noop()))
-        {
-            Poll::Pending => false,
-            Poll::Ready(_) => {
-                !matches!(self.tcp.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
-            }
-        }
+    fn is_stale(&mut self) -> bool {
+        self.socket.has_ended_or_said_something()
+    }
+
+    /// Where it goes.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Whether the socket was shut down for being late.
@@ -46,8 +41,15 @@ impl Connection {
     }
 
     /// The raw socket, for a stream.
-    pub fn into_tcp(self) -> TcpStream {
-        self.tcp
+    ///
+    /// # Errors
+    /// If it cannot be taken out of the runtime.
+    pub fn into_raw(self) -> io::Result<socket2::Socket> {
+        let Self {
+            watched, socket, ..
+        } = self;
+        drop(watched);
+        socket.into_raw()
     }
 }
 
@@ -62,7 +64,7 @@ pub struct PoolLimits {
 
 /// One worker's idle connections.
 pub struct Pool {
-    idle: RefCell<HashMap<SocketAddr, Vec<Connection>, ahash::RandomState>>,
+    idle: RefCell<HashMap<Place, Vec<Connection>, ahash::RandomState>>,
     deadlines: Arc<Deadlines>,
 }
 
@@ -71,13 +73,16 @@ pub struct Pool {
 pub enum DialError {
     /// Not within the connect timeout.
     #[error("endpoint {0}: connect timed out after {1:?}")]
-    Timeout(SocketAddr, Duration),
+    Timeout(Address, Duration),
     /// Refused, unreachable, out of descriptors.
     #[error("endpoint {0}: connect")]
-    Io(SocketAddr, #[source] io::Error),
+    Io(Address, #[source] io::Error),
+    /// There is no TLS with who has to be there.
+    #[error("endpoint {0}: TLS with {1:?}")]
+    Tls(Address, Arc<str>, #[source] io::Error),
     /// The table of deadlines is full.
     #[error("endpoint {0}: too many sockets on this worker")]
-    TooMany(SocketAddr),
+    TooMany(Address),
 }
 
 impl Pool {
@@ -90,10 +95,10 @@ impl Pool {
     }
 
     /// The idle connection to this endpoint that was used last, if there is a good one.
-    pub fn take(&self, address: SocketAddr, counters: &WorkerCounters) -> Option<Connection> {
+    pub fn take(&self, place: &Place, counters: &WorkerCounters) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&address)?;
-        while let Some(connection) = connections.pop() {
+        let connections = idle.get_mut(place)?;
+        while let Some(mut connection) = connections.pop() {
             decrement(&counters.upstream_idle);
             if !connection.is_stale() {
                 return Some(connection);
@@ -112,7 +117,10 @@ impl Pool {
         connection.reused = true;
         connection.idle_since = self.deadlines.now();
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(connection.address).or_default();
+        let connections = match idle.get_mut(&connection.place) {
+            Some(connections) => connections,
+            None => idle.entry(connection.place.clone()).or_default(),
+        };
         if connections.len() < limits.per_endpoint_max {
             connections.push(connection);
             counters.upstream_idle.fetch_add(1, Relaxed);
@@ -125,7 +133,8 @@ impl Pool {
     /// See [`DialError`]. Dropping the future gives up.
     pub async fn dial(
         &self,
-        address: SocketAddr,
+        place: Place,
+        tls: &Tls,
         timeout: Duration,
         counters: &WorkerCounters,
     ) -> Result<Connection, DialError> {
@@ -134,19 +143,30 @@ impl Pool {
             counters.upstream_dial_errors.fetch_add(1, Relaxed);
             error
         };
-        let tcp = tokio::time::timeout(timeout, TcpStream::connect(address))
+        let address = &place.address;
+        let connecting = async {
+            let socket = Socket::connect(address).await;
+            let socket = socket.map_err(|error| DialError::Io(address.clone(), error))?;
+            match &place.server_name {
+                None => Ok(socket),
+                Some(name) => socket
+                    .secure(tls, name)
+                    .await
+                    .map_err(|error| DialError::Tls(address.clone(), Arc::clone(name), error)),
+            }
+        };
+        let socket = tokio::time::timeout(timeout, connecting)
             .await
-            .map_err(|_| failed(DialError::Timeout(address, timeout)))?
-            .and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp))
-            .map_err(|error| failed(DialError::Io(address, error)))?;
+            .map_err(|_| failed(DialError::Timeout(address.clone(), timeout)))?
+            .map_err(failed)?;
         let watched = self
             .deadlines
-            .watch(&tcp)
-            .ok_or_else(|| failed(DialError::TooMany(address)))?;
+            .watch(&socket)
+            .ok_or_else(|| failed(DialError::TooMany(address.clone())))?;
         Ok(Connection {
             watched,
-            tcp,
-            address,
+            socket,
+            place,
             reused: false,
             idle_since: 0,
         })
@@ -157,7 +177,7 @@ impl Pool {
         let now = self.deadlines.now();
         self.idle.borrow_mut().retain(|_, connections| {
             let before = connections.len();
-            connections.retain(|c| {
+            connections.retain_mut(|c| {
                 now.wrapping_sub(c.idle_since) < limits.idle_timeout.count() && !c.is_stale()
             });
             for _ in connections.len()..before {

@@ -187,15 +187,22 @@ where
             if self.out.is_empty() && self.framing.len() == self.at && self.data.is_empty() {
                 match self.next(cx)? {
                     Poll::Ready(true) => continue,
-                    Poll::Ready(false) => return Ok(Poll::Ready(())),
-                    Poll::Pending => return Ok(Poll::Pending),
+                    // TLS may have kept what it was given.
+                    sent => match Pin::new(&mut connection.socket).poll_flush(cx) {
+                        Poll::Ready(_) if sent.is_ready() => return Ok(Poll::Ready(())),
+                        Poll::Ready(_) => return Ok(Poll::Pending),
+                        Poll::Pending => {
+                            connection.watched.write_within_or_earlier(limits.write);
+                            return Ok(Poll::Pending);
+                        }
+                    },
                 }
             }
             let wrote = if self.data.is_empty() && self.framing.len() == self.at {
-                Pin::new(&mut connection.tcp).poll_write(cx, self.out)
+                Pin::new(&mut connection.socket).poll_write(cx, self.out)
             } else {
                 let parts = [self.out, &self.framing[self.at..], &self.data].map(io::IoSlice::new);
-                Pin::new(&mut connection.tcp).poll_write_vectored(cx, &parts)
+                Pin::new(&mut connection.socket).poll_write_vectored(cx, &parts)
             };
             match wrote {
                 Poll::Pending => {

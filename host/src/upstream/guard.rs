@@ -3,6 +3,9 @@
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What plugins and the map may have dialled. Addresses of `to` and `upstreams` of the config are trusted and need no
 /// entry here; link-local addresses, our own listeners and the admin address are refused always, for everyone.
@@ -12,6 +15,9 @@ pub struct Config {
     pub allow: Vec<IpNet>,
     /// Ports; all by default.
     pub ports: Vec<RangeInclusive<u16>>,
+    /// Unix sockets: these, and those in these directories and below; none by default, since many a service trusts whoever
+    /// can reach its socket.
+    pub unix: Vec<Box<str>>,
 }
 
 impl Default for Config {
@@ -22,6 +28,7 @@ impl Default for Config {
                 "::/0".parse().expect("a network"),
             ],
             ports: vec![1..=65535],
+            unix: Vec::new(),
         }
     }
 }
@@ -31,10 +38,12 @@ impl Default for Config {
 pub struct Guard {
     config: Config,
     own: Vec<SocketAddr>,
+    /// That of the admin API.
+    own_socket: Option<PathBuf>,
 }
 
 /// Why an address is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// Not in `guard.allow`.
     #[error("address {0} is in no network of guard.allow")]
@@ -48,6 +57,12 @@ pub enum Refused {
     /// One of our own listeners or the admin address.
     #[error("address {0} is our own")]
     Own(SocketAddr),
+    /// Not in `guard.unix`.
+    #[error("unix socket {0} is in no directory of guard.unix")]
+    Socket(Arc<str>),
+    /// That of the admin API.
+    #[error("unix socket {0} is our own")]
+    OwnSocket(Arc<str>),
 }
 
 impl Guard {
@@ -58,7 +73,50 @@ impl Guard {
             .into_iter()
             .map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()))
             .collect();
-        Self { config, own }
+        Self {
+            config,
+            own,
+            own_socket: None,
+        }
+    }
+
+    /// The same, which refuses this socket, too: that of the admin API.
+    pub fn beside(self, own_socket: Option<PathBuf>) -> Self {
+        Self { own_socket, ..self }
+    }
+
+    /// What [`Guard::beside`] was given.
+    pub fn own_socket(&self) -> Option<&Path> {
+        self.own_socket.as_deref()
+    }
+
+    /// Checks the path of a Unix socket that a request goes to.
+    ///
+    /// # Errors
+    /// [`Refused`] says which rule.
+    pub fn check_socket(&self, path: &Arc<str>, trusted: bool) -> Result<(), Refused> {
+        let mut allowed = self.config.unix.iter();
+        if trusted || allowed.any(|allowed| Path::new(&**path).starts_with(&**allowed)) {
+            return Ok(());
+        }
+        Err(Refused::Socket(Arc::clone(path)))
+    }
+
+    /// Checks a socket that [`Guard::check_socket`] let pass, before it is connected to: by which name ever it is called, it
+    /// must not be our own.
+    ///
+    /// # Errors
+    /// [`Refused::OwnSocket`].
+    pub fn check_dial_socket(&self, path: &Arc<str>) -> Result<(), Refused> {
+        let file = |path: &Path| {
+            let found = std::fs::metadata(path).ok()?;
+            Some((found.dev(), found.ino()))
+        };
+        let own = self.own_socket.as_deref().and_then(file);
+        if own.is_some() && own == file(Path::new(&**path)) {
+            return Err(Refused::OwnSocket(Arc::clone(path)));
+        }
+        Ok(())
     }
 
     /// Checks where a request goes; `trusted` addresses come from the config and skip networks and ports. It knows no
@@ -153,6 +211,7 @@ mod tests {
                     .map(|net| net.parse().expect("a network"))
                     .collect(),
                 ports: ports.to_vec(),
+                unix: Vec::new(),
             },
             own.iter().map(|own| address(own)).collect(),
         )
@@ -245,6 +304,39 @@ mod tests {
         }
         let one = Guard::new(Config::default(), vec![address("127.0.0.1:8080")]);
         assert_eq!(one.check_dial(address("127.0.0.2:8080")), Ok(()));
+    }
+
+    #[test]
+    fn sockets_are_refused_unless_their_directory_is_named_and_our_own_always() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (own, other) = (dir.path().join("admin.sock"), dir.path().join("app.sock"));
+        let named = dir.path().join("named.sock");
+        for file in [&own, &other] {
+            std::fs::write(file, "").expect("written");
+        }
+        std::os::unix::fs::symlink(&own, &named).expect("linked");
+        let allowed = Config {
+            unix: vec![
+                dir.path().to_str().expect("text").into(),
+                "/run/one.sock".into(),
+            ],
+            ..Config::default()
+        };
+        let path = |path: &Path| Arc::from(path.to_str().expect("text"));
+        let none = Guard::new(Config::default(), Vec::new());
+        let refused = none.check_socket(&path(&other), false);
+        assert_eq!(refused, Err(Refused::Socket(path(&other))));
+        assert_eq!(none.check_socket(&path(&other), true), Ok(()));
+        let guard = Guard::new(allowed, Vec::new()).beside(Some(own.clone()));
+        assert_eq!(guard.check_socket(&path(&other), false), Ok(()));
+        assert_eq!(guard.check_socket(&"/run/one.sock".into(), false), Ok(()));
+        let next: Arc<str> = "/run/one.socket".into();
+        assert_eq!(guard.check_socket(&next, false), Err(Refused::Socket(next)));
+        assert_eq!(guard.check_dial_socket(&path(&other)), Ok(()));
+        for own in [&own, &named] {
+            let refused = guard.check_dial_socket(&path(own));
+            assert_eq!(refused, Err(Refused::OwnSocket(path(own))));
+        }
     }
 
     #[test]

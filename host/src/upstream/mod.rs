@@ -1,15 +1,21 @@
 //! Upstreams: named groups of equal endpoints.
 
+pub mod address;
 pub mod balance;
 pub mod body;
 pub mod connection;
 pub mod exchange;
 pub mod guard;
+pub mod records;
 pub mod resolve;
 pub mod response;
 pub mod scratch;
+mod socket;
 #[cfg(test)]
 mod tests;
+pub mod tls;
+
+pub use crate::store::Policy;
 
 /// A named group of equal endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,16 +26,4 @@ pub struct Config {
     pub endpoints: Vec<(crate::store::Target, u16)>,
     /// Which endpoint a request gets.
     pub policy: Policy,
-}
-
-/// Which endpoint a request gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Policy {
-    /// One after the other, on each worker.
-    #[default]
-    RoundRobin,
-    /// The one with the fewest requests and streams of this worker.
-    LeastRequests,
-    /// By rendezvous hash of the key the plugin gave (without one: the client's address).
-    Hash,
 }

@@ -3,6 +3,7 @@
 use super::body::{BodyError, Home, UpstreamBody};
 use super::connection::{Pool, PoolLimits};
 use super::exchange::{ExchangeError, ExchangeLimits, Outgoing, Response, exchange};
+use super::tls::{self, Tls};
 use crate::deadline::{Deadlines, Ticks};
 use crate::metrics::{Counters, WorkerCounters};
 use bytes::Bytes;
@@ -62,9 +63,18 @@ impl Client {
     /// GET, and the body of the response read to its end.
     async fn get(&self, address: SocketAddr) -> Result<(u16, Vec<u8>, HeaderMap), String> {
         let counters = &self.counters.workers[0];
-        let mut connection = match self.pool.take(address, counters) {
+        let mut connection = match self.pool.take(&address.into(), counters) {
             Some(connection) => connection,
-            None => self.pool.dial(address, HOUR, counters).await.expect("dial"),
+            None => self
+                .pool
+                .dial(
+                    address.into(),
+                    &Tls::new(tls::Config::default()),
+                    HOUR,
+                    counters,
+                )
+                .await
+                .expect("dial"),
         };
         let outgoing = Outgoing {
             head: b"GET / HTTP/1.1\r\n\r\n",
@@ -230,7 +240,7 @@ fn a_complete_connection_is_used_again_and_a_dirty_one_is_not() {
         assert!(
             client
                 .pool
-                .take(address, &client.counters.workers[0])
+                .take(&address.into(), &client.counters.workers[0])
                 .is_none()
         );
     });
@@ -244,7 +254,12 @@ fn a_late_response_is_a_timeout() {
     let error = block_on(async {
         let mut connection = client
             .pool
-            .dial(address, HOUR, &client.counters.workers[0])
+            .dial(
+                address.into(),
+                &Tls::new(tls::Config::default()),
+                HOUR,
+                &client.counters.workers[0],
+            )
             .await
             .expect("dial");
         let outgoing = Outgoing {
@@ -312,7 +327,12 @@ fn request_bodies_go_out_as_framed() {
         block_on(async {
             let mut connection = client
                 .pool
-                .dial(address, HOUR, &client.counters.workers[0])
+                .dial(
+                    address.into(),
+                    &Tls::new(tls::Config::default()),
+                    HOUR,
+                    &client.counters.workers[0],
+                )
                 .await
                 .expect("dial");
             let mut body = StreamBody::new(futures_util::stream::iter(frames()));

@@ -88,6 +88,7 @@ fn proxy(worker: usize, shared: Shared) -> io::Result<Rc<Proxy>> {
         reader: RefCell::new(store.reader()),
         pool: Pool::new(deadlines.clone()),
         resolver: Resolver::default(),
+        records: RefCell::default(),
         instances: RefCell::new(Instances::default()),
         view: RefCell::new(view),
         heads: HeadBuffers::default(),
@@ -142,6 +143,7 @@ impl Worker {
             proxy.reader.borrow_mut().load();
             proxy.instances.borrow_mut().sweep();
             proxy.sessions.sweep();
+            proxy.records.borrow_mut().sweep(proxy.deadlines.now());
         }
     }
 
@@ -242,7 +244,7 @@ fn log_stream(log: &AccessLog, event: &StreamEvent<'_>) {
             line.text("key", key);
         }
         line.address("client", stream.client);
-        line.address("endpoint", stream.endpoint);
+        line.endpoint("endpoint", &stream.endpoint);
     };
     match event {
         StreamEvent::Opened(stream) => {

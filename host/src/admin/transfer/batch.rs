@@ -63,7 +63,7 @@ impl WriteBody {
     }
 }
 
-/// A value as it is sent: text, or `{"base64": "…"}`.
+/// A value as it is sent: text, a typed record, or `{"base64": "…"}`.
 #[derive(Debug, PartialEq)]
 pub(in crate::admin) struct Content(pub(in crate::admin) Box<[u8]>);
 
@@ -72,16 +72,24 @@ impl<'de> Deserialize<'de> for Content {
         #[derive(Deserialize)]
         #[serde(
             untagged,
-            expecting = "expected a text or an object {\"base64\": \"…\"}"
+            expecting = "expected a text, a typed record {\"addresses\": …} or an object {\"base64\": \"…\"}"
         )]
         enum Sent {
             Text(String),
             Bytes(Base64),
+            Typed(Typed),
         }
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Base64 {
             base64: String,
+        }
+        /// Checked where values are.
+        #[derive(Deserialize, serde::Serialize)]
+        struct Typed {
+            addresses: serde_json::Value,
+            #[serde(flatten)]
+            rest: serde_json::Map<String, serde_json::Value>,
         }
         match Sent::deserialize(deserializer)? {
             Sent::Text(text) => Ok(Self(text.into_bytes().into())),
@@ -89,6 +97,9 @@ impl<'de> Deserialize<'de> for Content {
                 .decode(&base64)
                 .map(|bytes| Self(bytes.into()))
                 .map_err(|error| serde::de::Error::custom(format!("base64: {error}"))),
+            Sent::Typed(record) => serde_json::to_vec(&record)
+                .map(|text| Self(text.into()))
+                .map_err(serde::de::Error::custom),
         }
     }
 }
@@ -214,7 +225,14 @@ mod tests {
     fn a_batch_that_is_not_one_says_what_was_expected() {
         let detail = |body: &str| parse_batch(body.as_bytes(), BUCKET).unwrap_err().detail;
         assert!(detail(r#"{"sets": {}}"#).contains("unknown field `sets`, expected one of `set`"));
-        assert!(detail(r#"{"set": {"a": 1}}"#).contains("expected a text or an object"));
+        assert!(detail(r#"{"set": {"a": 1}}"#).contains("expected a text, a typed record"));
+        let typed = r#"{"set": {"a": {"addresses": ["b"], "policy": "hash"}}}"#;
+        let record = br#"{"addresses":["b"],"policy":"hash"}"#;
+        let expected = [write("a", Some(&record[..]), Expect::Any)];
+        assert_eq!(
+            parse_batch(typed.as_bytes(), BUCKET).unwrap().writes,
+            expected
+        );
         assert!(detail(r#"{"set": {"a": {"base64": "?"}}}"#).contains("base64: "));
         assert!(detail(r#"{"writes": [{"key": "a"}]}"#).contains("missing field `value`"));
         let both = r#"{"writes": [{"key": "a", "value": "", "increment": 1}]}"#;

@@ -60,7 +60,7 @@ pub(super) fn lines_of(object: &[u8]) -> Result<Vec<u8>, String> {
     for (key, value) in &map {
         if !is_value(value) {
             return Err(format!(
-                "key {key:?}: expected a text or {{\"base64\": \"…\"}}, found {value}"
+                "key {key:?}: expected a text, a typed record or {{\"base64\": \"…\"}}, found {value}"
             ));
         }
         let line = json!({ "key": key, "value": value });
@@ -83,9 +83,10 @@ pub(super) fn has_entry(lines: &[u8]) -> bool {
         .any(|line| !line.is_empty() && line[0] != b'#')
 }
 
-/// Whether JSON stands for a value: text, or an object when it is not UTF-8.
+/// Whether JSON stands for a value: text, or an object when it is a typed record or not UTF-8.
 fn is_value(value: &Value) -> bool {
-    value.is_string() || value.get("base64").is_some_and(Value::is_string)
+    let is_bytes = || value.get("base64").is_some_and(Value::is_string);
+    value.is_string() || value.get("addresses").is_some() || is_bytes()
 }
 
 #[cfg(test)]

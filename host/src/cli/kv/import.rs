@@ -26,6 +26,7 @@ Examples:
   throwbar kv import upstreams sheet.csv --format csv
   throwbar kv import upstreams huge.ndjson --chunk 10000   any length, written 10,000 rows at a time
   throwbar kv import upstreams hosts.map --format haproxy-map
+  throwbar kv import upstreams paths.map --format haproxy-map --match beg
   throwbar kv import upstreams nginx.conf --format nginx-map --map '$upstream'
   generate-map | throwbar kv import upstreams -")]
 pub(super) struct Args {
@@ -39,6 +40,9 @@ pub(super) struct Args {
     /// Of an nginx config with several maps, the one that sets this variable
     #[arg(long, value_name = "VARIABLE")]
     map: Option<String>,
+    /// Of a map file of HAProxy, how its keys are compared: the word after `map_`
+    #[arg(long = "match", value_name = "HOW", value_enum, default_value_t = foreign::Match::Str)]
+    compared: foreign::Match,
     /// Go on without entries that a bucket has no counterpart for
     #[arg(long)]
     skip_unsupported: bool,
@@ -92,6 +96,10 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
     let mut source = Source::open(&args.file)?;
     let name = source.name.clone();
     let invalid = |problem: String| Ended::error(Exit::ConfigInvalid, format!("{name}: {problem}"));
+    if args.compared != foreign::Match::Str && args.format != Format::HaproxyMap {
+        let why = "--match is for --format haproxy-map";
+        return Err(Ended::error(Exit::Usage, why));
+    }
     if args.map.is_some() && args.format != Format::NginxMap {
         return Err(Ended::error(Exit::Usage, "--map is for --format nginx-map"));
     }
@@ -108,9 +116,10 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         Format::HaproxyMap | Format::NginxMap => {
             let text = String::from_utf8(source.whole()?)
                 .map_err(|_| invalid("is not text in UTF-8".to_owned()))?;
+            let kinds = foreign::kinds(client, &args.bucket).await?;
             let found = match args.format {
-                Format::NginxMap => foreign::nginx_map(&text, args.map.as_deref()),
-                _ => foreign::haproxy_map(&text),
+                Format::NginxMap => foreign::nginx_map(&text, args.map.as_deref(), &kinds),
+                _ => foreign::haproxy_map(&text, args.compared, &kinds),
             };
             let found = found.map_err(|problems| invalid(problems.join("\n  ")))?;
             let lines = carried(found, args.skip_unsupported, &name)?;

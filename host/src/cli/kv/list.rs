@@ -1,6 +1,6 @@
-//! `throwbar kv ls`: the buckets, or the keys of one.
+//! `throwbar kv ls` and `kv lookup`: the buckets, the keys of one, or the entry that a key finds.
 
-use super::{listed, segment};
+use super::{listed, path_of, segment, shown};
 use crate::cli::client::{Client, with_query};
 use crate::cli::output::{self, Align, Out, Table};
 use serde::Deserialize;
@@ -98,7 +98,7 @@ pub(super) async fn keys(
     for entry in &entries {
         table.row([
             entry["key"].as_str().unwrap_or_default().to_owned(),
-            entry["value"].as_str().unwrap_or("(not text)").to_owned(),
+            shown(&entry["value"]),
             entry["revision"].to_string(),
         ]);
     }
@@ -111,4 +111,38 @@ pub(super) async fn keys(
         ));
     }
     Ok(())
+}
+
+/// Shows what is found by a key.
+///
+/// # Errors
+/// If the proxy cannot be reached or refuses, or nothing is found.
+pub(super) async fn found(
+    client: &Client,
+    bucket: &str,
+    key: &str,
+    json: bool,
+) -> anyhow::Result<()> {
+    let path = format!("{}?lookup=true", path_of(bucket, key)?);
+    let answer: Value = client.get(&path).await?.json()?;
+    let mut out = Out::stdout();
+    if json {
+        out.json(&answer)?;
+        return out.flush();
+    }
+    let mut table = Table::new(&[
+        ("KEY", Align::Left),
+        ("KIND", Align::Left),
+        ("VALUE", Align::Left),
+        ("REVISION", Align::Right),
+    ]);
+    let entry = &answer["entry"];
+    table.row([
+        entry["key"].as_str().unwrap_or_default().to_owned(),
+        answer["kind"].as_str().unwrap_or_default().to_owned(),
+        shown(&entry["value"]),
+        entry["revision"].to_string(),
+    ]);
+    table.print(&mut out)?;
+    out.flush()
 }

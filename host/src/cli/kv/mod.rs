@@ -51,6 +51,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print what plugins find by a key: the key of the entry, of which kind it is, and its value
+    #[command(after_help = "\
+Examples:
+  throwbar kv lookup pages /api/v2/users
+  throwbar kv lookup names app.example.com --json")]
+    Lookup {
+        /// The bucket
+        bucket: String,
+        /// What is looked up
+        key: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Set keys, all or none, under one revision
     #[command(after_help = "\
 Examples:
@@ -246,6 +260,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let client = args.connect.client()?;
     match args.command {
         Command::Get { bucket, key, json } => get(&client, &bucket, &key, json).await,
+        Command::Lookup { bucket, key, json } => list::found(&client, &bucket, &key, json).await,
         Command::Set {
             bucket,
             pairs,
@@ -362,6 +377,15 @@ pub(super) fn listed<'v>(answer: &'v Value, name: &str) -> &'v [Value] {
         .as_array()
         .or_else(|| answer[name].as_array())
         .map_or(&[], Vec::as_slice)
+}
+
+/// A value of an answer: its text, a typed record as JSON.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        typed if typed["addresses"].is_array() => typed.to_string(),
+        _ => "(not text)".to_owned(),
+    }
 }
 
 fn path_of(bucket: &str, key: &str) -> anyhow::Result<String> {

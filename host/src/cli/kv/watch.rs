@@ -163,9 +163,8 @@ impl Watching {
 
 fn line(revision: &Value, change: &Value) -> String {
     let text = |name: &str| match &change[name] {
-        Value::String(text) => output::printable(text).to_string(),
-        Value::Object(_) => "(not text)".to_owned(),
-        _ => String::new(),
+        Value::Null => String::new(),
+        value => output::printable(&super::shown(value)).to_string(),
     };
     let (op, key, value) = (text("op"), text("key"), text("value"));
     let line = format!("{revision} {op} {key} {value}");

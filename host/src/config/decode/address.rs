@@ -97,6 +97,14 @@ pub(super) fn host_name(text: &str) -> Result<String, String> {
     Ok(name.to_ascii_lowercase())
 }
 
+/// Reads the absolute path of a file or directory.
+pub(crate) fn absolute(text: &str) -> Result<Box<str>, String> {
+    if !text.starts_with('/') || text.contains('\0') {
+        return Err("expected an absolute path, such as \"/run/apps\"".to_owned());
+    }
+    Ok(text.into())
+}
+
 /// Reads a network: `10.0.0.0/8`, or an address for that one alone.
 pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {

@@ -9,8 +9,8 @@ use super::{Config, validate};
 use crate::admin;
 use crate::listener;
 use crate::proxy::access_log;
-use crate::store::{BackendKind, BucketConfig, OnChange, ValueKind};
-use crate::upstream::{self, Policy, guard};
+use crate::store::{BackendKind, BucketConfig, LookupKind, LookupKinds, OnChange, ValueKind};
+use crate::upstream::{self, Policy, guard, tls};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -143,6 +143,9 @@ fn config(mut root: Table<'_>, walk: &mut Walk<'_>) -> Config {
         .enumerate()
         .map(|(i, table)| routes::route(i, table, walk))
         .collect();
+    if let Some(table) = root.table("upstream_tls", walk) {
+        config.upstream_tls = upstream_tls(table, walk);
+    }
     if let Some(table) = root.table("guard", walk) {
         config.guard = guard(table, walk);
     }
@@ -334,6 +337,15 @@ fn bucket(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> BucketConfig
     table.size("bytes_max", &mut config.bytes_max, walk);
     table.integer("history", &mut config.history, walk);
     table.size("history_bytes_max", &mut config.history_bytes_max, walk);
+    if let Some(items) = table.take("lookup").and_then(|field| field.items(walk)) {
+        let words = LookupKind::ALL.map(|kind| (kind.word(), kind));
+        let kind = |item: &Field<'_>, walk: &mut Walk<'_>| {
+            item.text(walk)?.choice("kind of look-up", &words, walk)
+        };
+        let kinds: Vec<_> = items.iter().filter_map(|item| kind(item, walk)).collect();
+        config.lookup = LookupKinds::of(&kinds);
+    }
+    table.integer("regexes_max", &mut config.regexes_max, walk);
     if let Some(on_change) = table.take("on_change")
         && let Some(on_change) = on_change_of(&on_change, walk)
     {
@@ -394,13 +406,21 @@ fn upstream(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> upstream::
             }
         }
     }
-    let policies = [
-        ("round-robin", Policy::RoundRobin),
-        ("least-requests", Policy::LeastRequests),
-        ("hash", Policy::Hash),
-    ];
-    if let Some(policy) = table.choice("policy", &policies, walk) {
+    if let Some(policy) = table.choice("policy", &Policy::WORDS, walk) {
         config.policy = policy;
+    }
+    table.finish(walk);
+    config
+}
+
+fn upstream_tls(mut table: Table<'_>, walk: &mut Walk<'_>) -> tls::Config {
+    let mut config = tls::Config::default();
+    if let Some(text) = table.text("ca", walk) {
+        let sources = walk.sources;
+        config.ca = text.read(walk, "a file of certificates", |text| {
+            let file = table::path_buf(text, sources)?;
+            tls::read(&file).map(|_| file)
+        });
     }
     table.finish(walk);
     config
@@ -421,6 +441,10 @@ fn guard(mut table: Table<'_>, walk: &mut Walk<'_>) -> guard::Config {
                 .read(walk, "a range of ports", address::ports),
         };
         config.ports = items.iter().filter_map(&mut read).collect();
+    }
+    if let Some(items) = table.take("unix").and_then(|field| field.items(walk)) {
+        let mut read = |item: &Field<'_>| item.text(walk)?.read(walk, "a path", address::absolute);
+        config.unix = items.iter().filter_map(&mut read).collect();
     }
     table.finish(walk);
     config

@@ -39,6 +39,8 @@ const UPSTREAMS_MAX: usize = 10_000;
 const PLUGINS_MAX: usize = 1_000;
 /// Most endpoints of an upstream.
 const ENDPOINTS_MAX: usize = 1_000;
+/// Most regular expressions among the keys of a bucket: they are compiled anew when one comes or goes.
+const REGEXES_MAX: usize = 1_000;
 
 /// From what hardly spares a sync to what nobody should lose.
 const SYNC_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
@@ -99,6 +101,12 @@ pub fn check(config: &Config) -> Vec<Finding> {
             join(&path, "history_bytes_max"),
             &bucket.history_bytes_max,
             1..=1 << 50,
+            found,
+        );
+        between(
+            join(&path, "regexes_max"),
+            &bucket.regexes_max,
+            0..=REGEXES_MAX,
             found,
         );
         on_change(join(&path, "on_change"), bucket, found);
@@ -251,7 +259,7 @@ fn refused(guard: &Guard, (target, port): (&Target, u16)) -> Option<Refused> {
     match target {
         Target::Ip(ip, _) => guard.check(SocketAddr::new(*ip, port), true).err(),
         // A name is checked when it is dialled, by what it resolves to then.
-        Target::Name(..) => None,
+        Target::Name(..) | Target::Unix(_) => None,
     }
 }
 

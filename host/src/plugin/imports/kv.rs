@@ -351,8 +351,5 @@ impl Host for HostState {
 
 /// A value as guests see it.
 fn value_bytes(value: &Value) -> Vec<u8> {
-    match value {
-        Value::Bytes(bytes) => bytes.to_vec(),
-        Value::Target(target) => target.to_string().into_bytes(),
-    }
+    value.to_bytes().into_owned()
 }

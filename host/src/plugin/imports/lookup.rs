@@ -1,8 +1,10 @@
 //! `lookup`: the fast door to the map. The value never enters the guest, the guest gets a handle.
 
 use super::{HostState, Resolved, request};
-use crate::store::{BucketId, Target, Value, value::parse_port};
+use crate::plugin::decision::RouteTarget;
+use crate::store::{BucketId, LookupKind, Target, Value, value::parse_port};
 use std::borrow::Cow;
+use std::sync::Arc;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, WasmStr};
 
@@ -83,28 +85,50 @@ impl HostState {
     }
 
     fn resolve(&self, bucket: BucketId, key: &str, port: Option<u16>) -> Option<Resolved> {
-        let value = match self.own(bucket, key) {
-            Some(own) => own?,
-            None => &self.snapshot.bucket(bucket)?.get(key)?.value,
+        let (value, found_by) = self.looked_up(bucket, key)?;
+        let (to, own_port) = match value {
+            Value::Bytes(_) => return None,
+            Value::Target(target) => {
+                let (host, own_port) = target.split_port();
+                // A socket of the file system has no port.
+                let port = match target {
+                    Target::Unix(_) => 0,
+                    Target::Ip(..) | Target::Name(..) => port.or(own_port)?,
+                };
+                (RouteTarget::Address(host, port), own_port)
+            }
+            Value::Typed(record) if record.needs_port && port.is_none() => return None,
+            Value::Typed(record) => (RouteTarget::Record(Arc::clone(record), port), None),
         };
-        let Value::Target(target) = value else {
-            return None;
-        };
-        let (target, own_port) = split_port(target);
         Some(Resolved {
-            target,
-            port: port.or(own_port)?,
+            to,
             bucket,
             key: key.into(),
+            found_by: found_by.map(Into::into),
             own_port,
         })
     }
-}
 
-/// A target without its port, and the port.
-pub(in crate::plugin) fn split_port(target: &Target) -> (Target, Option<u16>) {
-    match target {
-        Target::Ip(ip, port) => (Target::Ip(*ip, None), *port),
-        Target::Name(name, port) => (Target::Name(name.clone(), None), *port),
+    /// The value that a key finds, and the key it is under if that is another one, which stands for it. What the
+    /// instance itself wrote is found under its own key, and stands for others once it is applied.
+    fn looked_up<'s>(
+        &'s self,
+        bucket: BucketId,
+        key: &'s str,
+    ) -> Option<(&'s Value, Option<&'s str>)> {
+        let state = self.snapshot.bucket(bucket)?;
+        let found = match self.own(bucket, key) {
+            Some(Some(own)) if !state.is_pattern(key) => return Some((own, None)),
+            Some(None) => state.lookup_pattern(key)?,
+            _ => state.lookup(key)?,
+        };
+        if found.kind == LookupKind::Exact {
+            return Some((&found.entry.value, None));
+        }
+        let value = match self.own(bucket, found.key) {
+            Some(own) => own?,
+            None => &found.entry.value,
+        };
+        Some((value, Some(found.key)))
     }
 }

@@ -3,10 +3,13 @@
 //! Everything here runs inside a call of the guest. Nothing blocks, nothing panics on what a guest passes, and no
 //! import grants more than the plugin's config does.
 
+use super::decision::RouteTarget;
 use super::generation::{CallStats, Sandbox};
 use super::subscription::{Field, Plan};
 use super::{PluginLimits, RequestHead};
-use crate::store::{BucketId, Condition, OnChange, Snapshot, Target, WriteBatch};
+use crate::store::{
+    BucketId, Condition, OnChange, Snapshot, Target, TypedRecord, Value, WriteBatch,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
@@ -14,6 +17,7 @@ use wasmtime::{Engine, ResourceLimiter, StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 pub(crate) mod config;
+pub(crate) mod entry_tags;
 pub(crate) mod keyvalue;
 pub(crate) mod kv;
 pub(crate) mod logging;
@@ -55,24 +59,38 @@ const RESOURCES_MAX: usize = 256;
 /// An entry that `lookup` found: what a handle stands for.
 #[derive(Debug)]
 pub(crate) struct Resolved {
-    /// The host, without a port of its own.
-    pub(crate) target: Target,
-    /// The port to dial.
-    pub(crate) port: u16,
+    /// Where it leads.
+    pub(crate) to: RouteTarget,
     /// The bucket it is in.
     pub(crate) bucket: BucketId,
-    /// The key it was kept under.
+    /// The key looked up.
     pub(crate) key: Box<str>,
+    /// The key it is kept under, if that is another one, which stands for this.
+    pub(crate) found_by: Option<Box<str>>,
     /// The port it has itself.
     pub(crate) own_port: Option<u16>,
 }
 
 impl Resolved {
     /// Its value, as the bucket has it.
-    fn value(&self) -> Target {
-        match &self.target {
-            Target::Ip(ip, _) => Target::Ip(*ip, self.own_port),
-            Target::Name(name, _) => Target::Name(name.clone(), self.own_port),
+    fn value(&self) -> Option<Value> {
+        let target = match &self.to {
+            RouteTarget::Address(Target::Ip(ip, _), _) => Target::Ip(*ip, self.own_port),
+            RouteTarget::Address(Target::Name(name, _), _) => {
+                Target::Name(name.clone(), self.own_port)
+            }
+            RouteTarget::Address(socket @ Target::Unix(_), _) => socket.clone(),
+            RouteTarget::Record(record, _) => return Some(Value::Typed(Arc::clone(record))),
+            RouteTarget::Upstream(..) => return None,
+        };
+        Some(Value::Target(target))
+    }
+
+    /// The typed record that it is, if it is one.
+    fn record(&self) -> Option<&TypedRecord> {
+        match &self.to {
+            RouteTarget::Record(record, _) => Some(record),
+            RouteTarget::Address(..) | RouteTarget::Upstream(..) => None,
         }
     }
 }
@@ -319,6 +337,7 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
     bindings::throwbar::plugin::request::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::throwbar::plugin::kv::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::throwbar::plugin::stream_options::add_to_linker::<_, Own>(l, |state| state)?;
+    bindings::throwbar::plugin::entry_tags::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::throwbar::plugin::session_state::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::wasi::config::store::add_to_linker::<_, Own>(l, |state| state)?;
     bindings::wasi::logging::logging::add_to_linker::<_, Own>(l, |state| state)?;
@@ -334,6 +353,7 @@ pub(crate) const OFFERED: &[&str] = &[
     "throwbar:plugin/request@0.1",
     "throwbar:plugin/kv@0.1",
     "throwbar:plugin/stream-options@0.1",
+    "throwbar:plugin/entry-tags@0.1",
     "throwbar:plugin/session-state@0.1",
     "wasi:config/store@0.2.0-rc.1",
     "wasi:logging/logging@0.1.0-draft",

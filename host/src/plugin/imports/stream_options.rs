@@ -23,22 +23,26 @@ impl Host for HostState {
 
 impl HostState {
     /// The entry that a stream is to follow: none of a request that opens none, or that nothing is to become of. What
-    /// this call said goes before what the config says of the bucket.
+    /// this call said goes before what a typed record says, and that before what the config says of the bucket.
     pub(in crate::plugin) fn follow(&self, entry: &Resolved) -> Option<Box<Follow>> {
         if !self.head.as_ref().is_some_and(|head| head.websocket) {
             return None;
         }
         let on_change = match self.on_change {
             Some(said) => said,
-            None => self.snapshot.bucket(entry.bucket)?.config().on_change,
+            None => match entry.record().and_then(|record| record.on_change) {
+                Some(said) => said,
+                None => self.snapshot.bucket(entry.bucket)?.config().on_change,
+            },
         };
-        (on_change != OnChange::Keep).then(|| {
-            Box::new(Follow {
-                bucket: entry.bucket,
-                key: entry.key.clone(),
-                value: entry.value(),
-                on_change,
-            })
-        })
+        if on_change == OnChange::Keep {
+            return None;
+        }
+        Some(Box::new(Follow {
+            bucket: entry.bucket,
+            key: entry.found_by.as_ref().unwrap_or(&entry.key).clone(),
+            value: entry.value()?,
+            on_change,
+        }))
     }
 }

@@ -3,7 +3,7 @@
 use super::Entry;
 use crate::plugin::decision::Follow;
 use crate::proxy::TICK;
-use crate::store::{OnChange, Target};
+use crate::store::{OnChange, Value};
 use std::time::Duration;
 
 /// What a stream follows.
@@ -33,7 +33,7 @@ impl Entry {
     }
 
     /// Whether it is to be closed for this value of what it follows, and was not said to be for another.
-    pub(in crate::stream) fn is_outdated(&self, value: Option<&Target>) -> bool {
+    pub(in crate::stream) fn is_outdated(&self, value: Option<&Value>) -> bool {
         let followed = self.followed.as_ref();
         followed.is_some_and(|it| it.due == u32::MAX && Some(&it.entry.value) != value)
     }

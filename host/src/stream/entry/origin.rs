@@ -1,6 +1,7 @@
 //! What a stream keeps of where it came from, in little room.
 
 use crate::plugin::generation::GenerationLabel;
+use crate::upstream::address::Address;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,25 +30,30 @@ impl Drop for LabelLease {
     }
 }
 
-/// The client's address and the endpoint's in a quarter of the room: with IPv6 they are kept apart.
+/// The client's address and the endpoint's in a quarter of the room: others than IPv4 are kept apart.
 pub(super) enum Addresses {
     V4([SocketAddrV4; 2]),
-    Other(Box<[SocketAddr; 2]>),
+    Other(Box<(SocketAddr, Address)>),
 }
 
 impl Addresses {
-    pub(super) fn new(client: SocketAddr, endpoint: SocketAddr) -> Self {
+    pub(super) fn new(client: SocketAddr, endpoint: Address) -> Self {
         match (client, endpoint) {
-            (SocketAddr::V4(client), SocketAddr::V4(endpoint)) => Self::V4([client, endpoint]),
-            _ => Self::Other(Box::new([client, endpoint])),
+            (SocketAddr::V4(client), Address::Tcp(SocketAddr::V4(endpoint))) => {
+                Self::V4([client, endpoint])
+            }
+            (client, endpoint) => Self::Other(Box::new((client, endpoint))),
         }
     }
 
     /// The client, then the endpoint.
-    pub(super) fn get(&self) -> [SocketAddr; 2] {
+    pub(super) fn get(&self) -> (SocketAddr, Address) {
         match self {
-            Self::V4(addresses) => addresses.map(SocketAddr::V4),
-            Self::Other(addresses) => **addresses,
+            Self::V4([client, endpoint]) => (
+                SocketAddr::V4(*client),
+                Address::Tcp(SocketAddr::V4(*endpoint)),
+            ),
+            Self::Other(addresses) => (**addresses).clone(),
         }
     }
 }

@@ -87,7 +87,7 @@ impl Streams {
     fn entry_changed(&self, snapshot: &Snapshot, bucket: BucketId, key: &str) {
         let mut table = self.table.borrow_mut();
         let value = snapshot.bucket(bucket).and_then(|bucket| bucket.get(key));
-        let value = value.and_then(|entry| entry.value.target());
+        let value = value.map(|entry| &entry.value);
         let followers = table.follows.get(bucket, key).iter();
         let outdated = followers.filter_map(|&index| {
             let entry = &table.entries[index];

@@ -5,9 +5,8 @@ use crate::stream::entry::{Followed, Keepalive, Label, Timeouts};
 use crate::stream::hook::Hooked;
 use crate::stream::{NewStream, Refused, StreamEvent, StreamId};
 use bytes::Bytes;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, Socket, TcpKeepalive};
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -130,10 +129,14 @@ impl Streams {
 }
 
 /// Makes a socket fit for a long life of small messages.
-fn prepare(socket: &TcpStream) -> io::Result<()> {
+fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    socket.set_nodelay(true)?;
-    SockRef::from(socket).set_tcp_keepalive(
+    // Of an endpoint by a Unix socket, or behind TLS.
+    if socket.domain()? == Domain::UNIX {
+        return Ok(());
+    }
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE)
             .with_interval(KEEPALIVE / 4),

@@ -4,7 +4,7 @@ use super::super::frame::close_frame;
 use super::*;
 use crate::plugin::decision::Follow;
 use crate::store::{
-    BackendKind, BucketConfig, BucketId, OnChange, Snapshot, Store, Target, ValueKind, Write,
+    BackendKind, BucketConfig, BucketId, OnChange, Snapshot, Store, Value, ValueKind, Write,
     WriteBatch,
 };
 
@@ -39,7 +39,7 @@ fn following(bucket: BucketId, key: &str, value: &str, on_change: OnChange) -> F
         entry: Follow {
             bucket,
             key: key.into(),
-            value: Target::parse(value).expect("an address"),
+            value: Value::Target(value.parse().expect("an address")),
             on_change,
         },
         is_current: Box::new(|_| true),

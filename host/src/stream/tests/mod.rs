@@ -152,14 +152,14 @@ impl Worker {
     }
 }
 
-fn new_stream(downstream: TcpStream, upstream: TcpStream) -> NewStream {
+fn new_stream(downstream: std::net::TcpStream, upstream: std::net::TcpStream) -> NewStream {
     NewStream {
         client: downstream.peer_addr().expect("connected"),
-        endpoint: upstream.peer_addr().expect("connected"),
+        endpoint: upstream.peer_addr().expect("connected").into(),
         upstream_name: None,
-        downstream,
+        downstream: downstream.into(),
         downstream_read_ahead: Bytes::new(),
-        upstream,
+        upstream: upstream.into(),
         upstream_read_ahead: Bytes::new(),
         route: "chat".into(),
         label: None,
@@ -172,7 +172,7 @@ fn new_stream(downstream: TcpStream, upstream: TcpStream) -> NewStream {
 }
 
 /// A loopback connection: the far end, and the one the proxy has.
-async fn connection() -> (Socket, TcpStream) {
+async fn connection() -> (Socket, std::net::TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
     let (far, near) = tokio::join!(Socket::connect(address), listener.accept());

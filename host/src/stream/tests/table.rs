@@ -172,7 +172,7 @@ fn lists_are_filtered_and_oldest_first() {
         );
         assert_eq!(
             listed.endpoint,
-            second.endpoint.local_addr().expect("its address")
+            second.endpoint.local_addr().expect("its address").into()
         );
         assert!(listed.started_ms > 1_600_000_000_000);
     });

@@ -29,7 +29,11 @@ struct Map {
 ///
 /// # Errors
 /// What is wrong with the file, with its line; or that the map is not there.
-pub(in crate::cli::kv) fn parse(text: &str, result: Option<&str>) -> Result<Found, Vec<String>> {
+pub(in crate::cli::kv) fn parse(
+    text: &str,
+    result: Option<&str>,
+    kinds: &[String],
+) -> Result<Found, Vec<String>> {
     let tokens = tokens(text).map_err(|problem| vec![problem])?;
     let maps = maps(&tokens).map_err(|problem| vec![problem])?;
     let names = || {
@@ -62,10 +66,12 @@ pub(in crate::cli::kv) fn parse(text: &str, result: Option<&str>) -> Result<Foun
             })?
         }
     };
-    Ok(entries(chosen))
+    Ok(entries(chosen, kinds))
 }
 
-fn entries(map: &Map) -> Found {
+fn entries(map: &Map, kinds: &[String]) -> Found {
+    let declared = |kind: &str| kinds.iter().any(|declared| declared == kind);
+    let mut regexes = 0;
     let mut found = Found::default();
     let mut seen = BTreeMap::new();
     for (line, words) in &map.entries {
@@ -82,16 +88,41 @@ fn entries(map: &Map) -> Found {
                 refuse("include has no counterpart: import that file, too")
             }
             ["default", ""] if !quoted => {}
-            ["default", _] if !quoted => refuse("a default has no counterpart"),
-            [key, _] if key.starts_with('~') => refuse("a regular expression has no counterpart"),
+            [_, value] if value.contains('$') => {
+                refuse("a value with variables has no counterpart")
+            }
+            ["default", value] if !quoted && declared("default") => {
+                found.entries.push(("*".to_owned(), (*value).to_owned()));
+            }
+            ["default", _] if !quoted => {
+                refuse("a default has no counterpart without \"default\" in `lookup` of the bucket")
+            }
+            [key, value] if key.starts_with('~') && declared("regex") => {
+                let pattern = match key.strip_prefix("~*") {
+                    Some(pattern) => format!("re:(?i){pattern}"),
+                    None => format!("re:{}", &key[1..]),
+                };
+                regexes += 1;
+                found.entries.push((pattern, (*value).to_owned()));
+            }
+            [key, _] if key.starts_with('~') => refuse(
+                "a regular expression has no counterpart without \"regex\" in `lookup` of the bucket",
+            ),
+            [key, value]
+                if !quoted
+                    && (key.starts_with("*.") || key.starts_with('.'))
+                    && declared("suffix") =>
+            {
+                let key = key.to_ascii_lowercase();
+                found.entries.push((key, (*value).to_owned()));
+            }
             [key, _]
                 if !quoted
                     && (key.starts_with("*.") || key.starts_with('.') || key.ends_with(".*")) =>
             {
-                refuse("a mask of hosts has no counterpart");
-            }
-            [_, value] if value.contains('$') => {
-                refuse("a value with variables has no counterpart")
+                refuse(
+                    "a mask of hosts has no counterpart but \"suffix\" in `lookup` of the bucket, for masks at the beginning",
+                );
             }
             [key, value] => {
                 // `\` makes a key of a word that is special.
@@ -105,6 +136,12 @@ fn entries(map: &Map) -> Found {
             }
             _ => refuse("expected a key and a value"),
         }
+    }
+    if regexes > 1 {
+        found.notes.push(
+            "the first expression that fits by the bytes of the keys counts, where nginx takes the first of the map"
+                .to_owned(),
+        );
     }
     if found
         .entries
@@ -296,7 +333,7 @@ http {
 
     #[test]
     fn a_block_becomes_entries() {
-        let found = parse(CONFIG, Some("$upstream")).expect("a map");
+        let found = parse(CONFIG, Some("$upstream"), &[]).expect("a map");
         assert_eq!(
             found.entries,
             [
@@ -315,7 +352,7 @@ http {
 
     #[test]
     fn what_a_bucket_cannot_do_is_told_with_its_line() {
-        let found = parse(CONFIG, Some("name")).expect("a map");
+        let found = parse(CONFIG, Some("name"), &[]).expect("a map");
         assert_eq!(found.entries, [entry("a.example.com", "10.0.0.9")]);
         let lines: Vec<&str> = found.unsupported.iter().map(|text| &text[..8]).collect();
         assert_eq!(
@@ -327,12 +364,31 @@ http {
     }
 
     #[test]
+    fn what_the_bucket_declares_is_carried_over() {
+        let kinds = ["exact", "suffix", "regex", "default"].map(str::to_owned);
+        let found = parse(CONFIG, Some("name"), &kinds).expect("a map");
+        assert_eq!(
+            found.entries,
+            [
+                entry("a.example.com", "10.0.0.9"),
+                entry("*.example.com", "10.0.0.1"),
+                entry("re:^re", "10.0.0.1"),
+                entry("*", "10.0.0.1"),
+            ]
+        );
+        let lines: Vec<&str> = found.unsupported.iter().map(|text| &text[..8]).collect();
+        assert_eq!(lines, ["line 17:", "line 18:", "line 19:"]);
+        let caseless = parse("map $a $b { ~*X 10.0.0.1; }", None, &kinds).expect("a map");
+        assert_eq!(caseless.entries, [entry("re:(?i)X", "10.0.0.1")]);
+    }
+
+    #[test]
     fn one_of_several_maps_has_to_be_named() {
-        let problem = |text: &str, name| parse(text, name).expect_err("refused").join("\n");
+        let problem = |text: &str, name| parse(text, name, &[]).expect_err("refused").join("\n");
         assert!(problem(CONFIG, None).contains("$upstream, $name"));
         assert!(problem(CONFIG, Some("x")).contains("no map that sets $x"));
         assert!(problem("server { }", None).contains("no map block"));
-        assert!(parse("map $a $b { c d; }", None).is_ok());
+        assert!(parse("map $a $b { c d; }", None, &[]).is_ok());
     }
 
     #[test]
@@ -344,7 +400,7 @@ http {
             ("\nmap $a $b { \"c d; }", "line 2: a quote"),
             ("map $a $b { c { } }", "line 1: unexpected `{`"),
         ] {
-            let problem = parse(text, None).expect_err(text).join("\n");
+            let problem = parse(text, None, &[]).expect_err(text).join("\n");
             assert!(problem.starts_with(expected), "{text:?}: {problem}");
         }
     }
