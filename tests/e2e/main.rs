@@ -44,4 +44,5 @@ mod timeouts;
 mod tokens;
 mod upstreams;
 mod versions;
+mod views;
 mod websocket;

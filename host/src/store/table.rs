@@ -17,7 +17,7 @@ use ahash::RandomState;
 
 use super::Entry;
 
-const BRANCHES: usize = 256;
+pub(super) const BRANCHES: usize = 256;
 /// Leaves of a branch are doubled up to this.
 const LEAVES_MAX: usize = 256;
 /// A leaf that grows beyond this doubles its branch's leaves, while it may.
@@ -263,13 +263,24 @@ impl Table {
     /// Keys whose value is another than in `before`, or which are in only one of both. Looks at what the two do not share:
     /// after a change of few keys that is little.
     pub(super) fn changed_since<'t>(&'t self, before: &'t Table) -> impl Iterator<Item = &'t str> {
-        let now = unshared(&self.root, &before.root).filter(|slot| {
+        let changed = (0..BRANCHES).flat_map(|branch| self.changed_in(branch, before));
+        changed.map(|(record, _)| record.key())
+    }
+
+    /// A part of that, one of [`BRANCHES`]: each record as it is now, or as it was last and that it is gone.
+    pub(super) fn changed_in<'t>(
+        &'t self,
+        branch: usize,
+        before: &'t Table,
+    ) -> impl Iterator<Item = (&'t Arc<Record>, bool)> {
+        let (now, old) = (&self.root[branch], &before.root[branch]);
+        let changed = unshared(now, old).filter(|slot| {
             let old = before.get(slot.record.key());
             old.is_none_or(|old| old.entry.value != slot.record.entry.value)
         });
-        let gone =
-            unshared(&before.root, &self.root).filter(|slot| self.get(slot.record.key()).is_none());
-        now.chain(gone).map(|slot| slot.record.key())
+        let gone = unshared(old, now).filter(|slot| self.get(slot.record.key()).is_none());
+        let changed = changed.map(|slot| (&slot.record, false));
+        changed.chain(gone.map(|slot| (&slot.record, true)))
     }
 
     /// Every record, in no order that means anything.
@@ -278,18 +289,27 @@ impl Table {
     }
 }
 
-/// Slots of the leaves that another root does not have at the same place.
-fn unshared<'t>(root: &'t [Branch], other: &'t [Branch]) -> impl Iterator<Item = &'t Slot> {
-    let branches = root.iter().zip(other);
-    let branches = branches.filter(|(branch, other)| !Arc::ptr_eq(branch, other));
-    let leaves = branches.flat_map(|(branch, other)| {
-        let other = (branch.len() == other.len()).then_some(other);
-        branch
-            .iter()
-            .enumerate()
-            .filter(move |(at, leaf)| !other.is_some_and(|other| Arc::ptr_eq(leaf, &other[*at])))
+/// Slots of a branch whose very record another one does not have at the same place. No record is looked at: each would be
+/// a cache miss, and all of a leaf but the changed one are shared.
+fn unshared<'t>(branch: &'t Branch, other: &'t Branch) -> impl Iterator<Item = &'t Slot> {
+    let paired = branch.len() == other.len();
+    let leaves = match Arc::ptr_eq(branch, other) {
+        true => &[],
+        false => &**branch,
+    };
+    let leaves = leaves.iter().enumerate().filter_map(move |(at, leaf)| {
+        let other: &[Slot] = if paired { &other[at] } else { &[] };
+        (!std::ptr::eq(&**leaf, other)).then_some((leaf, other))
     });
-    leaves.flat_map(|(_, leaf)| leaf.iter())
+    leaves.flat_map(|(leaf, other)| {
+        leaf.iter().filter(|slot| {
+            let first = other.partition_point(|known| known.tag < slot.tag);
+            let mut same = other[first..]
+                .iter()
+                .take_while(|known| known.tag == slot.tag);
+            !same.any(|known| Arc::ptr_eq(&known.record, &slot.record))
+        })
+    })
 }
 
 fn branch_of(hash: u64) -> usize {

@@ -12,6 +12,7 @@ mod guest;
 mod migrations;
 mod rollouts;
 mod sessions;
+mod watching;
 
 /// Plugins over a store in memory, in a directory of their own.
 struct Bench {
