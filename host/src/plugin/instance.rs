@@ -2,7 +2,7 @@
 
 use super::compile::ROUTING;
 use super::epoch::EpochClock;
-use super::generation::Sandbox;
+use super::generation::{GenerationLabel, Sandbox};
 use super::imports::{HostState, request, wit};
 use super::session::Functions;
 use super::subscription::Plan;
@@ -109,6 +109,11 @@ impl Instance {
     /// The generation it belongs to.
     pub fn generation_id(&self) -> GenerationId {
         self.id
+    }
+
+    /// What it is an instance of.
+    pub fn label(&self) -> &GenerationLabel {
+        &self.sandbox.label
     }
 
     /// Whether its generation is gone: no slot has it as active or previous version, and no deploy is about to make it

@@ -125,7 +125,9 @@ impl Instances {
             .retain_mut(|warm| match warm.instance.refresh(snapshot) {
                 Ok(()) => true,
                 Err(error) => {
-                    tracing::warn!(%error, generation = warm.id.0, "instance is dropped");
+                    let label = warm.instance.label();
+                    let (plugin, version) = (&*label.plugin, label.version());
+                    tracing::warn!(plugin, version, %error, "instance was not told what has changed");
                     false
                 }
             });
