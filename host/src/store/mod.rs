@@ -24,6 +24,7 @@ mod expiry;
 mod hold;
 pub mod log;
 pub mod shared;
+mod slack;
 pub mod snapshot;
 mod table;
 #[cfg(test)]

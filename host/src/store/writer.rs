@@ -17,6 +17,7 @@ use super::batch::{CommitError, Committed, WriteBatch};
 use super::clock::Clock;
 use super::expiry::Deadlines;
 use super::log::Log;
+use super::slack::Slack;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
@@ -67,6 +68,7 @@ pub(super) struct Writer {
     /// Old snapshots that a reader may still hold. Kept here so that it is this thread that frees them: what only
     /// they hold can be a whole bucket, too long a work for a thread that serves requests.
     retired: Vec<Arc<Snapshot>>,
+    slack: Slack,
     /// Told of each state once it is the newest.
     published: watch::Sender<Revision>,
 }
@@ -92,6 +94,8 @@ impl Writer {
         let first = newest.load_full();
         deadlines.read(&Snapshot::empty(), &first);
         log.read(&first);
+        let mut slack = Slack::new();
+        slack.note_loaded(&first);
         Self {
             newest,
             backends,
@@ -100,6 +104,7 @@ impl Writer {
             next_sweep: Instant::now(),
             log,
             retired: Vec::new(),
+            slack,
             published,
         }
     }
@@ -168,14 +173,25 @@ impl Writer {
     /// Waits for a command, or until there is something else to do. Frees old snapshots first.
     fn next(&mut self, commands: &Receiver<Command>) -> Next {
         self.free_retired();
-        let retire = (!self.retired.is_empty()).then_some(RETIRE_INTERVAL);
+        if self.slack.is_overdue() {
+            self.slack.give_back();
+        }
+        let is_slack = !self.retired.is_empty() || self.slack.is_due();
+        let retire = is_slack.then_some(RETIRE_INTERVAL);
         let wait = self.until_sweep().into_iter().chain(retire).min();
         let Some(wait) = wait else {
             return commands.recv().map_or(Next::Closed, Next::Command);
         };
         match commands.recv_timeout(wait) {
             Ok(command) => Next::Command(command),
-            Err(RecvTimeoutError::Timeout) => Next::Idle,
+            Err(RecvTimeoutError::Timeout) => {
+                self.free_retired();
+                // What a reader still holds is yet to be freed.
+                if self.slack.is_due() && self.retired.is_empty() {
+                    self.slack.give_back();
+                }
+                Next::Idle
+            }
             Err(RecvTimeoutError::Disconnected) => Next::Closed,
         }
     }
@@ -275,6 +291,7 @@ impl Writer {
         let next = configure(&before, buckets, &mut self.backends)?;
         self.deadlines.read(&before, &next);
         self.log.read(&next);
+        self.slack.note_loaded(&next);
         self.publish(next, &[]);
         Ok(())
     }
@@ -283,6 +300,7 @@ impl Writer {
     fn publish(&mut self, next: Snapshot, changes: &[Change]) {
         let revision = next.revision;
         self.retired.push(self.newest.swap(Arc::new(next)));
+        self.slack.note(changes.len());
         for change in changes {
             self.deadlines.change(change);
         }
