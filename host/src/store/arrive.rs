@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::backend::{Arrival, Arrived, Change, Loaded};
+use super::bucket::KEY_BYTES_MAX;
 use super::snapshot::Snapshot;
 use super::table::Record;
 use super::{BackendKind, BucketId, Revision};
@@ -48,6 +49,10 @@ fn entry(
     arrived: Arrived,
     changes: &mut Vec<Change>,
 ) {
+    if arrived.key.len() > KEY_BYTES_MAX {
+        // Nobody can have written it by way of a proxy.
+        return;
+    }
     let after = arrived.entry.map(|entry| Record::new(&arrived.key, entry));
     let before = snapshot.buckets[id.0 as usize].table.get(&arrived.key);
     let before = before.cloned();
