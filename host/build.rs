@@ -4,12 +4,13 @@
 mod guests;
 
 /// As in `src/plugin/builtin.rs`.
-const PLUGINS: [&str; 6] = [
+const PLUGINS: [&str; 7] = [
     "by-header",
     "canary",
     "chat-filter",
     "maintenance",
     "path-prefix",
+    "prefix-rules",
     "self-register",
 ];
 

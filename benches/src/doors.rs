@@ -1,4 +1,4 @@
-//! One decision through each door of the plugin contract, on a map of 10,000 keys with 256 of them hot.
+//! One decision through each door of the plugin contract, on a map of 10,000 keys, or another number, with 256 of them hot.
 
 use anyhow::{Context, Result, bail};
 use http::{HeaderMap, HeaderValue, Method};
@@ -78,6 +78,14 @@ impl Door {
     /// # Errors
     /// An unknown name, or a guest that is refused.
     pub fn open(name: &str) -> Result<Self> {
+        Self::with_keys(name, KEYS)
+    }
+
+    /// The same, on a map of so many keys.
+    ///
+    /// # Errors
+    /// As [`Door::open`].
+    pub fn with_keys(name: &str, keys: usize) -> Result<Self> {
         let Some(name) = NAMES.into_iter().find(|known| *known == name) else {
             bail!("no door {name:?}, expected one of {NAMES:?}");
         };
@@ -85,10 +93,15 @@ impl Door {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()?;
-        runtime.block_on(Self::warm(name, component, settings))
+        runtime.block_on(Self::warm(name, component, settings, keys))
     }
 
-    async fn warm(name: &'static str, component: Vec<u8>, settings: Settings) -> Result<Self> {
+    async fn warm(
+        name: &'static str,
+        component: Vec<u8>,
+        settings: Settings,
+        keys: usize,
+    ) -> Result<Self> {
         let data = tempfile::tempdir()?;
         let bucket = BucketConfig::new("upstreams", BackendKind::Memory, ValueKind::Endpoint);
         let store = Store::open(&[bucket], data.path())?;
@@ -96,8 +109,9 @@ impl Door {
             .snapshot()
             .bucket_id("upstreams")
             .context("opened above")?;
-        let writes = (0..KEYS).map(|i| {
-            let value = format!("10.0.{}.{}", i / 256, i % 256);
+        let writes = (0..keys).map(|i| {
+            let [_, a, b, c] = (i as u32).to_be_bytes();
+            let value = format!("10.{a}.{b}.{c}");
             Write::put(bucket, key(i), value.into_bytes())
         });
         let batch = WriteBatch {
@@ -137,7 +151,7 @@ impl Door {
             name,
             instance: Instance::new(&generation)?,
             snapshot: store.snapshot(),
-            heads: (0..HOT).map(|i| Some(head(&key(i * KEYS / HOT)))).collect(),
+            heads: (0..HOT).map(|i| Some(head(&key(i * keys / HOT)))).collect(),
             next: 0,
             _plugins: plugins,
             _data: data,

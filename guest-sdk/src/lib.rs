@@ -24,7 +24,8 @@
 //! A plugin with settings or state implements [`Router`] and says it to [`Setup`].
 //!
 //! A plugin that wants to see the messages of the WebSockets it forwards has a [`Session`] for each of them. One whose
-//! data change their form from version to version brings them along by a [migration](macro@router#migration).
+//! data change their form from version to version brings them along by a [migration](macro@router#migration). One that would
+//! parse its data again and again keeps a [`View`] of them.
 
 #[doc(hidden)]
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -70,6 +71,18 @@ pub mod migration_bindings {
     });
 }
 
+#[doc(hidden)]
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod watch_bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "watching",
+        default_bindings_module: "throwbar::watch_bindings",
+        export_macro_name: "export",
+        pub_export_macro: true,
+    });
+}
+
 pub mod config;
 pub mod decision;
 mod door;
@@ -83,6 +96,7 @@ pub mod setup;
 pub mod stream_options;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+pub mod view;
 
 pub use decision::{Decision, Forward, Reply, Target};
 pub use request::{Entry, Request};
@@ -91,12 +105,13 @@ pub use session::{Direction, Ending, Impulse, Kind, Message, Opening, Session, V
 pub use setup::{Bucket, Field, Setup, Slot, Subscribed};
 pub use stream_options::OnChange;
 pub use throwbar_macros::router;
+pub use view::View;
 
 /// What most plugins use.
 pub mod prelude {
     pub use crate::{
         Bucket, Decision, Direction, Ending, Entry, Field, Forward, Impulse, Kind, Message,
         OnChange, Opening, Reply, Request, Router, Session, Setup, Slot, Subscribed, Target,
-        Verdict, config, json, kv, log, session,
+        Verdict, View, config, json, kv, log, session, view,
     };
 }

@@ -86,7 +86,7 @@ impl<R: Router> Running<R> {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! export {
-    ($router:ty $(, streams = $session:ty)? $(, migrate = $migrate:path)?) => {
+    ($router:ty $(, streams = $session:ty)? $(, migrate = $migrate:path)? $(, view = $view:ty)?) => {
         // Natively nothing calls it but tests; it is in use all the same.
         #[cfg(not(target_arch = "wasm32"))]
         const _: fn() -> ::core::result::Result<$crate::router::Running<$router>, ::std::string::String> =
@@ -99,6 +99,10 @@ macro_rules! export {
         $(
             #[cfg(not(target_arch = "wasm32"))]
             const _: fn(Option<&str>) -> ::core::result::Result<(), ::std::string::String> = $migrate;
+        )?
+        $(
+            #[cfg(not(target_arch = "wasm32"))]
+            const _: fn() -> ::std::vec::Vec<::std::string::String> = <$view as $crate::View>::buckets;
         )?
 
         #[cfg(target_arch = "wasm32")]
@@ -193,6 +197,22 @@ macro_rules! export {
                 }
 
                 $crate::migration_bindings::export!(Component with_types_in $crate::migration_bindings);
+            )?
+
+            $(
+                use $crate::watch_bindings::exports::throwbar::plugin::watcher;
+
+                impl watcher::Guest for Component {
+                    fn buckets() -> ::std::vec::Vec<::std::string::String> {
+                        <$view as $crate::View>::buckets()
+                    }
+
+                    fn changed(bucket: u32, changes: ::std::vec::Vec<watcher::Change>, more: bool) {
+                        $crate::view::changed::<$view>(bucket, changes, more);
+                    }
+                }
+
+                $crate::watch_bindings::export!(Component with_types_in $crate::watch_bindings);
             )?
         };
     };

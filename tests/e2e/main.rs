@@ -51,4 +51,5 @@ mod tokens;
 mod upstream_tls;
 mod upstreams;
 mod versions;
+mod views;
 mod websocket;

@@ -16,7 +16,8 @@ mod scan;
 /// reads, is asked of the host at that moment. For tests it makes a type of the function's name that is the router:
 /// `Host::new().start::<route>()`.
 ///
-/// With `streams = TYPE`, that `Session` is made for each WebSocket the router forwards.
+/// With `streams = TYPE`, that `Session` is made for each WebSocket the router forwards. With `view = TYPE`, each instance
+/// keeps that `View` of its buckets, and is told what has changed in them before a call that sees it.
 ///
 /// # Migration
 ///
@@ -54,9 +55,10 @@ fn expand(
 struct Extras {
     session: Option<Type>,
     migrate: Option<Path>,
+    view: Option<Type>,
 }
 
-/// `streams = TYPE` and `migrate = FUNCTION`, in any order, each at most once.
+/// `streams = TYPE`, `migrate = FUNCTION` and `view = TYPE`, in any order, each at most once.
 fn extras(arguments: proc_macro2::TokenStream) -> Result<Extras> {
     let parser = |input: ParseStream<'_>| {
         let mut extras = Extras::default();
@@ -66,10 +68,11 @@ fn extras(arguments: proc_macro2::TokenStream) -> Result<Extras> {
             let again = match name.to_string().as_str() {
                 "streams" => extras.session.replace(input.parse()?).is_some(),
                 "migrate" => extras.migrate.replace(input.parse()?).is_some(),
+                "view" => extras.view.replace(input.parse()?).is_some(),
                 _ => {
                     return Err(syn::Error::new_spanned(
                         name,
-                        "expected `streams = TYPE`, TYPE being a `Session`, or `migrate = FUNCTION`",
+                        "expected `streams = TYPE`, TYPE being a `Session`, `migrate = FUNCTION`, or `view = TYPE`, TYPE being a `View`",
                     ));
                 }
             };
@@ -89,7 +92,10 @@ fn extras(arguments: proc_macro2::TokenStream) -> Result<Extras> {
 fn export(router: &impl ToTokens, extras: &Extras) -> proc_macro2::TokenStream {
     let session = extras.session.iter();
     let migrate = extras.migrate.iter();
-    quote!(::throwbar::export!(#router #(, streams = #session)* #(, migrate = #migrate)*);)
+    let view = extras.view.iter();
+    quote! {
+        ::throwbar::export!(#router #(, streams = #session)* #(, migrate = #migrate)* #(, view = #view)*);
+    }
 }
 
 fn router_of_impl(implementation: &ItemImpl, extras: &Extras) -> proc_macro2::TokenStream {

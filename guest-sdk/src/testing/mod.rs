@@ -33,6 +33,7 @@ mod call;
 mod outcome;
 mod store;
 mod stream;
+mod view;
 
 pub use ask::{Ask, get, request};
 pub use outcome::{Forwarded, Outcome};
@@ -47,6 +48,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use store::{Kind, Store};
+use view::Watching;
 
 /// A fake host, which plugins share that were started from it.
 #[derive(Debug, Clone, Default)]
@@ -65,6 +67,7 @@ struct State {
 pub struct Plugin<R> {
     running: Running<R>,
     host: Host,
+    view: Option<Watching>,
 }
 
 impl Host {
@@ -128,6 +131,25 @@ impl Host {
         self
     }
 
+    /// Writes an entry, as somebody else does.
+    ///
+    /// # Panics
+    /// If there is no such bucket.
+    #[track_caller]
+    pub fn put(&self, bucket: &str, key: &str, value: &str) {
+        let mut state = self.state.borrow_mut();
+        state.store.set(bucket, key, Some(value));
+    }
+
+    /// Deletes an entry, as somebody else does.
+    ///
+    /// # Panics
+    /// If there is no such bucket.
+    #[track_caller]
+    pub fn delete(&self, bucket: &str, key: &str) {
+        self.state.borrow_mut().store.set(bucket, key, None);
+    }
+
     /// Lets time go by: entries whose time has come are gone then.
     pub fn advance(&self, time: Duration) {
         self.state.borrow_mut().store.advance(time);
@@ -164,6 +186,7 @@ impl Host {
             }
         }
         Ok(Plugin {
+            view: None,
             running,
             host: self.clone(),
         })
@@ -193,7 +216,11 @@ impl<R: Router> Plugin<R> {
         let fields = ask.packed(&subscription.fields);
         let mut call = self.host.call(Some(ask));
         call.subscribe(subscription);
-        let (decision, call) = run(call, || self.running.route(fields));
+        let route = || run(call, || self.running.route(fields));
+        let (decision, call) = match &self.view {
+            Some(view) => view.around(&self.host, route),
+            None => route(),
+        };
         self.host.state.borrow_mut().log.extend(call.log.clone());
         match decision {
             Ok(decision) => {

@@ -2,6 +2,7 @@
 
 use super::call::split_port;
 use crate::kv::{Entry, Error};
+use crate::view::Change;
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -73,6 +74,25 @@ impl Store {
         self.tags.insert(entry, tags.collect());
     }
 
+    /// Writes or deletes an entry, whoever may.
+    #[track_caller]
+    pub(super) fn set(&mut self, bucket: &str, key: &str, value: Option<&str>) {
+        self.revision += 1;
+        let revision = self.revision;
+        let Some(bucket) = self.buckets.get_mut(bucket) else {
+            panic!("no bucket {bucket:?} was given to the host");
+        };
+        let Some(value) = value else {
+            bucket.entries.remove(key);
+            return;
+        };
+        let value = value.as_bytes().to_vec();
+        let entry = Entry { value, revision };
+        bucket
+            .entries
+            .insert(key.to_owned(), Held { entry, ends: None });
+    }
+
     pub(super) fn has(&self, bucket: &str) -> bool {
         self.buckets.contains_key(bucket)
     }
@@ -80,6 +100,28 @@ impl Store {
     pub(super) fn get(&self, bucket: &str, key: &str) -> Result<Option<Entry>, Error> {
         let bucket = self.buckets.get(bucket).ok_or(Error::NoSuchBucket)?;
         Ok(bucket.entries.get(key).map(|held| held.entry.clone()))
+    }
+
+    /// What a bucket holds that it did not, and what it held that it does no more.
+    pub(super) fn changed_since(&self, before: &Self, bucket: &str) -> Vec<Change> {
+        let entries = |store: &Self| {
+            let bucket = store.buckets.get(bucket);
+            bucket.map_or_else(BTreeMap::new, |bucket| bucket.entries.clone())
+        };
+        let (before, now) = (entries(before), entries(self));
+        let value = |held: &Held| held.entry.value.clone();
+        let set = now.iter().filter(|(key, held)| {
+            let before = before.get(*key);
+            before.is_none_or(|before| before.entry.value != held.entry.value)
+        });
+        let set = set.map(|(key, held)| (key, Some(value(held))));
+        let gone = before.keys().filter(|key| !now.contains_key(*key));
+        let changes = set.chain(gone.map(|key| (key, None)));
+        let changes = changes.map(|(key, value)| Change {
+            key: key.clone(),
+            value,
+        });
+        changes.collect()
     }
 
     /// Lets time go by: what ends meanwhile is gone.

@@ -2,6 +2,7 @@
 
 use super::ask::Ask;
 use super::call::{Call, run};
+use super::view::Watching;
 use super::{Host, Plugin};
 use crate::bindings::throwbar::plugin::types::Subscription;
 use crate::session::{self, Direction, Ending, Impulse, Kind, Message, Opening, Session, Verdict};
@@ -51,6 +52,7 @@ pub struct Stream<S> {
     slots: Vec<Option<String>>,
     subscription: Subscription,
     host: Host,
+    view: Option<Watching>,
 }
 
 /// What a session is opened with.
@@ -78,7 +80,9 @@ impl<R: Router> Plugin<R> {
             slots: slots.collect(),
             saved: None,
         };
-        Stream::open(&self.host, Some(ask), kept, subscription)
+        // Sessions have instances of their own.
+        let view = self.view.as_ref().map(Watching::another);
+        Stream::open(&self.host, Some(ask), kept, subscription, view)
     }
 }
 
@@ -89,6 +93,7 @@ impl<S: Session> Stream<S> {
         ask: Option<Ask>,
         kept: Kept,
         subscription: Subscription,
+        view: Option<Watching>,
     ) -> Result<Self, Reply> {
         let Kept {
             fields,
@@ -99,7 +104,10 @@ impl<S: Session> Stream<S> {
         call.subscribe(&subscription);
         call.kept_slots.clone_from(&slots);
         let open = || session::open(fields.clone(), saved.as_deref(), &subscription);
-        let (opened, call) = run(call, open);
+        let (opened, call) = match &view {
+            Some(view) => view.around(host, || run(call, open)),
+            None => run(call, open),
+        };
         host.state.borrow_mut().log.extend(call.log.clone());
         let opened: Opening<S> = opened.unwrap_or_else(|panic| panic!("open panicked: {panic}"))?;
         host.state.borrow_mut().store = call.store.commit();
@@ -112,6 +120,7 @@ impl<S: Session> Stream<S> {
             slots,
             subscription,
             host: host.clone(),
+            view,
         })
     }
 
@@ -189,7 +198,8 @@ impl<S: Session> Stream<S> {
             slots: self.slots,
             saved: Some(self.saved.unwrap_or_default()),
         };
-        Self::open(&self.host, None, kept, self.subscription)
+        let view = self.view.as_ref().map(Watching::another);
+        Self::open(&self.host, None, kept, self.subscription, view)
     }
 
     #[track_caller]
@@ -197,7 +207,11 @@ impl<S: Session> Stream<S> {
         let mut call: Call = self.host.call(None);
         call.subscribe(&self.subscription);
         let session = &mut self.session;
-        let (result, call) = run(call, || event(session));
+        let event = || run(call, || event(session));
+        let (result, call) = match &self.view {
+            Some(view) => view.around(&self.host, event),
+            None => event(),
+        };
         self.host.state.borrow_mut().log.extend(call.log);
         if call.saved.is_some() {
             self.saved = call.saved;

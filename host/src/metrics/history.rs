@@ -31,6 +31,12 @@ pub struct CallTotals {
     pub bad_verdicts: u64,
     /// Batches of sessions that the store did not take.
     pub session_refused_writes: u64,
+    /// Changes that instances were told.
+    pub watch_changes: u64,
+    /// Calls that tell changes that trapped.
+    pub watch_traps: u64,
+    /// Calls that tell changes cut at their deadline.
+    pub watch_deadlines: u64,
     /// Nanoseconds of all calls together.
     pub nanos: u64,
     /// Calls by time: [`DECISION_BUCKETS`] and one for what is longer.
@@ -52,6 +58,9 @@ impl CallTotals {
         self.session_deadlines += load(&stats.session_deadlines);
         self.bad_verdicts += load(&stats.bad_verdicts);
         self.session_refused_writes += load(&stats.session_refused_writes);
+        self.watch_changes += load(&stats.watch_changes);
+        self.watch_traps += load(&stats.watch_traps);
+        self.watch_deadlines += load(&stats.watch_deadlines);
         self.nanos += load(&stats.nanos);
         for (sum, counter) in self.histogram.iter_mut().zip(&stats.histogram) {
             *sum += load(counter);
@@ -94,6 +103,9 @@ impl CallTotals {
                 &mut self.session_refused_writes,
                 other.session_refused_writes,
             ),
+            (&mut self.watch_changes, other.watch_changes),
+            (&mut self.watch_traps, other.watch_traps),
+            (&mut self.watch_deadlines, other.watch_deadlines),
             (&mut self.nanos, other.nanos),
         ] {
             *mine = each(*mine, others);

@@ -1,12 +1,13 @@
 //! The plugins that are part of the binary; `build.rs` builds them.
 
 /// Their names.
-pub const NAMES: [&str; 6] = [
+pub const NAMES: [&str; 7] = [
     "by-header",
     "canary",
     "chat-filter",
     "maintenance",
     "path-prefix",
+    "prefix-rules",
     "self-register",
 ];
 
@@ -23,6 +24,7 @@ pub fn component(name: &str) -> Option<&'static [u8]> {
         "chat-filter" => bytes!("chat-filter"),
         "maintenance" => bytes!("maintenance"),
         "path-prefix" => bytes!("path-prefix"),
+        "prefix-rules" => bytes!("prefix-rules"),
         "self-register" => bytes!("self-register"),
         _ => return None,
     })

@@ -6,7 +6,7 @@
 
 use super::imports::{self, HostState};
 use super::report::DeployError;
-use super::{engine, validate};
+use super::{engine, validate, watcher};
 use bytes::Bytes;
 use process::Processes;
 pub use process::{CompileBounds, CompileIn};
@@ -54,6 +54,8 @@ pub(crate) struct Code {
     pub(super) session_exports: Option<[ComponentExportIndex; 4]>,
     /// `migrate` of [`MIGRATION`], of a plugin that exports it.
     pub(super) migrate_export: Option<ComponentExportIndex>,
+    /// How a plugin that keeps a view of its own is told of changes.
+    pub(super) watcher_exports: Option<watcher::Exports>,
     /// SHA-256 of the component, in hex.
     pub(super) digest: Arc<str>,
     /// Bytes of the component.
@@ -309,12 +311,7 @@ impl Shared {
             Some(component) => (component, true),
             None => (self.compile(bytes, &path)?, false),
         };
-        let export = |interface, name| {
-            let instance = component.get_export_index(None, interface);
-            let function = component.get_export_index(instance.as_ref(), name);
-            function
-                .ok_or_else(|| DeployError::World(format!("does not export {name} of {interface}")))
-        };
+        let export = |interface, name| export(&component, interface, name);
         let exports = [export(ROUTING, "init")?, export(ROUTING, "route")?];
         let session_exports = match component.get_export_index(None, STREAMS) {
             Some(_) => {
@@ -332,6 +329,7 @@ impl Shared {
             Some(_) => Some(export(MIGRATION, "migrate")?),
             None => None,
         };
+        let watcher_exports = watcher::Exports::of(&component)?;
         let pre = self
             .linker
             .instantiate_pre(&component)
@@ -343,6 +341,7 @@ impl Shared {
             exports,
             session_exports,
             migrate_export,
+            watcher_exports,
             digest: Arc::clone(digest),
             bytes: bytes.len() as u64,
             imports,
@@ -408,6 +407,20 @@ impl Shared {
             Err(_) => Err(error),
         })
     }
+}
+
+/// A function of an interface that a component exports.
+///
+/// # Errors
+/// If it does not.
+pub(super) fn export(
+    component: &Component,
+    interface: &str,
+    name: &str,
+) -> Result<ComponentExportIndex, DeployError> {
+    let instance = component.get_export_index(None, interface);
+    let function = component.get_export_index(instance.as_ref(), name);
+    function.ok_or_else(|| DeployError::World(format!("does not export {name} of {interface}")))
 }
 
 /// Why a component whose outer form is right cannot be compiled.

@@ -196,6 +196,12 @@ pub struct CallStats {
     pub bad_verdicts: AtomicU64,
     /// Batches of sessions that the store did not take.
     pub session_refused_writes: AtomicU64,
+    /// Changes that instances with a view of their own were told.
+    pub watch_changes: AtomicU64,
+    /// Calls that tell changes that trapped.
+    pub watch_traps: AtomicU64,
+    /// Of these calls, those cut at their deadline.
+    pub watch_deadlines: AtomicU64,
     /// Nanoseconds of all calls together, but for those of sessions.
     pub nanos: AtomicU64,
     /// Bytes of linear memory of the instances there are.
@@ -212,7 +218,7 @@ impl CallStats {
             Some(RouteError::Trap(_) | RouteError::Instantiate(_) | RouteError::NoRoom(_)) => {
                 &self.traps
             }
-            Some(RouteError::Deadline(_)) => &self.deadlines,
+            Some(RouteError::Deadline(_) | RouteError::WatchDeadline(_)) => &self.deadlines,
             Some(RouteError::Decision(_)) => &self.bad_decisions,
         };
         metrics::add(kind, 1);

@@ -2,10 +2,11 @@
 
 use super::compile::ROUTING;
 use super::epoch::EpochClock;
-use super::generation::Sandbox;
+use super::generation::{GenerationLabel, Sandbox};
 use super::imports::{HostState, request, wit};
 use super::session::Functions;
 use super::subscription::Plan;
+use super::watcher::{self, Watcher};
 use super::{Decision, Generation, GenerationId, RequestHead, decision, migration};
 use crate::store::{Snapshot, WriteBatch, bucket::VALUE_BYTES_MAX};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,6 +23,8 @@ pub struct Instance {
     sandbox: Arc<Sandbox>,
     plan: Arc<Plan>,
     generation: Weak<Generation>,
+    /// What it has been told, if it keeps a view of its own.
+    watcher: Option<Box<Watcher>>,
     /// Scratch for the fields passed by value.
     fields: String,
     /// Of the deadline.
@@ -48,6 +51,9 @@ pub enum RouteError {
     /// It was cut at its deadline.
     #[error("deadline of {0:?} exceeded")]
     Deadline(std::time::Duration),
+    /// It was cut while it was told what has changed.
+    #[error("watcher: deadline of {0:?} exceeded")]
+    WatchDeadline(std::time::Duration),
     /// What it returned cannot be acted on.
     #[error("bad decision: {0}")]
     Decision(#[from] super::DecisionError),
@@ -79,7 +85,14 @@ impl Instance {
         let mut started = start(&generation.sandbox, worker)?;
         // What it subscribes to was taken at the trial and holds for every instance.
         started.store.data_mut().plan = Arc::clone(&generation.plan);
+        let watcher = Watcher::of(
+            &generation.sandbox,
+            &generation.plan,
+            &started.instance,
+            &mut started.store,
+        )?;
         Ok(Self {
+            watcher,
             store: started.store,
             route: started.route,
             fields: String::new(),
@@ -96,6 +109,11 @@ impl Instance {
     /// The generation it belongs to.
     pub fn generation_id(&self) -> GenerationId {
         self.id
+    }
+
+    /// What it is an instance of.
+    pub fn label(&self) -> &GenerationLabel {
+        &self.sandbox.label
     }
 
     /// Whether its generation is gone: no slot has it as active or previous version, and no deploy is about to make it
@@ -115,6 +133,10 @@ impl Instance {
         snapshot: &Arc<Snapshot>,
     ) -> Result<Routed, RouteError> {
         self.calls += 1;
+        if let Some(watcher) = &mut self.watcher {
+            let told = watcher.catch_up(&mut self.store, &self.sandbox, snapshot);
+            told.inspect_err(|_| self.poisoned = true)?;
+        }
         let subscribed = &self.plan.fields;
         let fields = if subscribed.is_empty() {
             None
@@ -151,6 +173,28 @@ impl Instance {
         // Imports only borrow it.
         std::mem::swap(&mut state.head, head);
         result
+    }
+
+    /// Tells it a page of what it has not of a state, if it keeps a view of its own. Whether that was the last one: what has
+    /// changed since the first one is told before the next decision.
+    ///
+    /// # Errors
+    /// As of [`Instance::route`]; the instance must be dropped.
+    pub fn tell_page(&mut self, snapshot: &Arc<Snapshot>) -> Result<bool, RouteError> {
+        match &mut self.watcher {
+            Some(watcher) => watcher.step(&mut self.store, &self.sandbox, snapshot),
+            None => Ok(true),
+        }
+    }
+
+    /// Lets go of an older state: one that nobody asks would keep what is deleted since in memory.
+    ///
+    /// # Errors
+    /// As [`Instance::tell_page`].
+    pub fn refresh(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), RouteError> {
+        self.tell_page(snapshot)?;
+        self.store.data_mut().refresh(snapshot);
+        Ok(())
     }
 
     /// Notes from now on whether the guest asks for parts of requests that it does not subscribe to.
@@ -198,7 +242,9 @@ pub(super) fn try_out(sandbox: &Arc<Sandbox>) -> Result<Plan, TrialError> {
         } = &mut started;
         migration::function(sandbox, instance, store).map_err(TrialError::World)?;
     }
-    Plan::check(started.subscription, &sandbox.grants).map_err(TrialError::Init)
+    let watched = watcher::watched(sandbox, &started.instance, &mut started.store)?;
+    let plan = Plan::check(started.subscription, &sandbox.grants).map_err(TrialError::Init)?;
+    Ok(Plan { watched, ..plan })
 }
 
 /// Why a trial failed.

@@ -43,6 +43,7 @@ mod validate;
 pub mod verdict;
 mod versions;
 mod warm;
+mod watcher;
 
 pub use accord::{Accord, Agreeing, Agreement, Base, Present, Step};
 pub(crate) use artifact::{NAME_EXPECTED, digest, is_name};
@@ -213,6 +214,8 @@ pub struct PluginLimits {
     pub deadline: Duration,
     /// For instantiation and `init` together.
     pub init_deadline: Duration,
+    /// For telling a plugin that keeps a view of its own what has changed before a call: all of it together.
+    pub watch_deadline: Duration,
     /// Linear memory of one instance, in bytes.
     pub memory_bytes_max: usize,
     /// Strings, lists and bodies that one call returns, in bytes together.
@@ -230,6 +233,7 @@ impl Default for PluginLimits {
         Self {
             deadline: Duration::from_millis(5),
             init_deadline: Duration::from_secs(1),
+            watch_deadline: Duration::from_secs(1),
             memory_bytes_max: 16 << 20,
             returned_bytes_max: 1 << 20,
             log_lines_per_second: 100,

@@ -65,6 +65,8 @@ pub(crate) struct Plan {
     pub(crate) buckets: Box<[BucketId]>,
     /// Made to every forward.
     pub(crate) edits: Option<Arc<Edits>>,
+    /// Buckets that its instances keep a view of, by their place.
+    pub(crate) watched: Arc<[BucketId]>,
 }
 
 impl Plan {
@@ -83,6 +85,7 @@ impl Plan {
             slots: check_fields("slots", subscription.slots)?,
             buckets: check_buckets(&subscription.buckets, grants)?,
             edits: (edits != Edits::default()).then(|| Arc::new(edits)),
+            watched: Arc::default(),
         })
     }
 }

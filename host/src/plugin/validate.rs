@@ -6,10 +6,16 @@ use wasmparser::{ComponentExternalKind, ComponentTypeRef, Encoding, Parser, Payl
 
 /// The package and interface a plugin exports, up to its version's patch level.
 const ROUTING_0_1: &str = "throwbar:plugin/routing@0.1";
-/// The same of the interfaces that a plugin may export beside: with hooks on its streams, with a migration.
-const OPTIONAL: [&str; 2] = [
-    "throwbar:plugin/streams@0.1",
-    "throwbar:plugin/migration@0.1",
+/// The same of the interfaces that a plugin may export beside: with hooks on its streams, with a migration, with a view of
+/// its own; drafts by their exact names.
+const OPTIONAL: [&[&str]; 4] = [
+    &["throwbar:plugin/streams@0.1"],
+    &["throwbar:plugin/migration@0.1"],
+    &["throwbar:plugin/watcher@0.1"],
+    &[
+        "wasi:keyvalue/watcher@0.2.0-draft",
+        "wasi:keyvalue/watcher@0.2.0-draft2",
+    ],
 ];
 /// Imports of most toolchains' guests, not worth telling of.
 const ORDINARY: &[&str] = &[
@@ -67,13 +73,18 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), DeployError> {
     }
     // Without them it would not be what its author pushed.
     for expected in OPTIONAL {
-        let interface = expected.split('@').next().unwrap_or(expected);
+        let interface = expected[0].split('@').next();
         let other = outer.exports.iter().find(|name| {
-            name.split('@').next() == Some(interface) && !same_interface(name, expected)
+            let is_known = expected.iter().any(|known| same_interface(name, known));
+            name.split('@').next() == interface && !is_known
         });
         if let Some(other) = other {
+            let expected = match expected {
+                [ours] => format!("{ours}.x: build it with another version of the SDK"),
+                drafts => drafts.join(" or "),
+            };
             return Err(DeployError::World(format!(
-                "exports {other}, expected {expected}.x: build it with another version of the SDK"
+                "exports {other}, expected {expected}"
             )));
         }
     }
@@ -241,7 +252,7 @@ mod tests {
 
     #[test]
     fn another_version_of_an_optional_export_is_refused_rather_than_ignored() {
-        for name in ["streams", "migration"] {
+        for name in ["streams", "migration", "watcher"] {
             let exporting = |version| {
                 component(&format!(
                     r#"(component (instance $i)
@@ -256,6 +267,21 @@ mod tests {
             );
             assert!(refused.contains(&expected), "{refused}");
         }
+        let draft = |draft| {
+            component(&format!(
+                r#"(component (instance $i)
+                    (export "throwbar:plugin/routing@0.1.0" (instance $i))
+                    (export "wasi:keyvalue/watcher@{draft}" (instance $i)))"#
+            ))
+        };
+        assert!(check(&draft("0.2.0-draft")).is_ok() && check(&draft("0.2.0-draft2")).is_ok());
+        let refused = refusal(&draft("0.2.0"));
+        assert!(
+            refused.ends_with(
+                "expected wasi:keyvalue/watcher@0.2.0-draft or wasi:keyvalue/watcher@0.2.0-draft2"
+            ),
+            "{refused}"
+        );
     }
 
     #[test]

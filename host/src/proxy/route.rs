@@ -5,15 +5,15 @@ use super::record::Record;
 use super::site::{Action, SiteView};
 use super::{OnFailure, Proxy};
 use crate::plugin::{
-    Decision, DecisionError, Forward, Generation, GenerationId, Instance, PluginSlot, Reply,
-    RouteError, RouteTarget, Routed, Shadow,
+    Decision, DecisionError, Forward, Generation, PluginSlot, Reply, RouteError, RouteTarget,
+    Routed, Shadow,
 };
 use crate::store::{CommitError, Snapshot};
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What becomes of a request.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl Proxy {
             routed,
             generation,
             hooks,
-        } = self.ask_once(view, slot, record)?;
+        } = self.ask_informed(view, slot, record).await?;
         let Some(writes) = routed.writes else {
             return Ok((routed.decision, hooks));
         };
@@ -99,7 +99,7 @@ impl Proxy {
                     routed,
                     generation,
                     hooks,
-                } = self.ask_once(view, slot, record)?;
+                } = self.ask_informed(view, slot, record).await?;
                 if let Some(writes) = routed.writes {
                     let committed = self.store.commit(writes).await;
                     committed.map_err(|error| self.refused(slot, generation.as_deref(), error))?;
@@ -110,13 +110,33 @@ impl Proxy {
         }
     }
 
-    /// One call of who is to decide now. The state of the store is taken first, so that who knows it is asked.
-    fn ask_once(
+    /// One call of who is to decide now. An instance that keeps a view of its own may have much to be told first: others
+    /// are served between the pages.
+    async fn ask_informed(
         &self,
         view: &SiteView,
         slot: &Arc<PluginSlot>,
         record: &mut Record,
     ) -> Result<Asked, ProxyError> {
+        let mut waiting_since = None;
+        loop {
+            if let Some(asked) = self.ask_once(view, slot, record, waiting_since)? {
+                return Ok(asked);
+            }
+            waiting_since.get_or_insert_with(Instant::now);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// One call of who is to decide now, if its view is not pages behind. The state of the store is taken first, so that
+    /// who knows it is asked.
+    fn ask_once(
+        &self,
+        view: &SiteView,
+        slot: &Arc<PluginSlot>,
+        record: &mut Record,
+        waiting_since: Option<Instant>,
+    ) -> Result<Option<Asked>, ProxyError> {
         let mut reader = self.reader.borrow_mut();
         let mut snapshot = reader.load();
         let staged = slot.staged(snapshot.revision().0);
@@ -133,23 +153,50 @@ impl Proxy {
             // It became active since: what it migrated is there by now.
             snapshot = reader.load();
         }
+        if generation.has_view() {
+            let told = self.tell_page(generation, snapshot, waiting_since, record);
+            let told = told.map_err(|error| failed(slot, generation, error))?;
+            if !told {
+                return Ok(None);
+            }
+        }
         // A canary is not what the shadow is compared with.
         let compared = slot.compared().filter(|_| canary.is_none());
         let shadow = compared.as_ref().and_then(|shadow| shadow.as_deref());
         let routed = self.call(view, generation, snapshot, shadow, record);
-        let label = generation.label();
-        record.label = Some(label.clone());
-        let routed = routed.map_err(|error| ProxyError::Plugin {
-            plugin: slot.name().to_string(),
-            version: label.version().to_string(),
-            error,
-        })?;
+        record.label = Some(generation.label().clone());
+        let routed = routed.map_err(|error| failed(slot, generation, error))?;
         let wrote = routed.writes.is_some();
-        Ok(Asked {
+        Ok(Some(Asked {
             routed,
             generation: wrote.then(|| generation.clone()),
             hooks: hooks(generation, record),
-        })
+        }))
+    }
+
+    /// Tells this worker's instance of a generation a page of what its view has not; whether that was the last one.
+    fn tell_page(
+        &self,
+        generation: &Arc<Generation>,
+        snapshot: &Arc<Snapshot>,
+        waiting_since: Option<Instant>,
+        record: &mut Record,
+    ) -> Result<bool, RouteError> {
+        let started = Instant::now();
+        let waited = waiting_since.map_or(Duration::ZERO, |since| started - since);
+        let told = match waited > VIEW_WAIT_MAX {
+            true => Err(RouteError::WatchDeadline(VIEW_WAIT_MAX)),
+            false => {
+                let mut instances = self.instances.borrow_mut();
+                instances.tell_page(generation, self.worker, snapshot)
+            }
+        };
+        if let Err(error) = &told {
+            let nanos = started.elapsed().as_nanos() as u64;
+            record.label = Some(generation.label().clone());
+            generation.stats(self.worker).count(Some(error), nanos);
+        }
+        told
     }
 
     /// Counts writes that were refused.
@@ -290,6 +337,18 @@ impl Proxy {
     }
 }
 
+/// How long a request waits at most until a view is whole: calls that tell it have a deadline, but others may come between
+/// them again and again.
+const VIEW_WAIT_MAX: Duration = Duration::from_secs(60);
+
+fn failed(slot: &PluginSlot, generation: &Generation, error: RouteError) -> ProxyError {
+    ProxyError::Plugin {
+        plugin: slot.name().to_string(),
+        version: generation.label().version().to_string(),
+        error,
+    }
+}
+
 /// What a call gave.
 struct Asked {
     routed: Routed,
@@ -367,86 +426,5 @@ fn fill_in(reply: &Reply, record: &Record) -> Reply {
     Reply {
         body: Bytes::from(body),
         ..reply.clone()
-    }
-}
-
-/// One worker's warm instances: at most one for each generation, a handful in most configs. Every route may
-/// have a plugin of its own, so their number is bounded: the one unused for longest gives way.
-#[derive(Default)]
-pub struct Instances {
-    warm: Vec<Warm>,
-    leases: u64,
-}
-
-/// Small, so that looking for one touches few cache lines.
-struct Warm {
-    id: GenerationId,
-    /// The lease that used it last.
-    used: u64,
-    instance: Box<Instance>,
-}
-
-impl Instances {
-    /// The instance of a generation; made now if there is none, as after a trap.
-    ///
-    /// # Errors
-    /// If it cannot be instantiated.
-    pub fn lease(
-        &mut self,
-        generation: &Arc<Generation>,
-        worker: usize,
-    ) -> Result<&mut Instance, RouteError> {
-        let id = generation.id();
-        self.leases += 1;
-        let index = match self.warm.iter().position(|warm| warm.id == id) {
-            Some(index) => index,
-            None => self.make(generation, worker)?,
-        };
-        let warm = &mut self.warm[index];
-        warm.used = self.leases;
-        Ok(&mut warm.instance)
-    }
-
-    fn make(&mut self, generation: &Arc<Generation>, worker: usize) -> Result<usize, RouteError> {
-        if self.warm.len() >= generation.instances_per_worker() {
-            self.evict();
-        }
-        let made = match Instance::on_worker(generation, worker) {
-            // Trials have some for a moment.
-            Err(RouteError::NoRoom(_)) if !self.warm.is_empty() => {
-                self.evict();
-                Instance::on_worker(generation, worker)
-            }
-            made => made,
-        };
-        self.warm.push(Warm {
-            id: generation.id(),
-            used: self.leases,
-            instance: Box::new(made?),
-        });
-        Ok(self.warm.len() - 1)
-    }
-
-    /// Drops the instance that was not used for longest.
-    fn evict(&mut self) {
-        let oldest = self
-            .warm
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, warm)| warm.used);
-        if let Some((index, _)) = oldest {
-            self.warm.swap_remove(index);
-        }
-    }
-
-    /// Drops instances of generations that are neither active nor previous any more: those that a request made after
-    /// their generation was retired, or that a fallback used.
-    pub fn sweep(&mut self) {
-        self.warm.retain(|warm| !warm.instance.is_orphaned());
-    }
-
-    /// Drops the instance of a generation.
-    pub fn discard(&mut self, generation: GenerationId) {
-        self.warm.retain(|warm| warm.id != generation);
     }
 }

@@ -20,6 +20,7 @@ pub mod batch;
 pub mod bucket;
 mod clock;
 pub mod data_file;
+mod delta;
 mod expiry;
 mod gathering;
 pub mod history;
@@ -28,6 +29,7 @@ pub mod log;
 pub mod lookup;
 mod patterns;
 pub mod shared;
+mod slack;
 pub mod snapshot;
 mod table;
 #[cfg(test)]
@@ -42,6 +44,7 @@ pub use batch::{Action, CommitError, Committed, Condition, Expect, Write, WriteB
 pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use clock::{Deadline, check_ttl};
 pub use data_file::SyncPolicy;
+pub use delta::{Changed, Delta};
 pub use history::{Event, Past};
 pub use hold::Hold;
 pub use lookup::{LookupKind, LookupKinds};

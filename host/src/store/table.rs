@@ -3,73 +3,80 @@
 //! A hash's first byte picks one of 256 branches, its next 32 bits (the tag) a leaf of the branch and a place in the
 //! leaf; slots are sorted by tag, so a place is guessed by proportion and no slot is left empty. A change copies one
 //! leaf, one branch and the root, and shares everything else with the tables that readers still hold. A lookup
-//! touches the leaf and the record, two cache misses beyond what stays cached; short keys lie inside the record.
+//! touches the leaf and the record, two cache misses beyond what stays cached; the key lies inside the record.
 //!
 //! Measured with 1,000,000 keys `agent-00000000` and addresses, on 2 cores shared with compilers, so in proportion (best
 //! of 20 rounds each): random get 0.9 to 1.0 µs where `std::collections::HashMap` with the same hasher took 1.0 µs,
 //! `imbl::GenericHashMap` 1.4 to 1.6 µs, and one cache miss alone 0.3 to 0.5 µs. A hot get is 15 to 25 ns at any size.
-//! 131 MiB after a bulk load; compared with records of fewer bytes, it was 126 against imbl's 163 and the std map's 129. A
-//! put is dearer than with imbl (9 against 4 µs at a million keys): little beside the 4 ms of a sync to disk.
+//! With records of one size it took 126 bytes a key against imbl's 163 and the std map's 129; with records as long as
+//! their keys ask for it is 111 where it was 138, and 145 where it was 138 of UUIDs (a table filled by puts, 1,000,000 keys).
+//! A put is dearer than with imbl (9 against 4 µs at a million keys): little beside the 4 ms of a sync to disk.
 
 use std::sync::Arc;
 
 use ahash::RandomState;
 
 use super::Entry;
+use super::bucket::KEY_BYTES_MAX;
 
-const BRANCHES: usize = 256;
+pub(super) const BRANCHES: usize = 256;
 /// Leaves of a branch are doubled up to this.
 const LEAVES_MAX: usize = 256;
 /// A leaf that grows beyond this doubles its branch's leaves, while it may.
 const LEAF_SLOTS_MAX: usize = 32;
 /// Slots per leaf that a bulk load aims at.
 const LEAF_SLOTS_LOADED: usize = 16;
-/// Keys up to this long (a UUID as text is 36 bytes) lie inside their record: as long as fits without a larger piece of
-/// the allocator's, whose sizes are 16 bytes apart.
-const KEY_BYTES_INLINE: usize = 46;
-const _: () = assert!(size_of::<Record>() <= 88);
-
 /// A key with its entry, shared by every table that holds it.
-pub(super) struct Record {
+///
+/// The key lies behind the entry, so that a lookup touches one piece of memory, in one of few sizes: what the allocator's
+/// pieces, 16 bytes apart, have room for.
+pub(super) struct Keyed<K: ?Sized> {
     pub(super) entry: Entry,
-    key: Key,
+    key_len: u16,
+    /// The key, and what is left of the piece.
+    key: K,
 }
 
-enum Key {
-    Short {
-        len: u8,
-        bytes: [u8; KEY_BYTES_INLINE],
-    },
-    Long(Box<str>),
-}
+/// A record of whatever size.
+pub(super) type Record = Keyed<[u8]>;
+
+const _: () = assert!(size_of::<Keyed<[u8; 14]>>() == 56);
+const _: () = assert!(KEY_BYTES_MAX == 1024);
 
 impl Record {
+    /// Makes one. `key` is as long as one may be: what brings keys in has to check that.
     pub(super) fn new(key: &str, entry: Entry) -> Arc<Self> {
-        let key = match u8::try_from(key.len()) {
-            Ok(len) if key.len() <= KEY_BYTES_INLINE => {
-                let mut bytes = [0; KEY_BYTES_INLINE];
-                bytes[..key.len()].copy_from_slice(key.as_bytes());
-                Key::Short { len, bytes }
-            }
-            _ => Key::Long(key.into()),
-        };
-        Arc::new(Self { entry, key })
+        match key.len() {
+            0..=14 => Self::of_size::<14>(key, entry),
+            15..=30 => Self::of_size::<30>(key, entry),
+            // A UUID as text is 36 bytes.
+            31..=46 => Self::of_size::<46>(key, entry),
+            47..=62 => Self::of_size::<62>(key, entry),
+            63..=94 => Self::of_size::<94>(key, entry),
+            95..=126 => Self::of_size::<126>(key, entry),
+            127..=254 => Self::of_size::<254>(key, entry),
+            255..=510 => Self::of_size::<510>(key, entry),
+            _ => Self::of_size::<KEY_BYTES_MAX>(key, entry),
+        }
+    }
+
+    fn of_size<const SIZE: usize>(key: &str, entry: Entry) -> Arc<Self> {
+        let mut bytes = [0; SIZE];
+        bytes[..key.len()].copy_from_slice(key.as_bytes());
+        let key_len = u16::try_from(key.len()).expect("at most KEY_BYTES_MAX");
+        Arc::new(Keyed {
+            entry,
+            key_len,
+            key: bytes,
+        })
     }
 
     pub(super) fn key_bytes(&self) -> &[u8] {
-        match &self.key {
-            Key::Short { len, bytes } => &bytes[..usize::from(*len)],
-            Key::Long(key) => key.as_bytes(),
-        }
+        &self.key[..usize::from(self.key_len)]
     }
 
     pub(super) fn key(&self) -> &str {
-        match &self.key {
-            Key::Short { len, bytes } => {
-                std::str::from_utf8(&bytes[..usize::from(*len)]).expect("copied whole from a str")
-            }
-            Key::Long(key) => key,
-        }
+        std::str::from_utf8(self.key_bytes()).expect("copied whole from a str")
     }
 
     /// What the record counts against a bucket's limit: key and value.
@@ -263,13 +270,24 @@ impl Table {
     /// Keys whose value is another than in `before`, or which are in only one of both. Looks at what the two do not share:
     /// after a change of few keys that is little.
     pub(super) fn changed_since<'t>(&'t self, before: &'t Table) -> impl Iterator<Item = &'t str> {
-        let now = unshared(&self.root, &before.root).filter(|slot| {
+        let changed = (0..BRANCHES).flat_map(|branch| self.changed_in(branch, before));
+        changed.map(|(record, _)| record.key())
+    }
+
+    /// A part of that, one of [`BRANCHES`]: each record as it is now, or as it was last and that it is gone.
+    pub(super) fn changed_in<'t>(
+        &'t self,
+        branch: usize,
+        before: &'t Table,
+    ) -> impl Iterator<Item = (&'t Arc<Record>, bool)> {
+        let (now, old) = (&self.root[branch], &before.root[branch]);
+        let changed = unshared(now, old).filter(|slot| {
             let old = before.get(slot.record.key());
             old.is_none_or(|old| old.entry.value != slot.record.entry.value)
         });
-        let gone =
-            unshared(&before.root, &self.root).filter(|slot| self.get(slot.record.key()).is_none());
-        now.chain(gone).map(|slot| slot.record.key())
+        let gone = unshared(old, now).filter(|slot| self.get(slot.record.key()).is_none());
+        let changed = changed.map(|slot| (&slot.record, false));
+        changed.chain(gone.map(|slot| (&slot.record, true)))
     }
 
     /// Every record, in no order that means anything.
@@ -278,18 +296,27 @@ impl Table {
     }
 }
 
-/// Slots of the leaves that another root does not have at the same place.
-fn unshared<'t>(root: &'t [Branch], other: &'t [Branch]) -> impl Iterator<Item = &'t Slot> {
-    let branches = root.iter().zip(other);
-    let branches = branches.filter(|(branch, other)| !Arc::ptr_eq(branch, other));
-    let leaves = branches.flat_map(|(branch, other)| {
-        let other = (branch.len() == other.len()).then_some(other);
-        branch
-            .iter()
-            .enumerate()
-            .filter(move |(at, leaf)| !other.is_some_and(|other| Arc::ptr_eq(leaf, &other[*at])))
+/// Slots of a branch whose very record another one does not have at the same place. No record is looked at: each would be
+/// a cache miss, and all of a leaf but the changed one are shared.
+fn unshared<'t>(branch: &'t Branch, other: &'t Branch) -> impl Iterator<Item = &'t Slot> {
+    let paired = branch.len() == other.len();
+    let leaves = match Arc::ptr_eq(branch, other) {
+        true => &[],
+        false => &**branch,
+    };
+    let leaves = leaves.iter().enumerate().filter_map(move |(at, leaf)| {
+        let other: &[Slot] = if paired { &other[at] } else { &[] };
+        (!std::ptr::eq(&**leaf, other)).then_some((leaf, other))
     });
-    leaves.flat_map(|(_, leaf)| leaf.iter())
+    leaves.flat_map(|(leaf, other)| {
+        leaf.iter().filter(|slot| {
+            let first = other.partition_point(|known| known.tag < slot.tag);
+            let mut same = other[first..]
+                .iter()
+                .take_while(|known| known.tag == slot.tag);
+            !same.any(|known| Arc::ptr_eq(&known.record, &slot.record))
+        })
+    })
 }
 
 fn branch_of(hash: u64) -> usize {

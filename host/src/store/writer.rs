@@ -22,6 +22,7 @@ use super::gathering::Gathering;
 use super::history::{self, Histories};
 use super::log::Log;
 use super::shared::link::Applied;
+use super::slack::Slack;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::{Record, Table};
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
@@ -71,6 +72,7 @@ pub(super) struct Writer {
     /// Old snapshots that a reader may still hold. Kept here so that it is this thread that frees them: what only
     /// they hold can be a whole bucket, too long a work for a thread that serves requests.
     retired: Vec<Arc<Snapshot>>,
+    slack: Slack,
     /// Told of each state once it is the newest.
     published: watch::Sender<Revision>,
 }
@@ -98,6 +100,8 @@ impl Writer {
         deadlines.read(&Snapshot::empty(), &first);
         log.read(&first);
         past.read(&first);
+        let mut slack = Slack::new();
+        slack.note_loaded(&first);
         Self {
             newest,
             backends,
@@ -108,6 +112,7 @@ impl Writer {
             log,
             past,
             retired: Vec::new(),
+            slack,
             published,
         }
     }
@@ -206,7 +211,11 @@ impl Writer {
     /// Waits for a command, or until there is something else to do. Frees old snapshots first.
     fn next(&mut self, commands: &Receiver<Command>) -> Next {
         self.free_retired();
-        let retire = (!self.retired.is_empty()).then_some(RETIRE_INTERVAL);
+        if self.slack.is_overdue() {
+            self.slack.give_back();
+        }
+        let is_slack = !self.retired.is_empty() || self.slack.is_due();
+        let retire = is_slack.then_some(RETIRE_INTERVAL);
         let sync = self.backends.sync_by();
         let sync = sync.map(|by| by.saturating_duration_since(Instant::now()));
         let wait = self.until_sweep().into_iter().chain(retire).chain(sync);
@@ -216,7 +225,14 @@ impl Writer {
         };
         match commands.recv_timeout(wait) {
             Ok(command) => Next::Command(command),
-            Err(RecvTimeoutError::Timeout) => Next::Idle,
+            Err(RecvTimeoutError::Timeout) => {
+                self.free_retired();
+                // What a reader still holds is yet to be freed.
+                if self.slack.is_due() && self.retired.is_empty() {
+                    self.slack.give_back();
+                }
+                Next::Idle
+            }
             Err(RecvTimeoutError::Disconnected) => Next::Closed,
         }
     }
@@ -301,6 +317,7 @@ impl Writer {
         self.deadlines.read(&before, &next);
         self.log.read(&next);
         self.past.read(&next);
+        self.slack.note_loaded(&next);
         self.publish(next, &[]);
         self.backends.follow();
         Ok(())
@@ -317,6 +334,7 @@ impl Writer {
         // Whoever sees a change finds it in the past of its key.
         self.past.add(changes, self.clock.now());
         self.retired.push(self.newest.swap(Arc::new(next)));
+        self.slack.note(changes.len());
         for change in changes {
             self.deadlines.change(change);
         }

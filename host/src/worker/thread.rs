@@ -4,10 +4,10 @@ use super::{Command, Shared};
 use crate::deadline::Deadlines;
 use crate::drain::Drain;
 use crate::listener::{self, Admission};
-use crate::plugin::{Instance, Sessions};
+use crate::plugin::Sessions;
 use crate::proxy::access_log::{AccessLog, Fields};
 use crate::proxy::encode::HeadBuffers;
-use crate::proxy::route::Instances;
+use crate::proxy::instances::Instances;
 use crate::proxy::site::SiteView;
 use crate::proxy::{Proxy, TICK};
 use crate::stream::{StreamEvent, StreamFacts, Streams};
@@ -135,12 +135,14 @@ impl Worker {
         proxy.deadlines.sweep();
         proxy.streams.sweep(Instant::now());
         proxy.log.flush();
+        // What is idle would keep an old snapshot alive.
+        let mut reader = proxy.reader.borrow_mut();
+        proxy.instances.borrow_mut().refresh(reader.load());
+        drop(reader);
         if proxy.deadlines.now().is_multiple_of(10) {
             proxy
                 .pool
                 .sweep(proxy.view().site.ticks.pool, proxy.counters());
-            // A reader that is idle would keep an old snapshot alive.
-            proxy.reader.borrow_mut().load();
             proxy.instances.borrow_mut().sweep();
             proxy.sessions.sweep();
             proxy.records.borrow_mut().sweep(proxy.deadlines.now());
@@ -152,12 +154,8 @@ impl Worker {
         // Whoever asked and went away wants no answer.
         match command {
             Command::Warm(generation, answer) => {
-                let warmed = proxy
-                    .instances
-                    .borrow_mut()
-                    .lease(&generation, proxy.worker)
-                    .map(|_: &mut Instance| ());
-                let _ = answer.send(warmed.map_err(|error| error.to_string()));
+                let proxy = proxy.clone();
+                tokio::task::spawn_local(async move { proxy.warm(&generation, answer).await });
             }
             Command::Retire(generation) => {
                 proxy.instances.borrow_mut().discard(generation);

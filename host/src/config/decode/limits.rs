@@ -71,6 +71,7 @@ pub(super) fn plugin_limits(mut table: Table<'_>, walk: &mut Walk<'_>) -> Plugin
     let mut limits = PluginLimits::default();
     table.duration("deadline", &mut limits.deadline, walk);
     table.duration("init_deadline", &mut limits.init_deadline, walk);
+    table.duration("watch_deadline", &mut limits.watch_deadline, walk);
     table.size("memory", &mut limits.memory_bytes_max, walk);
     table.size("returned", &mut limits.returned_bytes_max, walk);
     table.integer(

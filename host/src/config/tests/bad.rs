@@ -141,7 +141,7 @@ const BAD: &[(&str, &str)] = &[
     ),
     (
         "[plugins.p]\nsource = \"builtin:by-haeder\"",
-        "5:10 plugins.p.source: \"builtin:by-haeder\" is not built in: expected `builtin:by-header`, `builtin:canary`, `builtin:chat-filter`, `builtin:maintenance`, `builtin:path-prefix` or `builtin:self-register` [did you mean `builtin:by-header`?]",
+        "5:10 plugins.p.source: \"builtin:by-haeder\" is not built in: expected `builtin:by-header`, `builtin:canary`, `builtin:chat-filter`, `builtin:maintenance`, `builtin:path-prefix`, `builtin:prefix-rules` or `builtin:self-register` [did you mean `builtin:by-header`?]",
     ),
     (
         "[plugins.By_Header]",

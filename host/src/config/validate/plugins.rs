@@ -50,6 +50,12 @@ pub(super) fn plugin(config: &Config, plugin: &PluginConfig, found: &mut Vec<Fin
         Duration::from_secs(60),
         found,
     );
+    timeout(
+        join(&path, "watch_deadline"),
+        limits.watch_deadline,
+        Duration::from_secs(60),
+        found,
+    );
     between(
         join(&path, "memory"),
         &limits.memory_bytes_max,

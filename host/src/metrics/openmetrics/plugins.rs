@@ -33,6 +33,7 @@ impl Scrape {
         )?;
         self.encode_decisions(out)?;
         self.encode_sessions(out)?;
+        self.encode_watchers(out)?;
         self.encode_versions(out)?;
         self.encode_trials(out)?;
         let swaps = self.swaps.iter().map(|(plugin, result, count)| {
@@ -77,6 +78,29 @@ impl Scrape {
         out.counters(
             "throwbar_session_errors",
             "Calls of sessions that failed, or whose writes did, by kind",
+            errors,
+        )
+    }
+
+    fn encode_watchers(&self, out: &mut Out<'_>) -> fmt::Result {
+        let plugins = || self.plugins.iter();
+        let changes =
+            plugins().map(|row| ([("plugin", row.plugin.as_str())], row.calls.watch_changes));
+        out.counters(
+            "throwbar_watch_changes",
+            "Changes that instances with a view of their own were told",
+            changes,
+        )?;
+        let errors = plugins().flat_map(|row| {
+            let kinds = [
+                ("trap", row.calls.watch_traps),
+                ("deadline", row.calls.watch_deadlines),
+            ];
+            kinds.map(|(kind, count)| ([("plugin", row.plugin.as_str()), ("kind", kind)], count))
+        });
+        out.counters(
+            "throwbar_watch_errors",
+            "Calls that tell changes that failed, by kind",
             errors,
         )
     }

@@ -88,6 +88,20 @@ impl HostState {
         Ok(Ok(self.table.push(bucket)?))
     }
 
+    /// A granted bucket, open: for a guest that is told of a change in it.
+    pub(in crate::plugin) fn lend_bucket(
+        &mut self,
+        id: BucketId,
+    ) -> wasmtime::Result<Resource<OpenBucket>> {
+        let grant = self.sandbox.grants.values();
+        let grant = grant.copied().find(|grant| grant.bucket == id);
+        let Some(grant) = grant else {
+            wasmtime::bail!("a bucket that is not granted");
+        };
+        let cursors = Cursors::default();
+        Ok(self.table.push(OpenBucket { grant, cursors })?)
+    }
+
     fn granted(&mut self, bucket: &Resource<OpenBucket>) -> wasmtime::Result<Grant> {
         let grant = self.table.get(bucket)?.grant;
         self.note_used(grant.bucket);

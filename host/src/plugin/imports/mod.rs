@@ -176,11 +176,23 @@ impl HostState {
             count: self.sandbox.config.limits.writes_max,
             bytes: kv::WRITES_BYTES_MAX,
         });
+        self.refresh(snapshot);
+        // Swapped, not moved: a head is some hundred bytes.
+        std::mem::swap(&mut self.head, head);
+    }
+
+    /// Reads this state from now on.
+    pub(super) fn refresh(&mut self, snapshot: &Arc<Snapshot>) {
         if !Arc::ptr_eq(&self.snapshot, snapshot) {
             self.snapshot = Arc::clone(snapshot);
         }
-        // Swapped, not moved: a head is some hundred bytes.
-        std::mem::swap(&mut self.head, head);
+    }
+
+    /// Takes the state that a view is told of. There is no request, and nothing may be written.
+    pub(super) fn begin_watch(&mut self, snapshot: &Arc<Snapshot>) {
+        self.entries.clear();
+        self.writes = None;
+        self.snapshot = Arc::clone(snapshot);
     }
 
     /// Takes the state and the bounds of a migration. It has no request, and no subscription: lookups are of requests.

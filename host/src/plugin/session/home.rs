@@ -8,6 +8,8 @@ use crate::plugin::generation::Sandbox;
 use crate::plugin::imports::{HostState, wit, wit_streams};
 use crate::plugin::instance::{self, RouteError};
 use crate::plugin::subscription::Plan;
+use crate::plugin::watcher::Watcher;
+use crate::store::Snapshot;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -89,6 +91,7 @@ pub(super) struct Home {
 pub(super) struct Running {
     pub(super) store: Store<HostState>,
     pub(super) functions: Functions,
+    pub(super) watcher: Option<Box<Watcher>>,
 }
 
 impl Home {
@@ -107,12 +110,14 @@ impl Home {
         started.store.data_mut().in_session = true;
         let functions = Functions::of(sandbox, &started.instance, &mut started.store)
             .map_err(SessionError::Instantiate)?;
+        let watcher = Watcher::of(sandbox, plan, &started.instance, &mut started.store)?;
         Ok(Self {
             sandbox: Arc::clone(sandbox),
             plan: Arc::clone(plan),
             running: RefCell::new(Some(Running {
                 store: started.store,
                 functions,
+                watcher,
             })),
             live: Cell::new(0),
             calls: Cell::new(0),
@@ -130,6 +135,24 @@ impl Home {
         if let Some(running) = &mut *self.running.borrow_mut() {
             running.store.data_mut().kept_slots = slots;
         }
+    }
+
+    /// Lets go of an older state, and tells the instance what has changed since.
+    ///
+    /// # Errors
+    /// If it has to be dropped.
+    pub(super) fn refresh(&self, snapshot: &Arc<Snapshot>) -> Result<(), RouteError> {
+        // Its snapshot is a call's while one runs.
+        if let Ok(mut running) = self.running.try_borrow_mut()
+            && let Some(running) = &mut *running
+        {
+            let Running { store, watcher, .. } = running;
+            if let Some(watcher) = watcher {
+                watcher.step(store, &self.sandbox, snapshot)?;
+            }
+            store.data_mut().refresh(snapshot);
+        }
+        Ok(())
     }
 
     pub(super) fn is_lost(&self) -> bool {

@@ -130,7 +130,9 @@ impl From<RouteError> for SessionError {
     fn from(error: RouteError) -> Self {
         match error {
             RouteError::Trap(reason) => Self::Trap(reason),
-            RouteError::Deadline(deadline) => Self::Deadline(deadline),
+            RouteError::Deadline(deadline) | RouteError::WatchDeadline(deadline) => {
+                Self::Deadline(deadline)
+            }
             RouteError::Decision(error) => Self::Verdict(error.0),
             RouteError::Instantiate(reason) | RouteError::NoRoom(reason) => {
                 Self::Instantiate(reason)

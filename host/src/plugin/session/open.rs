@@ -108,8 +108,20 @@ impl Sessions {
 
     /// To be called now and then: lets go of what is not needed any more.
     pub fn sweep(&self) {
-        // A reader that is idle would keep an old snapshot alive.
-        self.reader.borrow_mut().load();
+        // A reader that is idle would keep an old snapshot alive, and so would an instance.
+        let snapshot = Arc::clone(self.reader.borrow_mut().load());
+        let homes = self.homes.borrow().clone();
+        for home in homes {
+            if let Err(error) = home.refresh(&snapshot) {
+                tell(
+                    &home.sandbox.label,
+                    &error.into(),
+                    "instance with sessions is lost",
+                );
+                *home.running.borrow_mut() = None;
+                self.lose(&home);
+            }
+        }
         self.homes.borrow_mut().retain(|home| !home.is_over());
         self.failures
             .borrow_mut()
@@ -164,22 +176,33 @@ impl Sessions {
         };
         home.calls.set(home.calls.get() + 1);
         let deadline = home.sandbox.config.limits.deadline;
-        let Running { store, functions } = running;
-        {
+        let Running {
+            store,
+            functions,
+            watcher,
+        } = running;
+        let told = {
             let mut reader = self.reader.borrow_mut();
-            let (state, snapshot) = (store.data_mut(), reader.load());
+            let snapshot = reader.load();
+            let told = match watcher {
+                Some(watcher) => watcher.catch_up(store, &home.sandbox, snapshot),
+                None => Ok(()),
+            };
+            let state = store.data_mut();
             state.unapplied.settle(snapshot.revision().0);
             state.begin(head, snapshot);
-        }
+            told
+        };
         home.sandbox.clock.arm(store, EpochClock::ticks(deadline));
-        let called = catch_unwind(AssertUnwindSafe(|| call(store, functions)));
+        let called = told.map(|()| catch_unwind(AssertUnwindSafe(|| call(store, functions))));
         std::mem::swap(&mut store.data_mut().head, head);
         let error = match called {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => SessionError::from(instance::cause(&error, deadline)),
-            Err(panic) => {
+            Ok(Ok(Ok(value))) => return Ok(value),
+            Ok(Ok(Err(error))) => SessionError::from(instance::cause(&error, deadline)),
+            Ok(Err(panic)) => {
                 SessionError::Trap(format!("host function: {}", instance::text_of(&*panic)))
             }
+            Err(error) => SessionError::from(error),
         };
         let stats = self.stats(home);
         match error {
@@ -187,9 +210,14 @@ impl Sessions {
             _ => metrics::add(&stats.session_traps, 1),
         }
         *slot = None;
+        self.lose(home);
+        Err(error)
+    }
+
+    /// Notes that an instance is lost.
+    fn lose(&self, home: &Home) {
         self.lost.set(true);
         self.note_failure(home.id());
-        Err(error)
     }
 
     /// Calls `open`, and checks what it returned. What it writes in place of a lost session is left to be

@@ -1,7 +1,7 @@
 //! Guests written by hand, so that each does exactly one thing.
 //!
 //! Memory: 0 holds what `init` returns (zeros: success, nothing subscribed), 256 the decision, 1024 strings, 2048 what
-//! imports return, 3072 what `migrate` returns; lists that the host passes go to 8192 and up.
+//! imports return, 3072 what `migrate` or `buckets` returns; lists that the host passes go to 8192 and up.
 
 /// What a guest does.
 pub(super) struct Guest<'a> {
@@ -28,6 +28,26 @@ fn migration(migrate: &str) -> String {
     )
 }
 
+/// What a guest that watches exports beside, `changes` being the type of what it is told.
+fn watcher(changes: &str) -> String {
+    format!(
+        r#"(type $change_ (record (field "key" string) (field "value" (option (list u8)))))
+  (export $change "change" (type $change_))
+  (func $buckets (result (list string)) (canon lift (core func $i "buckets") (memory (core memory $m "memory"))))
+  (func $changed (param "bucket" u32) (param "changes" {changes}) (param "more" bool)
+    (canon lift (core func $i "changed") (memory (core memory $m "memory")) (realloc (core func $m "realloc"))))
+  (instance $watcher (export "change" (type $change)) (export "buckets" (func $buckets)) (export "changed" (func $changed)))
+  (export "throwbar:plugin/watcher@0.1.0" (instance $watcher))"#
+    )
+}
+
+fn told(instructions: &str) -> String {
+    format!(
+        r#"(func (export "buckets") (result i32) (i32.const 3072))
+           (func (export "changed") (param $bucket i32) (param $ptr i32) (param $len i32) (param $more i32) {instructions})"#
+    )
+}
+
 impl Guest<'_> {
     /// The component.
     pub(super) fn build(&self) -> Vec<u8> {
@@ -43,6 +63,23 @@ impl Guest<'_> {
         let of_the_contract =
             r#"(param "from-version" (option string)) (result (result (error string)))"#;
         self.exporting(&core, &migration(of_the_contract))
+    }
+
+    /// The same that watches the buckets listed at 3072; instructions for what it is told.
+    pub(super) fn watching(&self, instructions: &str) -> Vec<u8> {
+        self.exporting(&told(instructions), &watcher("(list $change)"))
+    }
+
+    /// The same with functions of those names, one of another type.
+    pub(super) fn watching_wrongly(&self) -> Vec<u8> {
+        self.exporting(&told(""), &watcher("(list string)"))
+    }
+
+    /// The same that watches by that interface and by `wasi:keyvalue/watcher`.
+    pub(super) fn watching_twice(&self) -> Vec<u8> {
+        let twice = watcher("(list $change)")
+            + r#"(export "wasi:keyvalue/watcher@0.2.0-draft" (instance $watcher))"#;
+        self.exporting(&told(""), &twice)
     }
 
     /// The same with a function of that name and of another type.

@@ -13,6 +13,7 @@ pub(crate) mod guest;
 mod migrations;
 mod rollouts;
 mod sessions;
+mod watching;
 
 /// Plugins over a store in memory, in a directory of their own.
 struct Bench {

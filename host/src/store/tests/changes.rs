@@ -67,11 +67,67 @@ fn states_differ_in_what_was_changed_and_nothing_else() {
                 expected.extend(differ.map(|key| (bucket, key.as_str().into())));
             }
             assert_eq!(changed(after, before), expected);
+            for bucket in [a, b] {
+                let mut content = content(before, bucket);
+                follow(&mut content, Some(before), after, bucket);
+                assert_eq!(content, self::content(after, bucket));
+            }
         }
+        let mut all = Content::new();
+        follow(&mut all, None, before, a);
+        assert_eq!(all, content(before, a));
     }
     let last = states.last().unwrap();
     let wanted = last.changed_since(&states[0], |bucket| bucket == b);
     assert!(!wanted.is_empty() && wanted.iter().all(|(bucket, _)| *bucket == b));
+}
+
+/// Does to a copy of a bucket what the pages between two states say, each change of which has to be one.
+fn follow(
+    content: &mut Content,
+    before: Option<&Arc<Snapshot>>,
+    after: &Arc<Snapshot>,
+    bucket: BucketId,
+) {
+    let other = BucketId(bucket.0 ^ 1);
+    let mut delta = Delta::new(before.cloned(), Arc::clone(after), [other, bucket].into());
+    loop {
+        let more = delta.has_more();
+        let page = delta.page(70, 500);
+        let bytes = |one: &Changed| one.key().len() + one.value().map_or(0, Value::len);
+        assert!(page.len() <= 70 && page.iter().map(bytes).sum::<usize>() <= 500);
+        assert_eq!(page.is_empty(), !more);
+        if page.is_empty() {
+            return;
+        }
+        let place = page[0].bucket();
+        for one in page {
+            assert_eq!(one.bucket(), place, "a page is of one bucket");
+            if place == 0 {
+                continue;
+            }
+            let known = match one.value() {
+                Some(value) => {
+                    let value = value.text().unwrap().into_owned();
+                    assert_ne!(content.get(one.key()), Some(&value));
+                    content.insert(one.key().to_owned(), value);
+                    continue;
+                }
+                None => content.remove(one.key()),
+            };
+            assert!(known.is_some(), "{} was not there", one.key());
+        }
+    }
+}
+
+#[test]
+fn a_change_larger_than_a_page_is_one() {
+    let store = Store::scratch(&[memory("a")]).unwrap();
+    let a = id(&store, "a");
+    wait(store.commit(put(a, "large", &"1".repeat(1_000)))).unwrap();
+    let mut delta = Delta::new(None, store.snapshot(), [a].into());
+    assert_eq!(delta.page(10, 100).len(), 1);
+    assert!(!delta.has_more());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::{
     BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_REVISION, META_WRITES, Mark, deadlines,
 };
 use crate::store::backend::Loaded;
+use crate::store::bucket::KEY_BYTES_MAX;
 use crate::store::table::Record;
 use crate::store::{BucketConfig, Deadline, Entry, Revision, Value};
 
@@ -60,8 +61,10 @@ pub(super) fn read_bucket(
         let deadline = deadlines.next_if(|(ending, _)| ending == key);
         let deadline = deadline.and_then(|(_, millis)| Deadline::from_millis(millis));
         found.add(key, revision, value, deadline);
-        let key = std::str::from_utf8(key)
-            .map_err(|_| redb::Error::Corrupted("a key is not UTF-8".into()))?;
+        let key = std::str::from_utf8(key).ok();
+        let key = key.filter(|key| key.len() <= KEY_BYTES_MAX);
+        let key =
+            key.ok_or_else(|| redb::Error::Corrupted("a key is too long, or not UTF-8".into()))?;
         match Value::parse(bucket.values, value) {
             Ok(value) => {
                 let revision = Revision(revision);

@@ -1,0 +1,205 @@
+//! How much memory do keys take, does it come back when they are deleted, and what does their number cost a decision?
+//!
+//! `cargo run --release -p throwbar-benches --bin store-memory -- [KEYS]` puts so many keys (a million unless it says
+//! another number) into one bucket in memory, reads them, and deletes them all; then a door of the plugin contract decides
+//! on hot keys of 10 and of so many, in turns. Memory is what is resident of this process.
+
+use anyhow::{Context, Result};
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use throwbar_benches::doors::Door;
+use throwbar_host::store::{
+    BackendKind, BucketConfig, BucketId, Store, ValueKind, Write, WriteBatch,
+};
+use tokio::runtime::{Builder, Runtime};
+
+/// Keys of a batch.
+const BATCH: u64 = 100_000;
+/// Reads that are timed together.
+const READS: u32 = 2_000_000;
+/// Decisions of each door in a turn, and turns.
+const DECISIONS: usize = 2_000;
+const TURNS: usize = 100;
+/// How long memory may take to come back on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn main() -> Result<()> {
+    let keys = match std::env::args().nth(1) {
+        Some(keys) => keys.parse().context("KEYS is not a number")?,
+        None => 1_000_000,
+    };
+    let runtime = Builder::new_current_thread().enable_time().build()?;
+    memory(&runtime, keys)?;
+    decisions(keys)
+}
+
+fn memory(runtime: &Runtime, keys: u64) -> Result<()> {
+    let config = BucketConfig::new("routes", BackendKind::Memory, ValueKind::Endpoint);
+    let store = Store::open(&[config], Path::new(""))?;
+    let bucket = store.snapshot().bucket_id("routes").context("configured")?;
+    let mut reader = store.reader();
+    // What the first batch leaves behind is no key's.
+    write(runtime, &store, bucket, 0..1_000, false)?;
+    write(runtime, &store, bucket, 0..1_000, true)?;
+    settle(&mut reader);
+    let before = resident()?;
+    println!("{:>8.1} MiB resident with no keys", mib(before));
+    write(runtime, &store, bucket, 0..keys, false)?;
+    settle(&mut reader);
+    let full = resident()?;
+    let each = full.saturating_sub(before) as f64 / keys as f64;
+    println!(
+        "{:>8.1} MiB with {keys} keys: {each:.0} bytes each",
+        mib(full)
+    );
+    let made = nanos(keys, |text| text.len() as u64);
+    let snapshot = store.snapshot();
+    let routes = snapshot.bucket(bucket).context("configured")?;
+    let get = |text: &str| routes.get(text).map_or(0, |entry| entry.revision.0);
+    let random = nanos(keys, get) - made;
+    let hot = key(keys / 2);
+    let began = Instant::now();
+    for _ in 0..READS {
+        black_box(get(black_box(&hot)));
+    }
+    let hot = began.elapsed().as_nanos() as f64 / f64::from(READS);
+    println!(
+        "{hot:>8.0} ns a read of a hot key, {random:.0} of one at random, where a single cache miss takes {:.0}",
+        miss(full.saturating_sub(before))
+    );
+    drop(snapshot);
+    write(runtime, &store, bucket, 0..keys, true)?;
+    settle(&mut reader);
+    let left = resident()?;
+    println!("{:>8.1} MiB after they are deleted", mib(left));
+    Ok(())
+}
+
+/// Lets the store free what nobody reads any more.
+fn settle(reader: &mut throwbar_host::store::Reader) {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        black_box(reader.load().revision());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn write(
+    runtime: &Runtime,
+    store: &Store,
+    bucket: BucketId,
+    numbers: std::ops::Range<u64>,
+    delete: bool,
+) -> Result<()> {
+    let mut next = numbers.start;
+    while next < numbers.end {
+        let end = numbers.end.min(next + BATCH);
+        let writes = (next..end).map(|number| match delete {
+            true => Write::delete(bucket, key(number)),
+            false => {
+                let [_, a, b, c] = (number as u32).to_be_bytes();
+                let value = format!("127.{a}.{b}.{c}:8080");
+                Write::put(bucket, key(number), value.into_bytes())
+            }
+        });
+        let batch = WriteBatch {
+            writes: writes.collect(),
+            ..WriteBatch::default()
+        };
+        runtime.block_on(store.commit(batch))?;
+        next = end;
+    }
+    Ok(())
+}
+
+fn key(number: u64) -> String {
+    format!("agent-{number:08}")
+}
+
+/// Nanoseconds of making a random key and doing something with it: the least of five rounds.
+fn nanos(keys: u64, mut then: impl FnMut(&str) -> u64) -> f64 {
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut text = String::with_capacity(32);
+    let rounds = (0..5).map(|_| {
+        let began = Instant::now();
+        for _ in 0..READS / 5 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            text.clear();
+            write!(text, "agent-{:08}", state % keys).expect("a string takes text");
+            black_box(then(black_box(&text)));
+        }
+        began.elapsed().as_nanos() as f64 / f64::from(READS / 5)
+    });
+    rounds.fold(f64::INFINITY, f64::min)
+}
+
+/// Nanoseconds of one cache miss in so many bytes: the least of five rounds of reads, each of which says where the next is.
+fn miss(bytes: u64) -> f64 {
+    let places = (bytes as usize / size_of::<[u64; 8]>()).max(2);
+    let mut next: Vec<[u64; 8]> = (0..places as u64).map(|at| [at; 8]).collect();
+    // Sattolo's shuffle: one cycle through all of them.
+    let mut state = 88_172_645_463_325_252_u64;
+    for at in (1..places).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let other = (state % at as u64) as usize;
+        let (one, two) = (next[at][0], next[other][0]);
+        (next[at][0], next[other][0]) = (two, one);
+    }
+    let mut at = 0;
+    let rounds = (0..5).map(|_| {
+        let began = Instant::now();
+        for _ in 0..READS / 5 {
+            at = next[at as usize][0];
+        }
+        black_box(at);
+        began.elapsed().as_nanos() as f64 / f64::from(READS / 5)
+    });
+    rounds.fold(f64::INFINITY, f64::min)
+}
+
+fn decisions(keys: u64) -> Result<()> {
+    let keys = usize::try_from(keys)?;
+    let mut doors = [
+        (Door::with_keys("by-slots", 10)?, Vec::new()),
+        (Door::with_keys("by-slots", keys)?, Vec::new()),
+    ];
+    for turn in 0..TURNS {
+        for (door, times) in &mut doors {
+            for _ in 0..DECISIONS {
+                let began = Instant::now();
+                black_box(door.decide());
+                let nanos = began.elapsed().as_nanos();
+                // The first turn warms both.
+                if turn > 0 {
+                    times.push(nanos);
+                }
+            }
+        }
+    }
+    let [few, many] = doors.map(|(_, mut times)| {
+        times.sort_unstable();
+        let at = |part: f64| times[(times.len() as f64 * part) as usize];
+        (at(0.5), at(0.99))
+    });
+    println!(
+        "{:>8} ns a decision on hot keys of 10, p99 {}; of {keys}: {}, p99 {}",
+        few.0, few.1, many.0, many.1
+    );
+    Ok(())
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn resident() -> Result<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split_whitespace().nth(1).context("two numbers")?;
+    Ok(pages.parse::<u64>()? * rustix::param::page_size() as u64)
+}
