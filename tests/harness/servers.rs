@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tempfile::TempDir;
+use throwbar_host::store::BackendKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -30,6 +31,13 @@ impl Engine {
         }
     }
 
+    fn is_built(self) -> bool {
+        match self {
+            Self::Etcd => BackendKind::Etcd.is_built(),
+            Self::Redis => BackendKind::Redis.is_built(),
+        }
+    }
+
     fn program(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
@@ -49,8 +57,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one; none, with a loud line, if it is not installed and need not be.
+    /// Starts one; none, with a loud line, if it is not installed or the proxy was built without it, and neither need be.
     pub async fn start(engine: Engine) -> Option<Self> {
+        if !engine.is_built() {
+            missing(&format!("throwbar is built without {}", engine.name()));
+            return None;
+        }
         let program = installed(engine.program())?;
         loop {
             let dir = TempDir::new().expect("a directory can be made");
@@ -170,13 +182,17 @@ fn installed(program: &str) -> Option<PathBuf> {
         .map(|folder| folder.join(program))
         .find(|file| file.is_file());
     if found.is_none() {
-        assert!(
-            std::env::var_os(REQUIRED).is_none(),
-            "{program} is not installed, and {REQUIRED} is set"
-        );
-        eprintln!("!!! {program} is not installed: nothing was tested with it");
+        missing(&format!("{program} is not installed"));
     }
     found
+}
+
+fn missing(what: &str) {
+    assert!(
+        std::env::var_os(REQUIRED).is_none(),
+        "{what}, and {REQUIRED} is set"
+    );
+    eprintln!("!!! {what}: nothing was tested with it");
 }
 
 fn free_port() -> u16 {

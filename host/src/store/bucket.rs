@@ -39,6 +39,15 @@ impl BackendKind {
         }
     }
 
+    /// Whether this build has it: two are features.
+    pub fn is_built(self) -> bool {
+        match self {
+            Self::Memory | Self::Embedded => true,
+            Self::Etcd => cfg!(feature = "etcd"),
+            Self::Redis => cfg!(feature = "redis"),
+        }
+    }
+
     /// Whether other processes write to it, too.
     pub fn is_shared(self) -> bool {
         matches!(self, Self::Etcd | Self::Redis)

@@ -10,17 +10,15 @@ pub(super) fn shared(config: &Config, found: &mut Vec<Finding>) {
         (
             BackendKind::Etcd,
             config.store.etcd.is_some(),
-            cfg!(feature = "etcd"),
             "endpoints = [\"127.0.0.1:2379\"]",
         ),
         (
             BackendKind::Redis,
             config.store.redis.is_some(),
-            cfg!(feature = "redis"),
             "server = \"127.0.0.1:6379\"",
         ),
     ];
-    for (kind, is_there, is_built, example) in engines {
+    for (kind, is_there, example) in engines {
         let name = kind.as_str();
         let using = config
             .buckets
@@ -29,7 +27,7 @@ pub(super) fn shared(config: &Config, found: &mut Vec<Finding>) {
         for bucket in using {
             let path = join(&join("buckets", &bucket.name), "backend");
             let what = |what| format!("bucket {:?} is in {name}, and {what}", bucket.name);
-            if !is_built {
+            if !kind.is_built() {
                 let message = what("this throwbar was built without it");
                 let help = format!("build it with the feature `{name}`");
                 found.push(Finding::new(&path, message, "not in this build").help(help));
