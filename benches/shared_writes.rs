@@ -245,7 +245,7 @@ fn put_some(admin: SocketAddr, first: usize, rate: usize, times: &Times) -> Resu
         thread::sleep(due.saturating_sub(times.began.elapsed()));
         let value = put.to_string();
         let request = format!(
-            "PUT /v1/kv/shared/k{} HTTP/1.1\r\nHost: bench.test\r\nContent-Length: {}\r\n\r\n{value}",
+            "PUT /v1/kv/shared/k{} HTTP/1.1\r\nHost: {admin}\r\nContent-Length: {}\r\n\r\n{value}",
             put % KEYS,
             value.len()
         );
@@ -262,7 +262,7 @@ fn watch(admin: SocketAddr) -> Result<BufReader<TcpStream>> {
     let mut socket = TcpStream::connect(admin)?;
     write!(
         socket,
-        "GET /v1/kv/shared?watch HTTP/1.0\r\nHost: bench.test\r\n\r\n"
+        "GET /v1/kv/shared?watch HTTP/1.0\r\nHost: {admin}\r\n\r\n"
     )?;
     let mut events = BufReader::new(socket);
     let mut line = String::new();
