@@ -19,23 +19,22 @@ use super::record::Record;
 use super::report::{DeployError, Deployed};
 use super::slot::{Stage, Turn};
 use super::{Generation, PluginSlot, compile};
-use crate::store::{Action, CommitError, Hold, Revision, Snapshot, Store, WriteBatch};
+use crate::store::{Action, Revision, Snapshot, Store, WriteBatch};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use wasmtime::component::TypedFunc;
 
+mod attempt;
 mod limits;
 mod mark;
 
+pub(super) use attempt::migrate;
 pub use limits::MigrationLimits;
 pub(super) use mark::{Mark, changed_at, data_mark};
 
-/// How often a migration is run while others may change its buckets; once more while they have to wait.
-const ATTEMPTS: u32 = 4;
 /// Most bytes of keys and values that a migration writes.
 const BYTES_MAX: usize = 64 << 20;
 /// Longest reason of a guest that is passed on.
@@ -143,7 +142,7 @@ impl Migration {
         // What others change meanwhile would let it run again.
         wish.batch.conditions.clear();
         let checked = Handle::current().block_on(store.commit(wish.batch));
-        checked.map_err(refused)?;
+        checked.map_err(attempt::refused)?;
         Ok(self.told(wish.written, wish.deleted, 1, began.elapsed()))
     }
 
@@ -374,131 +373,4 @@ fn wish(state: &mut HostState, snapshot: &Snapshot) -> Wish {
         written,
         deleted,
     }
-}
-
-/// Makes migrations, all or none, and has their versions decide from the same moment on. To be called on a thread that may
-/// block, of a runtime.
-///
-/// # Errors
-/// Which of them failed, and why; nothing was changed then.
-pub(super) fn migrate(
-    store: &Store,
-    takings: &mut [Taking<'_>],
-) -> Result<Vec<Made>, (usize, DeployError)> {
-    let began = Instant::now();
-    let mut lost = String::new();
-    for attempt in 1..=ATTEMPTS {
-        match try_once(store, takings, None, (attempt, began)) {
-            Err((_, DeployError::MigrateRace(reason))) => lost = reason,
-            done => return done,
-        }
-    }
-    let race = |index, more: String| {
-        let reason = format!(
-            "others wrote what it read, {ATTEMPTS} times in a row; the last time: {lost}{more}"
-        );
-        (index, DeployError::MigrateRace(reason))
-    };
-    let holds = takings.iter().map(|taking| taking.migration.limits.hold);
-    let at_most = holds.max().unwrap_or_default();
-    if at_most.is_zero() {
-        return Err(race(0, String::new()));
-    }
-    let hold = Handle::current().block_on(store.hold(at_most));
-    let hold = hold.map_err(|error| (0, refused(error)))?;
-    try_once(store, takings, Some((hold, at_most)), (ATTEMPTS + 1, began))
-        .map_err(|(index, error)| race(index, format!("; with other writes held back: {error}")))
-}
-
-/// Runs every guest on the newest state, and commits what they want if nobody came between.
-fn try_once(
-    store: &Store,
-    takings: &mut [Taking<'_>],
-    hold: Option<(Hold, Duration)>,
-    (attempt, began): (u32, Instant),
-) -> Result<Vec<Made>, (usize, DeployError)> {
-    let snapshot = store.snapshot();
-    let (mut batch, mut wishes) = (WriteBatch::default(), Vec::new());
-    // By bucket, who writes it: none would see what the other does.
-    let mut writers = BTreeMap::new();
-    for (index, taking) in takings.iter().enumerate() {
-        let failed = |error| (index, error);
-        let held = hold.as_ref().map_or(Duration::MAX, |(_, at_most)| *at_most);
-        let deadline = taking.migration.limits.deadline.min(held);
-        let mut wish = taking.migration.wish(&snapshot, deadline).map_err(failed)?;
-        for write in &wish.batch.writes {
-            let first = *writers.entry(write.bucket).or_insert(index);
-            if first != index {
-                let other = takings[first].slot.name();
-                return Err(failed(DeployError::Migrate(format!(
-                    "it writes a bucket that the migration of plugin {other:?} writes too: change one after the other"
-                ))));
-            }
-        }
-        let generation = &taking.migration.generation;
-        let from = taking.migration.runs_from.clone().flatten();
-        let mark = Mark::new(generation.id(), from, taking.record);
-        let changed = wish.written + wish.deleted > 0;
-        let marks = mark.writes(&snapshot, &generation.sandbox, &wish.batch, changed);
-        batch.by = batch.by.or(wish.batch.by.take());
-        batch.conditions.append(&mut wish.batch.conditions);
-        batch.writes.append(&mut wish.batch.writes);
-        batch.replace.append(&mut wish.batch.replace);
-        batch.expect.append(&mut wish.batch.expect);
-        batch.writes.append(&mut marks.map_err(failed)?);
-        wishes.push((wish, mark.id));
-    }
-    let stages = takings
-        .iter()
-        .map(|taking| Stage::new(taking.slot, &taking.migration.generation));
-    let stages: Vec<Stage> = stages.collect();
-    let notes = stages.iter().flat_map(Stage::notes).collect();
-    let runtime = Handle::current();
-    let committed = match hold {
-        Some((hold, _)) => runtime.block_on(hold.commit_noting(batch, notes)),
-        None => runtime.block_on(store.commit_noting(batch, notes)),
-    };
-    let revision = committed.map_err(|error| (0, refused(error)))?.revision;
-    let took = began.elapsed();
-    let each = takings.iter_mut().zip(stages).zip(wishes);
-    let made = each.map(|((taking, stage), (wish, id))| {
-        taking.record.migration = Some(id);
-        let migrated = taking
-            .migration
-            .told(wish.written, wish.deleted, attempt, took);
-        if let Some(migrated) = &migrated {
-            tell(&taking.migration.generation, migrated);
-        }
-        Made {
-            migrated,
-            revision,
-            _stage: stage,
-        }
-    });
-    Ok(made.collect())
-}
-
-/// Why the store does not take what a guest wants written.
-fn refused(error: CommitError) -> DeployError {
-    match error {
-        CommitError::Unavailable(_) => DeployError::Io(error.to_string()),
-        CommitError::Changed { .. } | CommitError::Marked { .. } | CommitError::Conflict { .. } => {
-            DeployError::MigrateRace(error.to_string())
-        }
-        error => DeployError::Migrate(error.to_string()),
-    }
-}
-
-fn tell(generation: &Generation, migrated: &Migrated) {
-    let label = generation.label();
-    tracing::info!(
-        plugin = %label.plugin,
-        version = label.version(),
-        from = migrated.from.as_deref().and_then(|from| from.get(..12)),
-        written = migrated.written,
-        deleted = migrated.deleted,
-        attempts = migrated.attempts,
-        ms = migrated.ms,
-        "data are migrated"
-    );
 }

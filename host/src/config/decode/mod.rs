@@ -26,6 +26,7 @@ mod store;
 mod table;
 mod text;
 pub(crate) mod units;
+mod word;
 
 use table::{Field, Table, Walk};
 pub use text::Sources;

@@ -3,8 +3,9 @@
 use super::address;
 use super::limits::route_streams;
 use super::shorten;
-use super::table::{Field, Table, Text, Walk};
+use super::table::{Field, Table, Walk};
 use super::text::header_templates;
+use super::word::Text;
 use crate::config::diagnostic::Finding;
 use crate::plugin::Reply;
 use crate::proxy::matcher::{HeaderPattern, HostPattern, Matcher, PathPattern, Pattern};
