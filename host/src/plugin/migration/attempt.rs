@@ -117,7 +117,7 @@ fn try_once(
 /// Why the store does not take what a guest wants written.
 pub(super) fn refused(error: CommitError) -> DeployError {
     match error {
-        CommitError::Unavailable(_) => DeployError::Io(error.to_string()),
+        CommitError::Unavailable(_) | CommitError::Unknown(_) => DeployError::Io(error.to_string()),
         CommitError::Changed { .. } | CommitError::Marked { .. } | CommitError::Conflict { .. } => {
             DeployError::MigrateRace(error.to_string())
         }
