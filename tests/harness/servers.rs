@@ -4,6 +4,7 @@ use super::eventually;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 use throwbar_host::store::BackendKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -195,7 +196,19 @@ fn missing(what: &str) {
     eprintln!("!!! {what}: nothing was tested with it");
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
+/// A port of the loopback that nobody had a moment ago, below those that Linux gives to clients: one of these, trying to
+/// reach a server that is away, could be given the very port it waits for, and keep it.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Other processes of the same tests look for some, too.
+    let begin = std::process::id().wrapping_mul(7_919);
+    let ports = std::iter::repeat_with(|| {
+        let at = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        u16::try_from(FIRST + at).expect("it is below the last port")
+    });
+    let mut ports = ports.take(COUNT as usize);
+    let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.expect("a port is free")
 }

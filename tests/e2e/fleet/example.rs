@@ -1,8 +1,7 @@
 //! What `examples/fleet` says it shows.
 
 use crate::harness::fixture_path;
-use crate::harness::servers::{Engine, Server};
-use std::net::TcpListener;
+use crate::harness::servers::{Engine, Server, free_port};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,13 +10,6 @@ use tokio::process::Command;
 /// Three proxies and etcd are started, on a machine that may be busy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// So many ports that nobody has.
-fn free_ports<const N: usize>() -> String {
-    let listeners = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a port is free"));
-    let port = |listener: &TcpListener| listener.local_addr().expect("bound").port().to_string();
-    listeners.each_ref().map(port).join(" ")
-}
-
 #[tokio::test]
 async fn one_command_shows_a_put_and_a_push_reaching_every_node() {
     // Says so loudly if there is none.
@@ -25,8 +17,7 @@ async fn one_command_shows_a_put_and_a_push_reaching_every_node() {
         return;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/fleet/run");
-    let ports = free_ports::<9>();
-    let ports: Vec<&str> = ports.split(' ').collect();
+    let ports = [(); 9].map(|()| free_port().to_string());
     let output = Command::new("bash")
         .arg(script)
         .env("THROWBAR", env!("CARGO_BIN_EXE_throwbar-under-test"))
@@ -35,7 +26,7 @@ async fn one_command_shows_a_put_and_a_push_reaching_every_node() {
         .env("PORTS", ports[..3].join(" "))
         .env("ADMIN_PORTS", ports[3..6].join(" "))
         .env("ETCD_PORTS", ports[6..8].join(" "))
-        .env("ECHO_PORT", ports[8])
+        .env("ECHO_PORT", &ports[8])
         .stdin(Stdio::null())
         .output();
     let output = tokio::time::timeout(PATIENCE, output).await;
