@@ -14,8 +14,8 @@ use super::batch::{
 use super::clock::{Deadline, check_ttl, check_until, deadline_after};
 use super::history::Origin;
 use super::patterns::Regexes;
+use super::record::Record;
 use super::snapshot::{Bucket, Entry, Snapshot};
-use super::table::Record;
 use super::{BucketId, Revision, Value};
 
 /// What a key is to become: a value and when it ends, or nothing.
@@ -86,8 +86,9 @@ pub(super) fn apply(
                 None
             }
         };
-        let after = after.map(|entry| Record::new(key, entry));
-        planned.push((id, before.cloned(), after));
+        let after = after.map(|entry| Arc::new(Record::new(key, entry)));
+        let before = before.cloned().map(Arc::new);
+        planned.push((id, before, after));
     }
     let mut replaced = batch.replace.clone();
     replaced.sort_unstable();
@@ -96,7 +97,7 @@ pub(super) fn apply(
         for record in bucket(snapshot, id)?.table.iter() {
             if !wanted.keys.contains_key(&(id, record.key())) {
                 committed.deleted += 1;
-                planned.push((id, Some(Arc::clone(record)), None));
+                planned.push((id, Some(Arc::new(record.clone())), None));
             }
         }
     }
@@ -209,7 +210,7 @@ fn execute(
     for (id, before, after) in planned {
         let bucket = &mut snapshot.buckets[id.0 as usize];
         match (&before, &after) {
-            (_, Some(record)) => bucket.insert(Arc::clone(record)),
+            (_, Some(record)) => bucket.insert(record),
             (Some(record), None) => bucket.remove(record.key()),
             (None, None) => {}
         }

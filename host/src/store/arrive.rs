@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use super::apply::settle;
 use super::backend::Change;
+use super::record::Record;
 use super::shared::link::Incoming;
 use super::shared::{Loaded, SharedEntry};
 use super::snapshot::Snapshot;
-use super::table::Record;
+use super::table::Table;
 use super::{BackendKind, BucketConfig, BucketId, Deadline, Entry, Revision, Value, check_key};
 
 /// What came of an arrival.
@@ -40,8 +41,9 @@ pub(super) fn arrive(
                 };
                 let config = &snapshot.buckets[id.0 as usize].config;
                 let after = shared.after.and_then(|entry| record(config, entry));
+                let after = after.map(Arc::new);
                 let before = snapshot.buckets[id.0 as usize].table.get(&shared.key);
-                let both = (before.cloned(), after);
+                let both = (before.cloned().map(Arc::new), after);
                 change(snapshot, id, revision, both, arrived);
             }
             arrived.revision = arrived.revision.max(Some(revision));
@@ -67,14 +69,14 @@ pub(super) fn arrive(
     settle(snapshot);
 }
 
-/// What was loaded of one bucket, as records. Values that do not fit it are left out, and logged.
-pub(super) fn records(config: &BucketConfig, loaded: Loaded) -> Vec<Arc<Record>> {
+/// What was loaded of one bucket. Values that do not fit it are left out, and logged.
+pub(super) fn table(config: &BucketConfig, loaded: Loaded) -> Table {
     let entries = loaded.entries.into_iter();
-    entries.filter_map(|entry| record(config, entry)).collect()
+    Table::load(entries.filter_map(|entry| record(config, entry)))
 }
 
 /// None, so that the key is absent, if some other program wrote what the bucket cannot hold.
-fn record(config: &BucketConfig, entry: SharedEntry) -> Option<Arc<Record>> {
+fn record(config: &BucketConfig, entry: SharedEntry) -> Option<Record> {
     let value = check_key(&entry.key)
         .and_then(|()| config.lookup.check(&entry.key))
         .and_then(|()| Value::parse(config.values, &entry.value).map_err(|error| error.0));
@@ -126,11 +128,12 @@ fn content(
         .iter()
         .filter(|record| !known.contains(record.key_bytes()));
     for record in gone {
-        let both = (Some(Arc::clone(record)), None);
+        let both = (Some(Arc::new(record.clone())), None);
         change(snapshot, id, revision, both, arrived);
     }
-    for record in &records {
-        let both = (table.get(record.key()).cloned(), Some(Arc::clone(record)));
+    for record in records {
+        let before = table.get(record.key()).cloned().map(Arc::new);
+        let both = (before, Some(Arc::new(record)));
         change(snapshot, id, revision, both, arrived);
     }
 }
@@ -149,7 +152,7 @@ fn change(
     }
     let bucket = &mut snapshot.buckets[id.0 as usize];
     match (&before, &after) {
-        (_, Some(record)) => bucket.insert(Arc::clone(record)),
+        (_, Some(record)) => bucket.insert(record),
         (Some(record), None) => bucket.remove(record.key()),
         (None, None) => return,
     }

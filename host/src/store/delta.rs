@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::table::{BRANCHES, Record, Table};
+use super::record::Record;
+use super::table::{PARTS, Table};
 use super::{BucketId, Snapshot, Value};
 
 /// The way from one state of some buckets to another. It holds both until it is dropped.
@@ -11,7 +12,7 @@ pub struct Delta {
     before: Option<Arc<Snapshot>>,
     after: Arc<Snapshot>,
     buckets: Arc<[BucketId]>,
-    /// The next part to look at: a place in `buckets`, and a branch of that bucket's table.
+    /// The next part to look at: a place in `buckets`, and a part of that bucket's table.
     next: (usize, usize),
     /// That bucket's, before and after.
     tables: Option<(Table, Table)>,
@@ -22,7 +23,7 @@ pub struct Delta {
 /// A changed entry.
 pub struct Changed {
     bucket: usize,
-    record: Arc<Record>,
+    record: Record,
     gone: bool,
 }
 
@@ -99,7 +100,7 @@ impl Delta {
     /// Looks for the next changes unless some are known; false at the end.
     fn find(&mut self) -> bool {
         while self.found.is_empty() {
-            let (place, branch) = self.next;
+            let (place, part) = self.next;
             let Some(&id) = self.buckets.get(place) else {
                 return false;
             };
@@ -107,16 +108,16 @@ impl Delta {
                 let before = self.before.as_deref();
                 (table(before, id), table(Some(&self.after), id))
             });
-            if branch == BRANCHES || before.is_same(after) {
+            if part == PARTS || before.is_same(after) {
                 self.tables = None;
                 self.next = (place + 1, 0);
                 continue;
             }
-            self.next = (place, branch + 1);
-            let changed = after.changed_in(branch, before);
+            self.next = (place, part + 1);
+            let changed = after.changed_in(part, before);
             self.found.extend(changed.map(|(record, gone)| Changed {
                 bucket: place,
-                record: Arc::clone(record),
+                record: record.clone(),
                 gone,
             }));
         }

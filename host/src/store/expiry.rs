@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::backend::Change;
+use super::record::Record;
 use super::snapshot::Snapshot;
-use super::table::Record;
 use super::{BucketId, clock::Deadline};
 
 /// An entry that ends.
@@ -69,7 +69,12 @@ impl Deadlines {
             // Most buckets have none, and need not be looked through.
             *due = match bucket.table.ending() {
                 0 => BTreeSet::new(),
-                _ => bucket.table.iter().filter_map(Due::of).collect(),
+                _ => {
+                    let ending = bucket.table.iter();
+                    let ending = ending.filter(|record| record.entry.deadline.is_some());
+                    let ending = ending.map(|record| Arc::new(record.clone()));
+                    ending.filter_map(|record| Due::of(&record)).collect()
+                }
             };
         }
     }

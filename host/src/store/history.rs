@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::backend::Change;
+use super::record::Record;
 use super::snapshot::Snapshot;
-use super::table::Record;
 use super::{BucketId, Deadline, Revision};
 
 /// What a kept value takes beside its key, itself and who wrote it: more than its numbers, so that the limit is one.
@@ -327,8 +327,8 @@ mod tests {
         let change = |before: Option<u64>, after: u64| Change {
             bucket: Arc::clone(&config),
             id: BucketId(0),
-            before: before.map(record),
-            after: Some(record(after)),
+            before: before.map(record).map(Arc::new),
+            after: Some(Arc::new(record(after))),
             bucket_before: Revision(before.unwrap_or(0)),
             bucket_after: Revision(after),
             expired: false,

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::backend::Change;
+use super::record::Record;
 use super::snapshot::Snapshot;
-use super::table::Record;
 use super::{BucketId, Entry, Revision};
 
 /// Most changes of a bucket that are kept, and most bytes of their keys and values.

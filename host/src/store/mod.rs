@@ -28,6 +28,7 @@ mod hold;
 pub mod log;
 pub mod lookup;
 mod patterns;
+mod record;
 pub mod shared;
 mod slack;
 pub mod snapshot;

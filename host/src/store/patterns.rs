@@ -12,7 +12,8 @@ use regex::{RegexSet, RegexSetBuilder};
 
 use super::bucket::KEY_BYTES_MAX;
 use super::lookup::{LookupKind, LookupKinds, NAME_BYTES_MAX, Shape, pattern_of, regex_error};
-use super::table::{Record, Table};
+use super::record::Record;
+use super::table::Table;
 
 /// Bound of all compiled patterns of a bucket, and of what a thread keeps to search with them, in bytes.
 const REGEXES_BYTES_MAX: usize = 16 << 20;
@@ -128,10 +129,7 @@ impl Patterns {
     }
 
     /// The entries of a bucket: faster than one by one.
-    pub(super) fn load(
-        kinds: LookupKinds,
-        records: impl Iterator<Item = Arc<Record>>,
-    ) -> Option<Self> {
+    pub(super) fn load(kinds: LookupKinds, records: impl Iterator<Item = Record>) -> Option<Self> {
         let mut patterns = Self::new(kinds)?;
         let (prefixes, suffixes) = (
             Arc::make_mut(&mut patterns.prefixes),
@@ -153,7 +151,7 @@ impl Patterns {
     }
 
     /// What is found by `asked`, which is not in the bucket as an exact key.
-    pub(super) fn find(&self, asked: &str) -> Option<(&Arc<Record>, LookupKind)> {
+    pub(super) fn find(&self, asked: &str) -> Option<(&Record, LookupKind)> {
         if self.table.len() == 0 {
             return None;
         }
@@ -181,7 +179,7 @@ impl Patterns {
     }
 
     /// The longest prefix.
-    fn prefix(&self, asked: &str) -> Option<&Arc<Record>> {
+    fn prefix(&self, asked: &str) -> Option<&Record> {
         let mut longest = self.prefixes.up_to((asked.len() + 1).min(KEY_BYTES_MAX))?;
         // Each is the beginning of what is asked for, with a star.
         let mut key = [0; KEY_BYTES_MAX];
@@ -201,7 +199,7 @@ impl Patterns {
     }
 
     /// The longest suffix, in which case counts as little as a port or a dot at the end.
-    fn suffix(&self, asked: &str) -> Option<&Arc<Record>> {
+    fn suffix(&self, asked: &str) -> Option<&Record> {
         self.suffixes.up_to(KEY_BYTES_MAX)?;
         let (name, port) = asked.rsplit_once(':').unwrap_or((asked, ""));
         let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
@@ -237,19 +235,19 @@ impl Patterns {
         None
     }
 
-    fn get(&self, key: &[u8]) -> Option<&Arc<Record>> {
+    fn get(&self, key: &[u8]) -> Option<&Record> {
         self.table.get(std::str::from_utf8(key).ok()?)
     }
 
     /// Notes a record that came into the bucket's table in the place of what its key had.
-    pub(super) fn insert(&mut self, record: &Arc<Record>) {
+    pub(super) fn insert(&mut self, record: &Record) {
         let key = record.key();
         let shape = self.kinds.shape(key);
         if shape == Shape::Exact {
             return;
         }
         let is_new = self.table.get(key).is_none();
-        self.table.insert(Arc::clone(record));
+        self.table.insert(record);
         if is_new {
             match shape {
                 Shape::Prefix(_) => Arc::make_mut(&mut self.prefixes).add(key.len()),

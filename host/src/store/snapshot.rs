@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::lookup::LookupKind;
 use super::patterns::Patterns;
-use super::table::{Record, Table};
+use super::record::Record;
+use super::table::Table;
 use super::{BackendKind, BucketConfig, BucketId, Deadline, Revision, Value};
 
 /// All buckets at one revision.
@@ -168,9 +169,9 @@ impl Bucket {
     }
 
     /// Puts a record in the place of what its key had.
-    pub(super) fn insert(&mut self, record: Arc<Record>) {
+    pub(super) fn insert(&mut self, record: &Record) {
         if let Some(patterns) = self.patterns_for(record.key()) {
-            patterns.insert(&record);
+            patterns.insert(record);
         }
         self.table.insert(record);
     }
@@ -285,7 +286,7 @@ impl Bucket {
 
     /// Every key, in byte order: for exports; takes memory for one sorted index.
     pub fn sorted(&self) -> Vec<(&str, &Entry)> {
-        let mut records: Vec<&Arc<Record>> = self.table.iter().collect();
+        let mut records: Vec<&Record> = self.table.iter().collect();
         records.sort_unstable_by_key(|record| record.key_bytes());
         records
             .into_iter()

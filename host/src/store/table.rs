@@ -1,105 +1,45 @@
 //! The map behind a bucket: immutable once published, and cheap to change by one key.
 //!
-//! A hash's first byte picks one of 256 branches, its next 32 bits (the tag) a leaf of the branch and a place in the
-//! leaf; slots are sorted by tag, so a place is guessed by proportion and no slot is left empty. A change copies one
-//! leaf, one branch and the root, and shares everything else with the tables that readers still hold. A lookup
-//! touches the leaf and the record, two cache misses beyond what stays cached; the key lies inside the record.
+//! A hash's first 6 bits pick a branch, the next 6 a group of leaves in it, those after them a leaf, and its last 8, the
+//! print, say which of a leaf's records are worth comparing. Prints lie beside the reference to their leaf, records in place
+//! in the leaf. So a lookup touches one piece of memory that is not cached beyond what stays cached, and a change copies a
+//! leaf, its group, a branch and the root, without touching what the records refer to.
 //!
-//! Measured with 1,000,000 keys `agent-00000000` and addresses, on 2 cores shared with compilers, so in proportion (best
-//! of 20 rounds each): random get 0.9 to 1.0 µs where `std::collections::HashMap` with the same hasher took 1.0 µs,
-//! `imbl::GenericHashMap` 1.4 to 1.6 µs, and one cache miss alone 0.3 to 0.5 µs. A hot get is 15 to 25 ns at any size.
-//! With records of one size it took 126 bytes a key against imbl's 163 and the std map's 129; with records as long as
-//! their keys ask for it is 111 where it was 138, and 145 where it was 138 of UUIDs (a table filled by puts, 1,000,000 keys).
-//! A put is dearer than with imbl (9 against 4 µs at a million keys): little beside the 4 ms of a sync to disk.
+//! Why records in place: with each in a piece of its own, a random read of 1,000,000 keys waited for two and a half cache
+//! misses, a change for the counts of references of all of a leaf's, and 1,000,000 small pieces that were freed here and
+//! there kept their pages. Figures are in `ARCHITECTURE.md`, "Measured".
 
 use std::sync::Arc;
 
 use ahash::RandomState;
 
-use super::Entry;
-use super::bucket::KEY_BYTES_MAX;
+use super::record::Record;
 
-pub(super) const BRANCHES: usize = 256;
-/// Leaves of a branch are doubled up to this.
-const LEAVES_MAX: usize = 256;
-/// A leaf that grows beyond this doubles its branch's leaves, while it may.
-const LEAF_SLOTS_MAX: usize = 32;
-/// Slots per leaf that a bulk load aims at.
-const LEAF_SLOTS_LOADED: usize = 16;
-/// A key with its entry, shared by every table that holds it.
-///
-/// The key lies behind the entry, so that a lookup touches one piece of memory, in one of few sizes: what the allocator's
-/// pieces, 16 bytes apart, have room for.
-pub(super) struct Keyed<K: ?Sized> {
-    pub(super) entry: Entry,
-    key_len: u16,
-    /// The key, and what is left of the piece.
-    key: K,
+/// Branches of a table, and groups of a branch.
+const FAN: usize = 64;
+/// Bits of a hash that pick one.
+const FAN_BITS: u32 = FAN.trailing_zeros();
+/// Parts of a table that are compared one at a time: its groups.
+pub(super) const PARTS: usize = FAN * FAN;
+/// Leaves of a group are doubled up to this.
+const LEAVES_MAX: usize = 4096;
+/// Records of a leaf that have a print. One that grows beyond this doubles its group's leaves, while it may.
+const PRINTS: usize = 32;
+/// Records per leaf that a bulk load aims at.
+const LEAF_RECORDS_LOADED: usize = 16;
+
+/// Records that belong together by their hashes, in any order.
+#[derive(Clone, Default)]
+struct Leaf {
+    /// Of the first of them, in the same order.
+    prints: [u8; PRINTS],
+    records: Arc<[Record]>,
 }
 
-/// A record of whatever size.
-pub(super) type Record = Keyed<[u8]>;
-
-const _: () = assert!(size_of::<Keyed<[u8; 14]>>() == 56);
-const _: () = assert!(KEY_BYTES_MAX == 1024);
-
-impl Record {
-    /// Makes one. `key` is as long as one may be: what brings keys in has to check that.
-    pub(super) fn new(key: &str, entry: Entry) -> Arc<Self> {
-        match key.len() {
-            0..=14 => Self::of_size::<14>(key, entry),
-            15..=30 => Self::of_size::<30>(key, entry),
-            // A UUID as text is 36 bytes.
-            31..=46 => Self::of_size::<46>(key, entry),
-            47..=62 => Self::of_size::<62>(key, entry),
-            63..=94 => Self::of_size::<94>(key, entry),
-            95..=126 => Self::of_size::<126>(key, entry),
-            127..=254 => Self::of_size::<254>(key, entry),
-            255..=510 => Self::of_size::<510>(key, entry),
-            _ => Self::of_size::<KEY_BYTES_MAX>(key, entry),
-        }
-    }
-
-    fn of_size<const SIZE: usize>(key: &str, entry: Entry) -> Arc<Self> {
-        let mut bytes = [0; SIZE];
-        bytes[..key.len()].copy_from_slice(key.as_bytes());
-        let key_len = u16::try_from(key.len()).expect("at most KEY_BYTES_MAX");
-        Arc::new(Keyed {
-            entry,
-            key_len,
-            key: bytes,
-        })
-    }
-
-    pub(super) fn key_bytes(&self) -> &[u8] {
-        &self.key[..usize::from(self.key_len)]
-    }
-
-    pub(super) fn key(&self) -> &str {
-        std::str::from_utf8(self.key_bytes()).expect("copied whole from a str")
-    }
-
-    /// What the record counts against a bucket's limit: key and value.
-    pub(super) fn bytes(&self) -> u64 {
-        (self.key_bytes().len() + self.entry.value.len()) as u64
-    }
-
-    /// 1 if it has a deadline.
-    fn ending(&self) -> u64 {
-        u64::from(self.entry.deadline.is_some())
-    }
-}
-
-#[derive(Clone)]
-struct Slot {
-    tag: u32,
-    record: Arc<Record>,
-}
-
-/// Sorted by tag.
-type Leaf = Arc<[Slot]>;
-/// No leaf, or a power of two of them; all slots in sequence are sorted by tag.
-type Branch = Arc<[Leaf]>;
+/// No leaf, or a power of two of them.
+type Group = Arc<[Leaf]>;
+/// No group, or [`FAN`] of them.
+type Branch = Arc<[Group]>;
 
 /// A persistent map from key to entry; a clone shares everything.
 #[derive(Clone)]
@@ -112,38 +52,63 @@ pub(super) struct Table {
     ending: u64,
 }
 
-/// Where a tag belongs in a branch of `leaves` leaves: the leaf, and the proportion within it.
-fn place(tag: u32, leaves: usize) -> (usize, u32) {
-    let bits = leaves.trailing_zeros();
-    (((u64::from(tag) << bits) >> 32) as usize, tag << bits)
+impl Leaf {
+    fn find(&self, key: &[u8], print: u8) -> Option<usize> {
+        let is_key = |at: &usize| self.records[*at].key_bytes() == key;
+        let printed = self.records.len().min(PRINTS);
+        let mut at = 0;
+        for prints in self.prints.chunks_exact(8) {
+            if at >= printed {
+                return None;
+            }
+            let mut found = bytes_like(prints, print);
+            while found != 0 {
+                let place = at + found.trailing_zeros() as usize / 8;
+                if place < printed && is_key(&place) {
+                    return Some(place);
+                }
+                found &= found - 1;
+            }
+            at += 8;
+        }
+        (printed..self.records.len()).find(is_key)
+    }
+
+    fn add(&mut self, record: Record, print: u8) {
+        if let Some(place) = self.prints.get_mut(self.records.len()) {
+            *place = print;
+        }
+        let records = self.records.iter().cloned();
+        self.records = records.chain(std::iter::once(record)).collect();
+    }
+
+    fn remove(&mut self, at: usize, print: impl Fn(&Record) -> u8) {
+        if at < PRINTS {
+            self.prints.copy_within(at + 1.., at);
+            self.prints[PRINTS - 1] = self.records.get(PRINTS).map_or(0, print);
+        }
+        let records = &self.records;
+        self.records = records[..at]
+            .iter()
+            .chain(&records[at + 1..])
+            .cloned()
+            .collect();
+    }
 }
 
-/// The first slot whose tag is not below `tag`.
-fn first_slot(leaf: &[Slot], tag: u32, proportion: u32) -> usize {
-    let mut at = ((u64::from(proportion) * leaf.len() as u64) >> 32) as usize;
-    while at > 0 && leaf[at - 1].tag >= tag {
-        at -= 1;
-    }
-    while at < leaf.len() && leaf[at].tag < tag {
-        at += 1;
-    }
-    at
-}
-
-fn find(leaf: &[Slot], key: &str, tag: u32, proportion: u32) -> Result<usize, usize> {
-    let first = first_slot(leaf, tag, proportion);
-    leaf[first..]
-        .iter()
-        .take_while(|slot| slot.tag == tag)
-        .position(|slot| slot.record.key_bytes() == key.as_bytes())
-        .map(|offset| first + offset)
-        .ok_or(first)
+/// The high bit of each of eight bytes that is this one. Above the lowest of them one may be set for a byte that is not.
+fn bytes_like(eight: &[u8], byte: u8) -> u64 {
+    const LOW: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    let eight = u64::from_le_bytes(eight.try_into().expect("they are eight"));
+    let differing = eight ^ (LOW * u64::from(byte));
+    differing.wrapping_sub(LOW) & !differing & HIGH
 }
 
 impl Table {
     pub(super) fn new() -> Self {
         Self {
-            root: vec![Branch::default(); BRANCHES].into(),
+            root: vec![Branch::default(); FAN].into(),
             hasher: RandomState::new(),
             len: 0,
             bytes: 0,
@@ -152,30 +117,10 @@ impl Table {
     }
 
     /// A table of records with distinct keys, faster than inserting them one by one.
-    pub(super) fn load(records: impl Iterator<Item = Arc<Record>>) -> Self {
-        let mut table = Self::new();
-        let mut hashed: Vec<(u64, Arc<Record>)> = records
-            .map(|record| (table.hasher.hash_one(record.key_bytes()), record))
-            .collect();
-        hashed.sort_unstable_by_key(|(hash, _)| *hash);
-        table.len = hashed.len() as u64;
-        table.bytes = hashed.iter().map(|(_, record)| record.bytes()).sum();
-        table.ending = hashed.iter().map(|(_, record)| record.ending()).sum();
-        let mut rest = hashed.into_iter().peekable();
-        table.root = (0..BRANCHES)
-            .map(|branch| {
-                let slots: Vec<Slot> =
-                    std::iter::from_fn(|| rest.next_if(|(hash, _)| branch_of(*hash) == branch))
-                        .map(|(hash, record)| Slot {
-                            tag: tag_of(hash),
-                            record,
-                        })
-                        .collect();
-                let leaves = slots.len().div_ceil(LEAF_SLOTS_LOADED).next_power_of_two();
-                branch_from(slots.into_iter(), leaves.min(LEAVES_MAX))
-            })
-            .collect();
-        table
+    pub(super) fn load(records: impl Iterator<Item = Record>) -> Self {
+        let mut loading = Loading::new(records.size_hint().0);
+        records.for_each(|record| loading.add(record));
+        loading.finish()
     }
 
     /// Whether both are the very same.
@@ -196,50 +141,45 @@ impl Table {
         self.ending
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&Arc<Record>> {
+    pub(super) fn get(&self, key: &str) -> Option<&Record> {
         let hash = self.hasher.hash_one(key.as_bytes());
-        let branch = &self.root[branch_of(hash)];
-        if branch.is_empty() {
-            return None;
-        }
-        let tag = tag_of(hash);
-        let (leaf, proportion) = place(tag, branch.len());
-        let leaf = &branch[leaf];
-        find(leaf, key, tag, proportion)
-            .ok()
-            .map(|at| &leaf[at].record)
+        let group = self.root[branch_of(hash)].get(group_of(hash))?;
+        let leaf = group.get(leaf_of(hash, group.len()))?;
+        let at = leaf.find(key.as_bytes(), print_of(hash))?;
+        Some(&leaf.records[at])
     }
 
     /// Puts a record in the place of what its key had.
-    pub(super) fn insert(&mut self, record: Arc<Record>) {
+    pub(super) fn insert(&mut self, record: &Record) {
         let hash = self.hasher.hash_one(record.key_bytes());
-        let tag = tag_of(hash);
         let branch = &mut Arc::make_mut(&mut self.root)[branch_of(hash)];
         if branch.is_empty() {
-            *branch = Arc::new([Leaf::default()]);
+            *branch = vec![Group::default(); FAN].into();
         }
-        let (index, proportion) = place(tag, branch.len());
-        let leaf = &mut Arc::make_mut(branch)[index];
+        let group = &mut Arc::make_mut(branch)[group_of(hash)];
+        if group.is_empty() {
+            *group = Arc::new([Leaf::default()]);
+        }
+        let leaves = group.len();
+        let leaf = &mut Arc::make_mut(group)[leaf_of(hash, leaves)];
         self.bytes += record.bytes();
         self.ending += record.ending();
-        match find(leaf, record.key(), tag, proportion) {
-            Ok(at) => {
-                self.bytes -= leaf[at].record.bytes();
-                self.ending -= leaf[at].record.ending();
-                Arc::make_mut(leaf)[at].record = record;
+        match leaf.find(record.key_bytes(), print_of(hash)) {
+            Some(at) => {
+                let place = &mut Arc::make_mut(&mut leaf.records)[at];
+                self.bytes -= place.bytes();
+                self.ending -= place.ending();
+                *place = record.clone();
             }
-            Err(at) => {
+            None => {
                 self.len += 1;
-                let slot = std::iter::once(Slot { tag, record });
-                *leaf = leaf[..at]
-                    .iter()
-                    .cloned()
-                    .chain(slot)
-                    .chain(leaf[at..].iter().cloned())
-                    .collect();
-                if leaf.len() > LEAF_SLOTS_MAX && branch.len() < LEAVES_MAX {
-                    let leaves = branch.len() * 2;
-                    *branch = branch_from(slots(branch).cloned(), leaves);
+                leaf.add(record.clone(), print_of(hash));
+                if leaf.records.len() > PRINTS && leaves < LEAVES_MAX {
+                    let records = records(group).map(|record| {
+                        let hash = self.hasher.hash_one(record.key_bytes());
+                        (hash, record.clone())
+                    });
+                    *group = group_from(records, leaves * 2);
                 }
             }
         }
@@ -247,101 +187,182 @@ impl Table {
 
     /// Removes what the key has, if anything.
     pub(super) fn remove(&mut self, key: &str) {
+        // What is not there is no reason to copy anything.
         if self.get(key).is_none() {
             return;
         }
         let hash = self.hasher.hash_one(key.as_bytes());
-        let tag = tag_of(hash);
         let branch = &mut Arc::make_mut(&mut self.root)[branch_of(hash)];
-        let (index, proportion) = place(tag, branch.len());
-        let leaf = &mut Arc::make_mut(branch)[index];
-        let Ok(at) = find(leaf, key, tag, proportion) else {
+        let group = &mut Arc::make_mut(branch)[group_of(hash)];
+        let leaves = group.len();
+        let leaf = &mut Arc::make_mut(group)[leaf_of(hash, leaves)];
+        let Some(at) = leaf.find(key.as_bytes(), print_of(hash)) else {
             return;
         };
         self.len -= 1;
-        self.bytes -= leaf[at].record.bytes();
-        self.ending -= leaf[at].record.ending();
-        *leaf = leaf[..at].iter().chain(&leaf[at + 1..]).cloned().collect();
-        if leaf.is_empty() && branch.iter().all(|leaf| leaf.is_empty()) {
-            *branch = Branch::default();
+        self.bytes -= leaf.records[at].bytes();
+        self.ending -= leaf.records[at].ending();
+        leaf.remove(at, |record| {
+            print_of(self.hasher.hash_one(record.key_bytes()))
+        });
+        if leaf.records.is_empty() && group.iter().all(|leaf| leaf.records.is_empty()) {
+            *group = Group::default();
+            if branch.iter().all(|group| group.is_empty()) {
+                *branch = Branch::default();
+            }
         }
     }
 
     /// Keys whose value is another than in `before`, or which are in only one of both. Looks at what the two do not share:
     /// after a change of few keys that is little.
     pub(super) fn changed_since<'t>(&'t self, before: &'t Table) -> impl Iterator<Item = &'t str> {
-        let changed = (0..BRANCHES).flat_map(|branch| self.changed_in(branch, before));
+        let changed = (0..PARTS).flat_map(|part| self.changed_in(part, before));
         changed.map(|(record, _)| record.key())
     }
 
-    /// A part of that, one of [`BRANCHES`]: each record as it is now, or as it was last and that it is gone.
+    /// A part of that, one of [`PARTS`]: each record as it is now, or as it was last and that it is gone.
     pub(super) fn changed_in<'t>(
         &'t self,
-        branch: usize,
+        part: usize,
         before: &'t Table,
-    ) -> impl Iterator<Item = (&'t Arc<Record>, bool)> {
-        let (now, old) = (&self.root[branch], &before.root[branch]);
-        let changed = unshared(now, old).filter(|slot| {
-            let old = before.get(slot.record.key());
-            old.is_none_or(|old| old.entry.value != slot.record.entry.value)
+    ) -> impl Iterator<Item = (&'t Record, bool)> {
+        let (now, old) = (self.group(part), before.group(part));
+        let changed = unshared(now, old).filter(|record| {
+            let old = before.get(record.key());
+            old.is_none_or(|old| old.entry.value != record.entry.value)
         });
-        let gone = unshared(old, now).filter(|slot| self.get(slot.record.key()).is_none());
-        let changed = changed.map(|slot| (&slot.record, false));
-        changed.chain(gone.map(|slot| (&slot.record, true)))
+        let gone = unshared(old, now).filter(|record| self.get(record.key()).is_none());
+        let changed = changed.map(|record| (record, false));
+        changed.chain(gone.map(|record| (record, true)))
+    }
+
+    fn group(&self, part: usize) -> &[Leaf] {
+        let group = self.root[part / FAN].get(part % FAN);
+        group.map_or(&[], |group| group)
     }
 
     /// Every record, in no order that means anything.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Record>> {
-        self.root.iter().flat_map(slots).map(|slot| &slot.record)
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Record> {
+        let groups = self.root.iter().flat_map(|branch| branch.iter());
+        groups.flat_map(|group| records(group))
     }
 }
 
-/// Slots of a branch whose very record another one does not have at the same place. No record is looked at: each would be
-/// a cache miss, and all of a leaf but the changed one are shared.
-fn unshared<'t>(branch: &'t Branch, other: &'t Branch) -> impl Iterator<Item = &'t Slot> {
-    let paired = branch.len() == other.len();
-    let leaves = match Arc::ptr_eq(branch, other) {
-        true => &[],
-        false => &**branch,
-    };
-    let leaves = leaves.iter().enumerate().filter_map(move |(at, leaf)| {
-        let other: &[Slot] = if paired { &other[at] } else { &[] };
-        (!std::ptr::eq(&**leaf, other)).then_some((leaf, other))
-    });
-    leaves.flat_map(|(leaf, other)| {
-        leaf.iter().filter(|slot| {
-            let first = other.partition_point(|known| known.tag < slot.tag);
-            let mut same = other[first..]
-                .iter()
-                .take_while(|known| known.tag == slot.tag);
-            !same.any(|known| Arc::ptr_eq(&known.record, &slot.record))
-        })
-    })
+/// Records of a table that is being loaded, by the branch they belong to.
+pub(super) struct Loading {
+    branches: Vec<Vec<(u64, Record)>>,
+    table: Table,
 }
 
-fn branch_of(hash: u64) -> usize {
-    (hash >> 56) as usize
+impl Loading {
+    /// For so many, if that is known.
+    pub(super) fn new(expected: usize) -> Self {
+        // They are not spread quite evenly.
+        let each = expected / FAN + expected / FAN / 8;
+        Self {
+            branches: (0..FAN).map(|_| Vec::with_capacity(each)).collect(),
+            table: Table::new(),
+        }
+    }
+
+    /// Adds a record, of a key that has not come before.
+    pub(super) fn add(&mut self, record: Record) {
+        let table = &mut self.table;
+        table.len += 1;
+        table.bytes += record.bytes();
+        table.ending += record.ending();
+        let hash = table.hasher.hash_one(record.key_bytes());
+        self.branches[branch_of(hash)].push((hash, record));
+    }
+
+    pub(super) fn finish(self) -> Table {
+        let Self {
+            branches,
+            mut table,
+        } = self;
+        // Each is freed once it is built: what is loaded is not there twice.
+        table.root = branches.into_iter().map(branch_from).collect();
+        table
+    }
 }
 
-fn tag_of(hash: u64) -> u32 {
-    (hash >> 24) as u32
-}
-
-fn slots(branch: &Branch) -> impl Iterator<Item = &Slot> {
-    branch.iter().flat_map(|leaf| leaf.iter())
-}
-
-/// Slots sorted by tag, cut into leaves.
-fn branch_from(slots: impl Iterator<Item = Slot>, leaves: usize) -> Branch {
-    let mut slots = slots.peekable();
-    if slots.peek().is_none() {
+fn branch_from(mut records: Vec<(u64, Record)>) -> Branch {
+    if records.is_empty() {
         return Branch::default();
     }
-    (0..leaves)
-        .map(|leaf| {
-            std::iter::from_fn(|| slots.next_if(|slot| place(slot.tag, leaves).0 == leaf))
-                .collect::<Vec<_>>()
-                .into()
+    records.sort_unstable_by_key(|(hash, _)| *hash);
+    let up_to = |group| records.partition_point(|(hash, _)| group_of(*hash) <= group);
+    let ends: Vec<usize> = (0..FAN).map(up_to).collect();
+    let (mut rest, mut begin) = (records.into_iter(), 0);
+    ends.into_iter()
+        .map(|end| {
+            let len = end - std::mem::replace(&mut begin, end);
+            let leaves = len.div_ceil(LEAF_RECORDS_LOADED).next_power_of_two();
+            group_from(rest.by_ref().take(len), leaves.min(LEAVES_MAX))
         })
         .collect()
 }
+
+/// Records of a group, cut into so many leaves.
+fn group_from(records: impl Iterator<Item = (u64, Record)>, leaves: usize) -> Group {
+    let mut cut: Vec<([u8; PRINTS], Vec<Record>)> = Vec::new();
+    cut.resize_with(leaves, Default::default);
+    let mut is_empty = true;
+    for (hash, record) in records {
+        let (prints, records) = &mut cut[leaf_of(hash, leaves)];
+        if let Some(place) = prints.get_mut(records.len()) {
+            *place = print_of(hash);
+        }
+        records.push(record);
+        is_empty = false;
+    }
+    if is_empty {
+        return Group::default();
+    }
+    cut.into_iter()
+        .map(|(prints, records)| Leaf {
+            prints,
+            records: records.into(),
+        })
+        .collect()
+}
+
+/// Records of leaves that another group does not have at the same place: all of them but those that a change copied are
+/// shared.
+fn unshared<'t>(group: &'t [Leaf], other: &'t [Leaf]) -> impl Iterator<Item = &'t Record> {
+    let paired = group.len() == other.len();
+    let leaves = match std::ptr::eq(group, other) {
+        true => &[],
+        false => group,
+    };
+    let leaves = leaves
+        .iter()
+        .enumerate()
+        .filter(move |(at, leaf)| !paired || !Arc::ptr_eq(&leaf.records, &other[*at].records));
+    leaves.flat_map(|(_, leaf)| leaf.records.iter())
+}
+
+fn records(group: &[Leaf]) -> impl Iterator<Item = &Record> {
+    group.iter().flat_map(|leaf| leaf.records.iter())
+}
+
+fn branch_of(hash: u64) -> usize {
+    (hash >> (u64::BITS - FAN_BITS)) as usize
+}
+
+fn group_of(hash: u64) -> usize {
+    (hash >> (u64::BITS - 2 * FAN_BITS)) as usize % FAN
+}
+
+/// Which of so many leaves; the first, of none.
+fn leaf_of(hash: u64, leaves: usize) -> usize {
+    let bits = leaves.trailing_zeros() % u64::BITS;
+    (hash << (2 * FAN_BITS)).unbounded_shr(u64::BITS - bits) as usize
+}
+
+fn print_of(hash: u64) -> u8 {
+    hash as u8
+}
+
+#[cfg(test)]
+mod tests;

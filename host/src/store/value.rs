@@ -18,7 +18,7 @@ pub(crate) use socket::UNIX_MARK;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
     /// Of a bucket of bytes.
-    Bytes(Box<[u8]>),
+    Bytes(Arc<[u8]>),
     /// Of a routing bucket.
     Target(Target),
     /// The same, with more than one address.
@@ -31,7 +31,7 @@ pub enum Target {
     /// An IP address.
     Ip(IpAddr, Option<u16>),
     /// A host name, lower case, to be resolved when dialled.
-    Name(Box<str>, Option<u16>),
+    Name(Arc<str>, Option<u16>),
     /// The absolute path of a Unix socket.
     Unix(Arc<str>),
 }
@@ -119,7 +119,7 @@ impl Value {
     /// The same, taken.
     pub fn into_bytes(self) -> Box<[u8]> {
         match self {
-            Self::Bytes(bytes) => bytes,
+            Self::Bytes(bytes) => bytes[..].into(),
             Self::Target(target) => target.to_string().into_bytes().into(),
             Self::Typed(record) => record.text().as_bytes().into(),
         }

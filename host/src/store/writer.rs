@@ -21,10 +21,11 @@ use super::expiry::Deadlines;
 use super::gathering::Gathering;
 use super::history::{self, Histories};
 use super::log::Log;
+use super::record::Record;
 use super::shared::link::Applied;
 use super::slack::Slack;
 use super::snapshot::{Bucket, Entry, Snapshot};
-use super::table::{Record, Table};
+use super::table::Table;
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
 
 /// Most entries that end in one transaction; others wait for the next.
@@ -460,8 +461,7 @@ fn take(
 /// A bucket as its backend has it, and the newest revision of that.
 fn load(config: &BucketConfig, backends: &mut Backends) -> Result<(Bucket, Revision), OpenError> {
     let (loaded, newest) = backends.load(config)?;
-    let table = Table::load(loaded.records.into_iter());
-    Ok((made(config, table, loaded.revision)?, newest))
+    Ok((made(config, loaded.table, loaded.revision)?, newest))
 }
 
 fn made(config: &BucketConfig, table: Table, revision: Revision) -> Result<Bucket, OpenError> {

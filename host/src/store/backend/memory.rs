@@ -1,6 +1,7 @@
 //! The backend that keeps nothing: the snapshot is all there is.
 
 use super::{Backend, Change, Loaded, WriteError};
+use crate::store::table::Table;
 use crate::store::{BucketConfig, OpenError, Revision};
 
 /// Buckets that are empty at every start.
@@ -13,7 +14,7 @@ impl Backend for Memory {
 
     fn load(&mut self, _bucket: &BucketConfig) -> Result<Loaded, OpenError> {
         Ok(Loaded {
-            records: Vec::new(),
+            table: Table::new(),
             revision: Revision::default(),
         })
     }

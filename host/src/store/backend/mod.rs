@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use super::arrive::records;
+use super::arrive::table;
 use super::data_file::{Compacted, FileError, Source, SyncPolicy};
 use super::history::{Histories, Origin};
+use super::record::Record;
 use super::shared::link::Wanted;
 use super::shared::{EngineError, Links, copy};
-use super::table::Record;
+use super::table::Table;
 use super::writer::Command;
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision};
 
@@ -59,7 +60,7 @@ impl Change {
 
 /// A bucket as the backend has it.
 pub(super) struct Loaded {
-    pub(super) records: Vec<Arc<Record>>,
+    pub(super) table: Table,
     pub(super) revision: Revision,
 }
 
@@ -262,7 +263,7 @@ impl Backends {
             .push((name, followed_from));
         let revision = loaded.revision;
         Ok(Loaded {
-            records: records(config, loaded),
+            table: table(config, loaded),
             revision,
         })
     }

@@ -5,7 +5,7 @@ use crate::store::{Entry, Revision, Value};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-fn record(key: &str) -> Arc<Record> {
+fn record(key: &str) -> Record {
     let entry = Entry {
         value: Value::Bytes(key.as_bytes().into()),
         revision: Revision(1),

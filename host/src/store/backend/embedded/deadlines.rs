@@ -6,7 +6,7 @@ use redb::TableDefinition;
 
 use super::read::end_of;
 use super::{Change, Key};
-use crate::store::table::Record;
+use crate::store::record::Record;
 
 /// [`Key`] to when its entry ends, in milliseconds of Unix time. Made with the first such entry.
 pub(super) const DEADLINES: TableDefinition<Key, u64> = TableDefinition::new("deadlines");

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::store::backend::Loaded;
 use crate::store::bucket::KEY_BYTES_MAX;
-use crate::store::table::Record;
+use crate::store::record::Record;
+use crate::store::table::Loading;
 use crate::store::{BucketConfig, Deadline, Entry, Revision, Value};
 
 pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Mark, redb::Error> {
@@ -48,8 +49,7 @@ pub(super) fn read_bucket(
         revision: expected.revision,
         ..Sum::default()
     };
-    let mut records =
-        Vec::with_capacity(usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0));
+    let mut loading = Loading::new(usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0));
     let mut refused = None;
     let mut deadlines = deadlines::read(&transaction, name)?.into_iter().peekable();
     let entries = transaction.open_table(ENTRIES)?;
@@ -68,7 +68,7 @@ pub(super) fn read_bucket(
         match Value::parse(bucket.values, value) {
             Ok(value) => {
                 let revision = Revision(revision);
-                records.push(Record::new(
+                loading.add(Record::new(
                     key,
                     Entry {
                         value,
@@ -90,7 +90,8 @@ pub(super) fn read_bucket(
         )));
     }
     let revision = Revision(found.revision);
-    Ok((Loaded { records, revision }, refused))
+    let table = loading.finish();
+    Ok((Loaded { table, revision }, refused))
 }
 
 /// The next string after a bucket's name: what lies between belongs to the bucket.
