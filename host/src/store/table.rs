@@ -15,6 +15,8 @@ use ahash::RandomState;
 
 use super::record::Record;
 
+mod loading;
+
 /// Branches of a table, and groups of a branch.
 const FAN: usize = 64;
 /// Bits of a hash that pick one.
@@ -25,8 +27,6 @@ pub(super) const PARTS: usize = FAN * FAN;
 const LEAVES_MAX: usize = 4096;
 /// Records of a leaf that have a print. One that grows beyond this doubles its group's leaves, while it may.
 const PRINTS: usize = 32;
-/// Records per leaf that a bulk load aims at.
-const LEAF_RECORDS_LOADED: usize = 16;
 
 /// Records that belong together by their hashes, in any order.
 #[derive(Clone, Default)]
@@ -114,13 +114,6 @@ impl Table {
             bytes: 0,
             ending: 0,
         }
-    }
-
-    /// A table of records with distinct keys, faster than inserting them one by one.
-    pub(super) fn load(records: impl Iterator<Item = Record>) -> Self {
-        let mut loading = Loading::new(records.size_hint().0);
-        records.for_each(|record| loading.add(record));
-        loading.finish()
     }
 
     /// Whether both are the very same.
@@ -246,61 +239,6 @@ impl Table {
         let groups = self.root.iter().flat_map(|branch| branch.iter());
         groups.flat_map(|group| records(group))
     }
-}
-
-/// Records of a table that is being loaded, by the branch they belong to.
-pub(super) struct Loading {
-    branches: Vec<Vec<(u64, Record)>>,
-    table: Table,
-}
-
-impl Loading {
-    /// For so many, if that is known.
-    pub(super) fn new(expected: usize) -> Self {
-        // They are not spread quite evenly.
-        let each = expected / FAN + expected / FAN / 8;
-        Self {
-            branches: (0..FAN).map(|_| Vec::with_capacity(each)).collect(),
-            table: Table::new(),
-        }
-    }
-
-    /// Adds a record, of a key that has not come before.
-    pub(super) fn add(&mut self, record: Record) {
-        let table = &mut self.table;
-        table.len += 1;
-        table.bytes += record.bytes();
-        table.ending += record.ending();
-        let hash = table.hasher.hash_one(record.key_bytes());
-        self.branches[branch_of(hash)].push((hash, record));
-    }
-
-    pub(super) fn finish(self) -> Table {
-        let Self {
-            branches,
-            mut table,
-        } = self;
-        // Each is freed once it is built: what is loaded is not there twice.
-        table.root = branches.into_iter().map(branch_from).collect();
-        table
-    }
-}
-
-fn branch_from(mut records: Vec<(u64, Record)>) -> Branch {
-    if records.is_empty() {
-        return Branch::default();
-    }
-    records.sort_unstable_by_key(|(hash, _)| *hash);
-    let up_to = |group| records.partition_point(|(hash, _)| group_of(*hash) <= group);
-    let ends: Vec<usize> = (0..FAN).map(up_to).collect();
-    let (mut rest, mut begin) = (records.into_iter(), 0);
-    ends.into_iter()
-        .map(|end| {
-            let len = end - std::mem::replace(&mut begin, end);
-            let leaves = len.div_ceil(LEAF_RECORDS_LOADED).next_power_of_two();
-            group_from(rest.by_ref().take(len), leaves.min(LEAVES_MAX))
-        })
-        .collect()
 }
 
 /// Records of a group, cut into so many leaves.

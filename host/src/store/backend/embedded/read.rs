@@ -9,7 +9,7 @@ use super::{
 use crate::store::backend::Loaded;
 use crate::store::bucket::KEY_BYTES_MAX;
 use crate::store::record::Record;
-use crate::store::table::Loading;
+use crate::store::table::Table;
 use crate::store::{BucketConfig, Deadline, Entry, Revision, Value};
 
 pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Mark, redb::Error> {
@@ -49,39 +49,39 @@ pub(super) fn read_bucket(
         revision: expected.revision,
         ..Sum::default()
     };
-    let mut loading = Loading::new(usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0));
     let mut refused = None;
     let mut deadlines = deadlines::read(&transaction, name)?.into_iter().peekable();
     let entries = transaction.open_table(ENTRIES)?;
     let end = end_of(name);
-    for entry in entries.range((name, &[][..])..(end.as_slice(), &[][..]))? {
-        let (key, value) = entry?;
-        let (_, key) = key.value();
-        let (revision, value) = value.value();
-        let deadline = deadlines.next_if(|(ending, _)| ending == key);
-        let deadline = deadline.and_then(|(_, millis)| Deadline::from_millis(millis));
-        found.add(key, revision, value, deadline);
-        let key = std::str::from_utf8(key).ok();
-        let key = key.filter(|key| key.len() <= KEY_BYTES_MAX);
-        let key =
-            key.ok_or_else(|| redb::Error::Corrupted("a key is too long, or not UTF-8".into()))?;
-        match Value::parse(bucket.values, value) {
-            Ok(value) => {
-                let revision = Revision(revision);
-                loading.add(Record::new(
-                    key,
-                    Entry {
-                        value,
-                        revision,
-                        deadline,
-                    },
-                ));
-            }
-            Err(error) => {
-                refused.get_or_insert((key.to_owned(), error.0));
+    let entries = entries.range((name, &[][..])..(end.as_slice(), &[][..]))?;
+    let about = usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0);
+    let (table, read) = Table::load_beside(about, |add| {
+        for entry in entries {
+            let (key, value) = entry?;
+            let (_, key) = key.value();
+            let (revision, value) = value.value();
+            let deadline = deadlines.next_if(|(ending, _)| ending == key);
+            let deadline = deadline.and_then(|(_, millis)| Deadline::from_millis(millis));
+            found.add(key, revision, value, deadline);
+            let key = std::str::from_utf8(key).ok();
+            let key = key.filter(|key| key.len() <= KEY_BYTES_MAX);
+            let key = key
+                .ok_or_else(|| redb::Error::Corrupted("a key is too long, or not UTF-8".into()))?;
+            let entry = |value| Entry {
+                value,
+                revision: Revision(revision),
+                deadline,
+            };
+            match Value::parse(bucket.values, value) {
+                Ok(value) => add(Record::new(key, entry(value))),
+                Err(error) => {
+                    refused.get_or_insert((key.to_owned(), error.0));
+                }
             }
         }
-    }
+        Ok::<_, redb::Error>(())
+    });
+    read?;
     // A deadline without its entry stops the walk before its end.
     if found != expected || deadlines.next().is_some() {
         return Err(redb::Error::Corrupted(format!(
@@ -90,7 +90,6 @@ pub(super) fn read_bucket(
         )));
     }
     let revision = Revision(found.revision);
-    let table = loading.finish();
     Ok((Loaded { table, revision }, refused))
 }
 
