@@ -357,6 +357,17 @@ async fn a_node_that_was_killed_vanishes_and_comes_back_to_what_was_agreed_on(ba
     .await;
 }
 
+async fn a_node_that_ends_takes_only_itself_out(backend: Backend) {
+    let one = node(&backend, "one").await;
+    let mut same = node(&backend, "one").await;
+    fleet_is(&one, &[("one", "own")]).await;
+    same.signal(rustix::process::Signal::TERM);
+    same.ended().await;
+    let status = fleet_status(&one, &["--wait", "10s"]).await;
+    assert_eq!(status.code, 0, "{}{}", status.stdout, status.stderr);
+    fleet_is(&one, &[("one", "own")]).await;
+}
+
 async fn without_the_backend_nothing_is_pushed_and_everything_is_served(mut backend: Backend) {
     let (one, two) = (node(&backend, "one").await, node(&backend, "two").await);
     let proxies = [one, two];
@@ -368,6 +379,17 @@ async fn without_the_backend_nothing_is_pushed_and_everything_is_served(mut back
         .push("router", fixture("version-b"))
         .await;
     assert_eq!(refused.status, 503, "{}", refused.text());
+    // Nobody knows how the other one is.
+    let status = fleet_status(&proxies[0], &[]).await;
+    assert_eq!(status.code, 1, "{}{}", status.stdout, status.stderr);
+    let lost = "node \"one\" has lost the others";
+    assert!(status.stderr.contains(lost), "{}", status.stderr);
+    let fleet = proxies[0].admin().get("/v1/fleet").await.json();
+    let states = fleet["nodes"].as_array().expect("nodes").iter();
+    let other = states.filter(|node| node["node"] == "two");
+    for node in other {
+        assert_eq!(node["state"], "unknown", "{node}");
+    }
     let before = sha256(&fixture("version-a"));
     all_have(&proxies, &before).await;
     backend.server.start_again().await;
@@ -395,5 +417,6 @@ on_both! {
     a_node_that_refuses_a_version_stays_and_says_so,
     of_two_pushes_at_once_one_wins,
     a_node_that_was_killed_vanishes_and_comes_back_to_what_was_agreed_on,
+    a_node_that_ends_takes_only_itself_out,
     without_the_backend_nothing_is_pushed_and_everything_is_served,
 }

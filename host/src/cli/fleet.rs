@@ -32,7 +32,7 @@ enum Command {
     /// List the nodes, and what each has; fails if one has not what was agreed on
     #[command(after_help = "\
 A node is `ok` if it has what was agreed on, `behind` while it takes it, `failed` if it could not and stays with what
-it had, `own` if nothing was agreed on of its plugins.
+it had, `own` if nothing was agreed on of its plugins, `unknown` while nothing is heard of it.
 
 Examples:
   throwbar fleet status
@@ -152,7 +152,7 @@ fn wrong(fleet: &Fleet) -> Option<String> {
             .filter(|node| node.state == state)
             .count()
     };
-    let (behind, failed) = (count("behind"), count("failed"));
+    let (behind, failed, unknown) = (count("behind"), count("failed"), count("unknown"));
     let mut parts = Vec::new();
     if failed > 0 {
         parts.push(format!("{failed} failed"));
@@ -160,9 +160,18 @@ fn wrong(fleet: &Fleet) -> Option<String> {
     if behind > 0 {
         parts.push(format!("{behind} behind"));
     }
+    if unknown > 0 {
+        parts.push(format!("{unknown} unknown"));
+    }
     if let Some(reason) = &fleet.not_told {
         let node = &fleet.node;
         parts.push(format!("node {node:?} has lost the others: {reason}"));
+    }
+    if !fleet.nodes.iter().any(|node| node.node == fleet.node) {
+        parts.push(format!(
+            "node {:?}, which was asked, is not among them",
+            fleet.node
+        ));
     }
     let total = output::counted(fleet.nodes.len() as u64, "node");
     (!parts.is_empty()).then(|| format!("of {total}: {}", parts.join(", ")))
@@ -301,7 +310,16 @@ mod tests {
         assert_eq!(wrong(&fleet(answer.clone())), None);
         let mut lost = fleet(answer);
         lost.not_told = Some("store unavailable: away".to_owned());
-        let expected = "of 2 nodes: node \"a\" has lost the others: store unavailable: away";
+        lost.nodes[1].state = "unknown".to_owned();
+        let expected =
+            "of 2 nodes: 1 unknown, node \"a\" has lost the others: store unavailable: away";
         assert_eq!(wrong(&lost).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn a_node_that_is_not_in_its_own_list_is_told() {
+        let fleet = fleet(json!({ "node": "a", "nodes": [], "plugins": {} }));
+        let expected = "of 0 nodes: node \"a\", which was asked, is not among them";
+        assert_eq!(wrong(&fleet).as_deref(), Some(expected));
     }
 }

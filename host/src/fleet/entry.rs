@@ -139,6 +139,8 @@ pub(super) enum State {
     Behind,
     /// It could not take it, and stays with what it had.
     Failed,
+    /// It may have changed, or gone: nothing is heard of the others.
+    Unknown,
 }
 
 /// A component in the depot.

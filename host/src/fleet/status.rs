@@ -27,13 +27,14 @@ impl Fleet {
                 (name, shown)
             })
             .collect();
+        let lost = self.lost();
         let heartbeats = locked(&self.heartbeats);
         json!({
             "node": self.node,
             "backend": self.config.backend,
             "state": state.unwrap_or(State::Own),
             "told_s": heartbeats.told.map(|told| told.elapsed().as_secs()),
-            "not_told": heartbeats.error,
+            "not_told": lost,
             "name_taken": heartbeats.twin,
             "plugins": plugins,
         })
@@ -43,11 +44,18 @@ impl Fleet {
     pub fn document(&self) -> Value {
         let snapshot = self.store.snapshot();
         let now = unix_ms(SystemTime::now());
+        let lost = self.lost();
         let plugins = self.entries::<PluginEntry>(&snapshot, PLUGIN);
         let nodes = self.entries::<NodeEntry>(&snapshot, NODE).into_iter();
         let nodes: Vec<Value> = nodes
             .map(|(name, _, entry)| match entry {
-                Ok(entry) => node_json(&name, entry, &plugins, now),
+                Ok(entry) => {
+                    let mut node = node_json(&name, entry, &plugins, now);
+                    if lost.is_some() && name != self.node {
+                        node["state"] = json!(State::Unknown);
+                    }
+                    node
+                }
                 Err(reason) => {
                     json!({ "node": name, "state": State::Failed, "unreadable": reason })
                 }
@@ -75,15 +83,22 @@ impl Fleet {
         let artifacts: Vec<Value> = artifacts
             .map(|(_, _, entry)| artifact_json(&entry))
             .collect();
-        let heartbeats = locked(&self.heartbeats);
         json!({
             "node": self.node,
             "backend": self.config.backend,
-            "not_told": heartbeats.error,
+            "not_told": lost,
             "nodes": nodes,
             "plugins": plugins,
             "artifacts": artifacts,
         })
+    }
+
+    /// Why nothing is heard of the others, or they hear nothing of this node.
+    fn lost(&self) -> Option<String> {
+        let health = self.store.health().into_iter();
+        let own = health.filter(|(backend, _)| *backend == self.config.backend);
+        let lost = own.filter_map(|(_, health)| health.lost).next();
+        lost.or_else(|| locked(&self.heartbeats).error.clone())
     }
 
     /// What this node counts.

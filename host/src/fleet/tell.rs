@@ -2,7 +2,7 @@
 
 use super::entry::{CanaryEntry, NODE, NodeEntry, PluginState, State};
 use super::{Fleet, locked, step, unix_ms};
-use crate::store::{Action, Snapshot, Write};
+use crate::store::{Action, Expect, Snapshot, Write};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -31,7 +31,18 @@ impl Fleet {
         let Ok(bucket) = self.bucket_id() else {
             return;
         };
-        let gone = vec![Write::delete(bucket, self.node_key())];
+        let snapshot = self.store.snapshot();
+        let nodes = self.entries::<NodeEntry>(&snapshot, NODE).into_iter();
+        let mut own = nodes.filter(|(name, _, entry)| {
+            *name == self.node && entry.as_ref().is_ok_and(|entry| entry.life == self.life)
+        });
+        // That of another process of the same name stays.
+        let Some((_, revision, _)) = own.next() else {
+            return;
+        };
+        let mut gone = Write::delete(bucket, self.node_key());
+        gone.expect = Expect::At(revision);
+        let gone = vec![gone];
         // Whoever is not told now sees it a little later.
         let _ = tokio::time::timeout(LEAVE_TIMEOUT, self.commit(gone)).await;
     }
