@@ -297,3 +297,19 @@ async fn routes_match_in_order_by_host_path_header_method_and_upgrade() {
     let delete = crate::harness::Request::new("DELETE", "/");
     assert_eq!(proxy.send(delete).await.text(), "method");
 }
+
+#[tokio::test]
+async fn a_bucket_that_moves_to_another_backend_says_how_many_keys_are_left_behind() {
+    let on = |backend: &str| Setup::new(format!("[buckets.b]\nbackend = \"{backend}\"\n"));
+    let proxy = on("memory").start().await;
+    let admin = proxy.admin();
+    assert_eq!(
+        admin.put("/v1/kv/b/k", "127.0.0.1".to_owned()).await.status,
+        201
+    );
+    let put = admin.put("/v1/config", on("embedded").text()).await;
+    assert_eq!(put.status, 200, "{}", put.text());
+    proxy.says("bucket is on another backend now").await;
+    assert!(proxy.stderr().contains("\"keys\":1"), "{}", proxy.stderr());
+    assert_eq!(admin.get("/v1/kv/b/k").await.status, 404);
+}

@@ -407,7 +407,27 @@ pub(super) fn configure(
     let marks = marks.map(|config| take(&mut next, &config, backends));
     next.marks = marks.collect::<Result<_, _>>()?;
     next.names = Arc::new(names);
+    warn_of_moves(previous, &next);
     Ok(next)
+}
+
+/// Says which buckets are on another backend now, where what they had is not.
+fn warn_of_moves(previous: &Snapshot, next: &Snapshot) {
+    for (id, bucket) in next.buckets() {
+        let name = &bucket.config.name;
+        let before = previous.bucket_id(name).filter(|before| *before != id);
+        let before = before.and_then(|before| previous.bucket(before));
+        if let Some(before) = before.filter(|before| !before.is_empty()) {
+            tracing::warn!(
+                bucket = name,
+                was = before.config.backend.as_str(),
+                is = bucket.config.backend.as_str(),
+                keys = before.len(),
+                "bucket is on another backend now: the keys it had on the one before are not read any more, export and \
+                 import them"
+            );
+        }
+    }
 }
 
 /// The buckets of marks: one for what is this process's own, as durable as that, and one beside all that is shared.
