@@ -5,6 +5,7 @@ use super::serve::read_config;
 use super::{Ended, Exit, read_text};
 use crate::config::Config;
 use crate::plugin::{CompileIn, DeployError, PluginConfig, Plugins, PluginsOptions, Source};
+use crate::proxy::access_log::Sink;
 use crate::store::Store;
 use anyhow::Context;
 use serde_json::json;
@@ -34,6 +35,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         return as_json(&args);
     }
     let (_, config) = read_config(&args.file)?;
+    if let Some(problem) = log_problem(&config) {
+        return Err(Ended::error(
+            Exit::ConfigInvalid,
+            format!("config {name}: {problem}"),
+        ));
+    }
     let problems = plugin_problems(&config, compile_in(&config))?;
     if !problems.is_empty() {
         return Err(refused(&problems));
@@ -60,15 +67,17 @@ fn as_json(args: &Args) -> anyhow::Result<()> {
         Ok(config) => (Vec::new(), plugin_problems(config, compile_in(config))?),
         Err(problems) => (problems.clone(), Vec::new()),
     };
+    let log = parsed.as_ref().ok().and_then(log_problem);
     let mut out = Out::stdout();
     out.json(&json!({
         "file": args.file,
-        "ok": problems.is_empty() && plugins.is_empty(),
+        "ok": problems.is_empty() && plugins.is_empty() && log.is_none(),
         "problems": problems,
         "plugins": plugins,
+        "log": log,
     }))?;
     out.flush()?;
-    if !problems.is_empty() {
+    if !problems.is_empty() || log.is_some() {
         Err(Ended::error(
             Exit::ConfigInvalid,
             format!("config {name} is invalid"),
@@ -85,6 +94,22 @@ fn refused(problems: &[String]) -> anyhow::Error {
         Exit::PluginRefused,
         format!("plugins do not load\n  {}", problems.join("\n  ")),
     )
+}
+
+/// A log that could not be opened, as its directory is not there.
+fn log_problem(config: &Config) -> Option<String> {
+    let access = match &config.log.access {
+        Sink::File(path) => Some(path),
+        Sink::Stdout | Sink::Off => None,
+    };
+    let files = [
+        ("log.access", access),
+        ("log.audit", config.log.audit.as_ref()),
+    ];
+    files.into_iter().find_map(|(key, path)| {
+        let directory = path?.parent()?;
+        (!directory.is_dir()).then(|| format!("{key}: {} is no directory", directory.display()))
+    })
 }
 
 /// As `serve` does it.
@@ -141,6 +166,20 @@ mod tests {
             }],
             ..Config::default()
         }
+    }
+
+    #[test]
+    fn a_log_without_its_directory_is_a_problem() {
+        let there = tempfile::tempdir().expect("a directory can be made");
+        let mut config = Config::default();
+        config.log.audit = Some(there.path().join("audit.log"));
+        assert_eq!(log_problem(&config), None);
+        config.log.access = Sink::File(there.path().join("none/access.log"));
+        let expected = format!(
+            "log.access: {}/none is no directory",
+            there.path().display()
+        );
+        assert_eq!(log_problem(&config), Some(expected));
     }
 
     fn problems_of(config: &Config) -> Vec<String> {
