@@ -6,10 +6,7 @@ use anyhow::{Context, Result};
 use http::{HeaderMap, Method};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use throwbar_host::plugin::{
-    Access, CompileIn, Instance, PluginConfig, PluginLimits, Plugins, PluginsOptions, RequestHead,
-    Source,
-};
+use throwbar_host::plugin::{Access, Instance, PluginConfig, PluginLimits, RequestHead, Source};
 use throwbar_host::store::{BackendKind, BucketConfig, Store, ValueKind, Write, WriteBatch};
 
 /// Rules.
@@ -37,13 +34,7 @@ fn main() -> Result<()> {
         runtime.block_on(store.commit(batch))
     };
     commit((0..RULES).map(|number| rule(number, number)).collect())?;
-    let plugins = Plugins::new(PluginsOptions {
-        data: data.path(),
-        store: store.clone(),
-        workers: 1,
-        component_bytes_max: 1 << 20,
-        compile_in: CompileIn::Thread,
-    })?;
+    let plugins = throwbar_benches::plugins(data.path(), &store)?;
     let mut config = PluginConfig::new("bench", Source::Builtin("prefix-rules".into()));
     config.grants = BTreeMap::from([("rules".into(), Access::Read)]);
     config.limits = PluginLimits {

@@ -9,10 +9,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use throwbar_host::metrics::{Counters, WorkerCounters};
-use throwbar_host::plugin::deploy::{Plugins, PluginsOptions};
+use throwbar_host::plugin::deploy::Plugins;
 use throwbar_host::plugin::{
-    CompileIn, Generation, Opened, PluginConfig, PluginLimits, RequestHead, Session, Sessions,
-    Source,
+    Generation, Opened, PluginConfig, PluginLimits, RequestHead, Session, Sessions, Source,
 };
 use throwbar_host::store::Store;
 use throwbar_host::stream::{Config, Hook, NewStream, Streams};
@@ -37,13 +36,7 @@ impl Chats {
         runtime.block_on(async {
             let data = tempfile::tempdir()?;
             let store = Store::open(&[], data.path())?;
-            let plugins = Plugins::new(PluginsOptions {
-                data: data.path(),
-                store: store.clone(),
-                workers: 1,
-                component_bytes_max: 1 << 20,
-                compile_in: CompileIn::Thread,
-            })?;
+            let plugins = crate::plugins(data.path(), &store)?;
             let config = PluginConfig {
                 name: "chat".into(),
                 source: Source::Builtin("chat-filter".into()),

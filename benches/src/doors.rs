@@ -5,8 +5,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use throwbar_host::plugin::{
-    Access, CompileIn, Decision, Instance, PluginConfig, PluginLimits, Plugins, PluginsOptions,
-    RequestHead, Source, builtin,
+    Access, Decision, Instance, PluginConfig, PluginLimits, Plugins, RequestHead, Source, builtin,
 };
 use throwbar_host::store::{
     BackendKind, BucketConfig, Snapshot, Store, ValueKind, Write, WriteBatch,
@@ -119,13 +118,7 @@ impl Door {
             ..Default::default()
         };
         store.commit(batch).await?;
-        let plugins = Plugins::new(PluginsOptions {
-            data: data.path(),
-            store: store.clone(),
-            workers: 1,
-            component_bytes_max: 1 << 20,
-            compile_in: CompileIn::Thread,
-        })?;
+        let plugins = crate::plugins(data.path(), &store)?;
         let config = PluginConfig {
             name: "bench".into(),
             source: Source::Pushed,

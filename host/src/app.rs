@@ -43,6 +43,20 @@ pub struct Start {
     pub compile_on_thread: bool,
 }
 
+impl Start {
+    /// With a config that has no text.
+    pub fn new(config: Config, seed: Vec<Seed>) -> Self {
+        Self {
+            config,
+            text: None,
+            file: None,
+            seed,
+            log_dropped: None,
+            compile_on_thread: false,
+        }
+    }
+}
+
 /// An entry written at start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seed {

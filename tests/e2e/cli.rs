@@ -1,6 +1,6 @@
 //! The command line: the shortest way to traffic, and its exit codes.
 
-use crate::harness::proxy::{Ended, command, run, run_with};
+use crate::harness::proxy::run;
 use crate::harness::{TestProxy, TestUpstream, fixture, fixture_path, sha256, websocket};
 use rustix::process::Signal;
 use std::path::Path;
@@ -15,17 +15,8 @@ async fn serve(arguments: &[&str]) -> TestProxy {
     TestProxy::start_in(dir, &all).await
 }
 
-/// A client command in the proxy's directory: it finds the token there.
-async fn client(proxy: &TestProxy, arguments: &[&str]) -> Ended {
-    let mut command = command();
-    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
-    run_with(command, proxy.dir(), arguments).await
-}
-
 async fn ok(proxy: &TestProxy, arguments: &[&str]) -> String {
-    let ended = client(proxy, arguments).await;
-    assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
-    ended.stdout
+    proxy.run(arguments).await.ok()
 }
 
 #[tokio::test]
@@ -123,13 +114,10 @@ async fn kv_commands_do_what_they_say() {
             .contains("id2")
     );
     ok(&proxy, &["kv", "del", "upstreams", "id2"]).await;
-    assert_eq!(
-        client(&proxy, &["kv", "get", "upstreams", "id2"])
-            .await
-            .code,
-        1
-    );
-    let refused = client(&proxy, &["kv", "set", "upstreams", "id3=no address!"]).await;
+    assert_eq!(proxy.run(&["kv", "get", "upstreams", "id2"]).await.code, 1);
+    let refused = proxy
+        .run(&["kv", "set", "upstreams", "id3=no address!"])
+        .await;
     assert_eq!(refused.code, 3, "{}", refused.stderr);
     assert!(refused.stderr.contains("id3"), "{}", refused.stderr);
     std::fs::write(proxy.file("in.txt"), "a 10.0.0.1\nb 10.0.0.2:80\n").expect("written");
@@ -148,7 +136,7 @@ async fn kv_commands_do_what_they_say() {
     );
     std::fs::write(proxy.file("empty.txt"), "# nothing\n\n").expect("written");
     let replace = ["kv", "import", "upstreams", "empty.txt", "--replace"];
-    let refused = client(&proxy, &replace).await;
+    let refused = proxy.run(&replace).await;
     assert_eq!(refused.code, 3, "{}", refused.stderr);
     assert!(
         refused.stderr.contains("empty.txt") && refused.stderr.contains("--allow-empty"),
@@ -156,10 +144,12 @@ async fn kv_commands_do_what_they_say() {
         refused.stderr
     );
     std::fs::write(proxy.file("number.json"), r#"{"c": 3}"#).expect("written");
-    let refused = client(&proxy, &["kv", "import", "upstreams", "number.json"]).await;
+    let refused = proxy
+        .run(&["kv", "import", "upstreams", "number.json"])
+        .await;
     assert_eq!(refused.code, 3, "{}", refused.stderr);
     std::fs::write(proxy.file("bad.txt"), "d 10.0.0.4\ne\n").expect("written");
-    let refused = client(&proxy, &["kv", "import", "upstreams", "bad.txt"]).await;
+    let refused = proxy.run(&["kv", "import", "upstreams", "bad.txt"]).await;
     assert_ne!(refused.code, 0);
     assert!(refused.stderr.contains('2'), "{}", refused.stderr);
     assert_eq!(
@@ -168,7 +158,7 @@ async fn kv_commands_do_what_they_say() {
     );
     ok(&proxy, &[&replace[..], &["--allow-empty"]].concat()).await;
     assert_eq!(ok(&proxy, &["kv", "export", "upstreams"]).await, "");
-    let nowhere = client(&proxy, &["kv", "export", "upstreams", "nowhere/x"]).await;
+    let nowhere = proxy.run(&["kv", "export", "upstreams", "nowhere/x"]).await;
     assert_eq!(nowhere.code, 1);
     assert!(
         nowhere.stderr.contains("no directory nowhere"),
@@ -201,7 +191,7 @@ async fn plugin_commands_push_list_and_roll_back() {
     assert!(listed.contains(&digest), "{listed}");
     assert!(ok(&proxy, &["plugin", "ls"]).await.contains(&digest[..8]));
     let bad = fixture_path("trap-init").display().to_string();
-    let refused = client(&proxy, &["plugin", "push", "by-header", &bad]).await;
+    let refused = proxy.run(&["plugin", "push", "by-header", &bad]).await;
     assert_eq!(refused.code, 4, "{}", refused.stderr);
     assert!(refused.stderr.contains("init"), "{}", refused.stderr);
     assert_eq!(version().await, "a");
@@ -213,14 +203,16 @@ async fn plugin_commands_push_list_and_roll_back() {
             .contains("by-header")
     );
     assert!(!ok(&proxy, &["plugin", "inspect", &file]).await.is_empty());
-    let other = client(&proxy, &["plugin", "push", "other", &file]).await;
+    let other = proxy.run(&["plugin", "push", "other", &file]).await;
     assert_eq!(other.code, 1);
     assert!(
         other.stderr.contains("there are by-header"),
         "{}",
         other.stderr
     );
-    let missing = client(&proxy, &["plugin", "push", "by-header", "none.wasm"]).await;
+    let missing = proxy
+        .run(&["plugin", "push", "by-header", "none.wasm"])
+        .await;
     assert_ne!(missing.code, 0);
     assert!(missing.stderr.contains("none.wasm"), "{}", missing.stderr);
 }
@@ -242,7 +234,9 @@ async fn streams_commands_list_and_close() {
     assert_eq!(stream["key"], "id1");
     assert!(ok(&proxy, &["streams", "ls"]).await.contains("id1"));
     let id = stream["id"].to_string();
-    let refused = client(&proxy, &["streams", "close", &id, "--code", "1006"]).await;
+    let refused = proxy
+        .run(&["streams", "close", &id, "--code", "1006"])
+        .await;
     assert_eq!(refused.code, 1, "{}", refused.stderr);
     assert!(
         refused.stderr.contains("code 1006: expected 1000 to 1003"),
@@ -251,7 +245,7 @@ async fn streams_commands_list_and_close() {
     );
     let none = ["streams", "ls", "--client", "10.0.0.0/8"];
     assert!(!ok(&proxy, &none).await.contains("id1"));
-    let refused = client(&proxy, &["streams", "drain", "--over", "0s"]).await;
+    let refused = proxy.run(&["streams", "drain", "--over", "0s"]).await;
     assert_eq!(refused.code, 1, "{}", refused.stderr);
     assert!(refused.stderr.contains("no selector"), "{}", refused.stderr);
     let drain = ["streams", "drain", "--key", "id1", "--over", "24h"];
@@ -293,10 +287,7 @@ async fn streams_commands_list_and_close() {
         listed.contains("asked  key=id1") && listed.contains("cancelled"),
         "{listed}"
     );
-    assert_eq!(
-        client(&proxy, &["streams", "close", "999999"]).await.code,
-        1
-    );
+    assert_eq!(proxy.run(&["streams", "close", "999999"]).await.code, 1);
 }
 
 #[tokio::test]

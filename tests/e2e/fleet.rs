@@ -1,7 +1,7 @@
 //! A fleet: proxies on one etcd or Redis have the same versions of their plugins, whatever happens to one of them.
 
 use crate::harness::client::KeptAlive;
-use crate::harness::proxy::{PATIENT, command, run_with};
+use crate::harness::proxy::PATIENT;
 use crate::harness::servers::{Engine, Server};
 use crate::harness::{Request, Setup, TestProxy, TestUpstream, eventually, fixture, sha256};
 use serde_json::Value;
@@ -282,9 +282,7 @@ fn with_grant(text: &str) -> String {
 
 /// `throwbar fleet status` of a node, with more arguments.
 async fn fleet_status(proxy: &TestProxy, more: &[&str]) -> crate::harness::proxy::Ended {
-    let mut command = command();
-    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
-    run_with(command, proxy.dir(), &[&["fleet", "status"], more].concat()).await
+    proxy.run(&[&["fleet", "status"], more].concat()).await
 }
 
 async fn of_two_pushes_at_once_one_wins(backend: Backend) {

@@ -384,22 +384,7 @@ async fn a_cut_response_resets_its_stream() {
 
 #[tokio::test]
 async fn a_drain_lets_running_requests_end() {
-    let (go, wait) = tokio::sync::watch::channel(false);
-    let (told, mut arrived) = tokio::sync::mpsc::unbounded_channel();
-    let upstream = TestUpstream::raw(move |mut stream, connection| {
-        let (told, mut wait) = (told.clone(), wait.clone());
-        async move {
-            use tokio::io::AsyncWriteExt;
-            let mut buffer = Vec::new();
-            crate::harness::upstream::read_request(&mut stream, &mut buffer, connection, 0).await;
-            let _ = told.send(());
-            let _ = wait.wait_for(|go| *go).await;
-            let _ = stream
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                .await;
-        }
-    })
-    .await;
+    let (upstream, mut held) = TestUpstream::holding().await;
     let mut proxy = TestProxy::start(&upstream.route()).await;
     let mut sender = connect(proxy.address).await;
     let (h2, _) = sender
@@ -407,11 +392,11 @@ async fn a_drain_lets_running_requests_end() {
         .expect("sent");
     let h1 = tokio::spawn(crate::harness::Request::get("/").send(proxy.address));
     for _ in 0..2 {
-        soon("a request upstream", arrived.recv()).await;
+        held.arrived().await;
     }
     proxy.signal(rustix::process::Signal::TERM);
     proxy.says("draining").await;
-    go.send_replace(true);
+    held.go();
     let (_, body, _) = whole(h2).await.expect("answered");
     assert_eq!(body, b"ok");
     assert_eq!(h1.await.expect("answered").text(), "ok");

@@ -229,22 +229,7 @@ async fn a_map_change_is_seen_by_the_next_request_on_every_connection() {
 
 #[tokio::test]
 async fn a_request_that_is_running_ends_as_it_began() {
-    let (told, mut arrived) = tokio::sync::mpsc::unbounded_channel();
-    let (go, wait) = tokio::sync::watch::channel(false);
-    let upstream = TestUpstream::raw(move |mut stream, connection| {
-        let (told, mut wait) = (told.clone(), wait.clone());
-        async move {
-            use tokio::io::AsyncWriteExt;
-            let mut buffer = Vec::new();
-            crate::harness::upstream::read_request(&mut stream, &mut buffer, connection, 0).await;
-            let _ = told.send(());
-            let _ = wait.wait_for(|go| *go).await;
-            let _ = stream
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                .await;
-        }
-    })
-    .await;
+    let (upstream, mut held) = TestUpstream::holding().await;
     let proxy = TestProxy::start(BY_HEADER).await;
     let admin = proxy.admin();
     admin.push_ok("router", fixture("version-a")).await;
@@ -253,10 +238,10 @@ async fn a_request_that_is_running_ends_as_it_began() {
         .field("x-id", "id1")
         .field("x-port", &upstream.port());
     let running = tokio::spawn(request.send(proxy.address));
-    soon("the request upstream", arrived.recv()).await;
+    held.arrived().await;
     admin.push_ok("router", fixture("version-b")).await;
     assert_eq!(admin.delete("/v1/kv/upstreams/id1").await.status, 204);
-    go.send_replace(true);
+    held.go();
     let response = running.await.expect("it ended");
     assert_eq!((response.status, response.header("x-version")), (200, "a"));
 }

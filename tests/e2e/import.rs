@@ -1,7 +1,8 @@
 //! What people have: a config of Caddy becomes a config and a filled bucket; maps of others go into a bucket.
 
-use crate::harness::proxy::{Ended, command, run, run_with};
+use crate::harness::proxy::{Ended, run};
 use crate::harness::{Admin, TestProxy, TestUpstream, websocket};
+use serde_json::json;
 use std::path::Path;
 
 const CADDY: &str = include_str!("../../examples/from-caddy/caddy.json");
@@ -82,6 +83,68 @@ async fn a_config_of_caddy_goes_on_doing_its_job_with_its_own_requests_to_change
     socket.echo("still open").await;
 }
 
+/// The address of an upstream that says this.
+async fn saying(text: &'static str) -> (TestUpstream, String) {
+    let upstream = TestUpstream::saying(text).await;
+    let address = format!("127.0.0.1:{}", upstream.port());
+    (upstream, address)
+}
+
+#[tokio::test]
+async fn defaults_and_expressions_of_caddys_map_find_what_they_found() {
+    let (_one, one) = saying("one").await;
+    let (_two, two) = saying("two").await;
+    let (_other, other) = saying("default").await;
+    let map = json!({
+        "handler": "map", "@id": "ids", "source": "{http.request.header.X-ID}",
+        "destinations": ["{to}"], "defaults": [other],
+        "mappings": [
+            {"input": "b1", "outputs": [one]},
+            {"input_regexp": "^b", "outputs": [two]},
+            {"input_regexp": "^.1", "outputs": [one]},
+            {"input": "b2", "outputs": [one]}
+        ]
+    });
+    let proxy = json!({"handler": "reverse_proxy", "upstreams": [{"dial": "{to}"}]});
+    let server = json!({"listen": ["127.0.0.1:0"], "routes": [{"handle": [map, proxy]}]});
+    let caddy = json!({
+        "admin": {"listen": "localhost:0"}, "apps": {"http": {"servers": {"srv0": server}}}
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("caddy.json"), caddy.to_string()).expect("written");
+    let ended = import(dir.path(), &["--out", "made", "--without-token"]).await;
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let never = "mappings[3]: input \"b2\" is never found";
+    assert!(ended.stdout.contains(never), "{}", ended.stdout);
+    let proxy = TestProxy::start_in(dir, &["serve", "made/throwbar.toml"]).await;
+    let found = async |keys: &[(&str, &str)]| {
+        for (key, says) in keys {
+            let answer = proxy.get("/", &[("x-id", *key)]).await.text();
+            assert_eq!(answer, *says, "{key:?}");
+        }
+        assert_eq!(proxy.get("/", &[]).await.text(), "default");
+    };
+    found(&[
+        ("b1", "one"),
+        ("b2", "two"),
+        ("b", "two"),
+        ("a1", "one"),
+        ("a", "default"),
+        ("", "default"),
+    ])
+    .await;
+    // Mappings are replaced, and the default is none of them.
+    let body = json!([{"input": "a", "outputs": [two]}, {"input_regexp": "2$", "outputs": [one]}]);
+    let patch = crate::harness::Request::new("PATCH", "/id/ids/mappings")
+        .field("content-type", "application/json")
+        .body(body.to_string());
+    let admin = Admin::new(proxy.admin_address, None);
+    assert_eq!(admin.send(patch).await.status, 200);
+    found(&[("a", "two"), ("b2", "one"), ("b1", "default")]).await;
+    let shown = admin.send(crate::harness::Request::get("/id/ids/mappings"));
+    assert_eq!(shown.await.json(), body);
+}
+
 #[tokio::test]
 async fn an_import_writes_all_or_nothing_and_never_over_something() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -129,12 +192,6 @@ async fn an_import_writes_all_or_nothing_and_never_over_something() {
 
 const BYTES: &str = "[buckets.names]\nvalues = \"bytes\"\n[[route]]\nreply = { status = 200 }\n";
 
-async fn kv(proxy: &TestProxy, arguments: &[&str]) -> Ended {
-    let mut command = command();
-    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
-    run_with(command, proxy.dir(), &[&["kv"], arguments].concat()).await
-}
-
 #[tokio::test]
 async fn maps_of_haproxy_and_nginx_and_tables_become_entries() {
     let proxy = TestProxy::start(BYTES).await;
@@ -151,11 +208,9 @@ async fn maps_of_haproxy_and_nginx_and_tables_become_entries() {
         "sheet.csv",
         "note,Key,Value\r\n,\"k,1\",\"v \"\"1\"\"\"\r\n",
     );
-    let haproxy = kv(
-        &proxy,
-        &["import", "names", "hosts.map", "--format", "haproxy-map"],
-    )
-    .await;
+    let haproxy = proxy
+        .kv(&["import", "names", "hosts.map", "--format", "haproxy-map"])
+        .await;
     assert_eq!(haproxy.code, 0, "{}", haproxy.stderr);
     assert!(
         haproxy
@@ -163,26 +218,31 @@ async fn maps_of_haproxy_and_nginx_and_tables_become_entries() {
             .contains("line 3: key \"a.example.com\" is on line 2 already")
     );
     let nginx = ["import", "names", "nginx.conf", "--format", "nginx-map"];
-    let refused = kv(&proxy, &nginx).await;
+    let refused = proxy.kv(&nginx).await;
     assert_eq!(refused.code, 3);
     assert!(
         refused.stderr.contains("line 5: ~^x 10.0.0.2"),
         "{}",
         refused.stderr
     );
-    let skipped = kv(&proxy, &[&nginx[..], &["--skip-unsupported"]].concat()).await;
+    let skipped = proxy
+        .kv(&[&nginx[..], &["--skip-unsupported"]].concat())
+        .await;
     assert_eq!(skipped.code, 0, "{}", skipped.stderr);
-    let csv = kv(&proxy, &["import", "names", "sheet.csv", "--format", "csv"]).await;
+    let csv = proxy
+        .kv(&["import", "names", "sheet.csv", "--format", "csv"])
+        .await;
     assert_eq!(csv.code, 0, "{}", csv.stderr);
 
-    let all = kv(&proxy, &["export", "names", "--format", "csv"])
+    let all = proxy
+        .kv(&["export", "names", "--format", "csv"])
         .await
         .stdout;
     assert_eq!(
         all,
         "key,value,revision,expires_at\na.example.com,app one,1,\nid1,10.0.0.1,2,\n\"k,1\",\"v \"\"1\"\"\",3,\n"
     );
-    let lines = kv(&proxy, &["export", "names"]).await;
+    let lines = proxy.kv(&["export", "names"]).await;
     assert_eq!(
         (lines.code, &*lines.stdout),
         (0, "a.example.com app one\nid1 10.0.0.1\nk,1 v \"1\"\n")
@@ -194,10 +254,10 @@ async fn a_diff_shows_what_an_import_would_change_and_changes_nothing() {
     let proxy = TestProxy::start(BYTES).await;
     let write = |text: &str| std::fs::write(proxy.file("map.txt"), text).expect("written");
     write("same 1\nother 1\ngone 1\n");
-    assert_eq!(kv(&proxy, &["import", "names", "map.txt"]).await.code, 0);
+    assert_eq!(proxy.kv(&["import", "names", "map.txt"]).await.code, 0);
     write("same 1\nother 2\nnew 1\n");
     let replace = ["import", "names", "map.txt", "--replace"];
-    let shown = kv(&proxy, &[&replace[..], &["--diff"]].concat()).await;
+    let shown = proxy.kv(&[&replace[..], &["--diff"]].concat()).await;
     assert_eq!(shown.code, 0, "{}", shown.stderr);
     let lines: Vec<&str> = shown.stdout.lines().collect();
     assert_eq!(
@@ -211,10 +271,10 @@ async fn a_diff_shows_what_an_import_would_change_and_changes_nothing() {
         "{}",
         shown.stdout
     );
-    assert_eq!(kv(&proxy, &["get", "names", "gone"]).await.stdout, "1\n");
-    assert_eq!(kv(&proxy, &replace).await.code, 0);
+    assert_eq!(proxy.kv(&["get", "names", "gone"]).await.stdout, "1\n");
+    assert_eq!(proxy.kv(&replace).await.code, 0);
     let diff = [&replace[..], &["--diff"]].concat();
-    let none = kv(&proxy, &diff).await;
+    let none = proxy.kv(&diff).await;
     assert!(
         none.stdout.starts_with("names: would be 3 as before"),
         "{}",
@@ -243,7 +303,7 @@ async fn an_export_that_its_format_cannot_hold_is_refused_whole() {
         "key,value,revision,expires_at\nwith space,v,1,\n"
     );
     assert_eq!(get("xml").await.status, 400);
-    let cut = kv(&proxy, &["export", "names", "out.txt"]).await;
+    let cut = proxy.kv(&["export", "names", "out.txt"]).await;
     assert_eq!(cut.code, 1, "{}", cut.stderr);
     assert!(!proxy.file("out.txt").exists());
 }
@@ -257,10 +317,10 @@ async fn masks_expressions_and_defaults_become_keys_where_the_bucket_declares_th
     write("paths.map", "/api/ 10.0.0.1:80\n/ 10.0.0.2:80\n");
     write(
         "nginx.conf",
-        "map $host $to {\n default 10.0.0.3:80;\n *.example.com 10.0.0.4:80;\n ~^v[0-9] 10.0.0.5:80;\n}\n",
+        "map $host $to {\n hostnames;\n default 10.0.0.3:80;\n *.example.com 10.0.0.4:80;\n ~^v[0-9] 10.0.0.5:80;\n}\n",
     );
     let map = ["paths.map", "--format", "haproxy-map", "--match", "beg"];
-    let undeclared = kv(&proxy, &[&["import", "names"], &map[..]].concat()).await;
+    let undeclared = proxy.kv(&[&["import", "names"], &map[..]].concat()).await;
     assert_eq!(undeclared.code, 3, "{}", undeclared.stderr);
     assert!(
         undeclared
@@ -271,7 +331,7 @@ async fn masks_expressions_and_defaults_become_keys_where_the_bucket_declares_th
     );
     let nginx = ["nginx.conf", "--format", "nginx-map"];
     for file in [&map[..], &nginx[..]] {
-        let imported = kv(&proxy, &[&["import", "paths"], file].concat()).await;
+        let imported = proxy.kv(&[&["import", "paths"], file].concat()).await;
         assert_eq!(imported.code, 0, "{}", imported.stderr);
     }
     for (key, value) in [
@@ -281,7 +341,90 @@ async fn masks_expressions_and_defaults_become_keys_where_the_bucket_declares_th
         ("v7", "10.0.0.5:80"),
         ("x", "10.0.0.3:80"),
     ] {
-        let found = kv(&proxy, &["lookup", "paths", key]).await;
+        let found = proxy.kv(&["lookup", "paths", key]).await;
         assert!(found.stdout.contains(value), "{key}: {}", found.stdout);
     }
+}
+
+/// The key in `x-name`, in a bucket of these kinds.
+fn by_name(lookup: &str) -> String {
+    format!(
+        "[buckets.names]\nlookup = [{lookup}]\n[plugins.by-name]\nsource = \"builtin:by-header\"\n\
+         buckets = {{ names = \"read\" }}\nlimits = {{ deadline = \"1s\" }}\n\
+         settings = {{ header = \"x-name\", port-header = \"\", bucket = \"names\", absent = \"empty\" }}\n\
+         [[route]]\nplugin = \"by-name\"\n"
+    )
+}
+
+#[tokio::test]
+async fn masks_and_the_default_of_nginx_route_what_they_routed() {
+    let (_head, head) = saying("head").await;
+    let (_tail, tail) = saying("tail").await;
+    let (_long, long) = saying("long tail").await;
+    let (_first, first) = saying("first").await;
+    let (_other, other) = saying("default").await;
+    let proxy = TestProxy::start(&by_name("\"prefix\", \"suffix\", \"default\"")).await;
+    let write = |name: &str, text: &str| std::fs::write(proxy.file(name), text).expect("written");
+    write(
+        "tails.map",
+        &format!("mail.* {tail};\nmail.long.* {long};\n"),
+    );
+    let of_tails =
+        format!("map $http_x_name $to {{ hostnames; default {other}; include tails.map; }}");
+    let of_all = format!(
+        "map $http_x_name $to {{\n hostnames;\n volatile;\n default {other};\n *.example.com {head};\n \
+         include *.map;\n ~^z {first};\n ~^mail.?$ {first};\n ~^m {other};\n}}"
+    );
+    write("tails.conf", &of_tails);
+    write("all.conf", &of_all);
+    let import = async |proxy: &TestProxy, file: &Path| {
+        let file = file.to_str().expect("UTF-8");
+        proxy
+            .kv(&["import", "names", file, "--format", "nginx-map"])
+            .await
+    };
+    let found = async |proxy: &TestProxy, keys: &[(&str, &str)]| {
+        for (key, says) in keys {
+            let answer = proxy.get("/", &[("x-name", *key)]).await.text();
+            assert_eq!(answer, *says, "{key:?}");
+        }
+        assert_eq!(proxy.get("/", &[]).await.text(), "default");
+    };
+    let tails = [
+        ("mail.x.org", "tail"),
+        ("mail.long.org", "long tail"),
+        ("mail", "default"),
+        ("mailx.org", "default"),
+    ];
+
+    let imported = import(&proxy, &proxy.file("tails.conf")).await;
+    assert_eq!(imported.code, 0, "{}", imported.stderr);
+    found(&proxy, &tails).await;
+    // A prefix would be tried before the suffix, which nginx tries first.
+    let refused = import(&proxy, &proxy.file("all.conf")).await;
+    assert_eq!(refused.code, 3);
+    let told = "tails.map: line 1: mail.* 127.0.0.1:";
+    let order = "nginx tries *.example.com on line 5 before it";
+    assert!(
+        refused.stderr.contains(told) && refused.stderr.contains(order),
+        "{}",
+        refused.stderr
+    );
+
+    let with_regex = TestProxy::start(&by_name("\"suffix\", \"regex\", \"default\"")).await;
+    let imported = import(&with_regex, &proxy.file("all.conf")).await;
+    assert_eq!(imported.code, 0, "{}", imported.stderr);
+    found(&with_regex, &tails[..2]).await;
+    found(
+        &with_regex,
+        &[
+            ("mail.example.com", "head"),
+            ("MAIL.Example.com", "head"),
+            ("mail", "first"),
+            ("mailx", "first"),
+            ("mx", "default"),
+            ("z", "first"),
+        ],
+    )
+    .await;
 }

@@ -1,30 +1,12 @@
 //! Imports of any length, whole or in chunks, and what an export takes along.
 
 use super::kv_operations::with_notes;
-use crate::harness::proxy::{Ended, command, run_with};
 use crate::harness::{Raw, Request, TestProxy, eventually, soon};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
-
-fn prepared(proxy: &TestProxy) -> tokio::process::Command {
-    let mut command = command();
-    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
-    command
-}
-
-async fn kv(proxy: &TestProxy, arguments: &[&str]) -> Ended {
-    let arguments: Vec<_> = ["kv"].iter().chain(arguments).copied().collect();
-    run_with(prepared(proxy), proxy.dir(), &arguments).await
-}
-
-async fn ok(proxy: &TestProxy, arguments: &[&str]) -> String {
-    let ended = kv(proxy, arguments).await;
-    assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
-    ended.stdout
-}
 
 fn lines(path: &str, body: impl Into<bytes::Bytes>) -> Request {
     Request::post(path, body).field("content-type", "text/plain")
@@ -67,14 +49,16 @@ async fn an_import_takes_memory_for_what_it_writes_and_not_for_how_long_it_is() 
     write("few.ndjson", 1_000);
     write("many.ndjson", ROWS);
     let before = peak_kib(&proxy);
-    let done = ok(
-        &proxy,
-        &["import", "notes", "few.ndjson", "--chunk", "1000"],
-    )
-    .await;
+    let done = proxy
+        .kv(&["import", "notes", "few.ndjson", "--chunk", "1000"])
+        .await
+        .ok();
     assert!(done.contains("1,000 added, 199,000 changed"), "{done}");
     let in_chunks = peak_kib(&proxy);
-    let done = ok(&proxy, &["import", "notes", "many.ndjson", "--json"]).await;
+    let done = proxy
+        .kv(&["import", "notes", "many.ndjson", "--json"])
+        .await
+        .ok();
     let done: Value = serde_json::from_str(&done).expect("JSON");
     assert_eq!(
         (&done["created"], &done["updated"]),
@@ -133,7 +117,9 @@ async fn chunks_stay_written_up_to_a_bad_row_and_it_is_told_where() {
     assert_eq!(batch.status, 400, "{}", batch.text());
 
     std::fs::write(proxy.file("bad.txt"), body.replace(" ", " new ")).expect("written");
-    let stopped = kv(&proxy, &["import", "notes", "bad.txt", "--chunk", "2"]).await;
+    let stopped = proxy
+        .kv(&["import", "notes", "bad.txt", "--chunk", "2"])
+        .await;
     assert_eq!(stopped.code, 3, "{}", stopped.stderr);
     for said in [
         "bad.txt: 1 bad line(s)",
@@ -146,7 +132,7 @@ async fn chunks_stay_written_up_to_a_bad_row_and_it_is_told_where() {
     let import = [
         "import", "notes", "good.csv", "--format", "csv", "--chunk", "1",
     ];
-    let done = ok(&proxy, &import).await;
+    let done = proxy.kv(&import).await.ok();
     assert!(done.starts_with("notes: 3 added"), "{done}");
     assert_eq!(admin.get("/v1/kv/notes/n").await.text(), "2\n3");
 }
@@ -184,7 +170,8 @@ async fn rows_are_written_while_others_are_yet_to_come() {
 #[tokio::test]
 async fn an_import_that_breaks_off_leaves_nothing() {
     let proxy = TestProxy::start(&with_notes()).await;
-    let mut import = prepared(&proxy)
+    let mut import = proxy
+        .command()
         .current_dir(proxy.dir())
         .args(["kv", "import", "notes", "-"])
         .stdin(Stdio::piped())
@@ -225,7 +212,7 @@ async fn an_import_that_breaks_off_leaves_nothing() {
         .await;
         drop(raw);
     }
-    ok(&proxy, &["set", "notes", "after=1"]).await;
+    proxy.kv(&["set", "notes", "after=1"]).await.ok();
     assert_eq!(keys(&proxy).await, 1);
 }
 
@@ -261,21 +248,27 @@ async fn a_row_without_end_is_refused_with_its_line() {
 async fn entries_take_their_deadlines_along_and_what_has_ended_is_left_out() {
     let proxy = TestProxy::start(&with_notes()).await;
     let admin = proxy.admin();
-    ok(&proxy, &["set", "notes", "day=1", "--ttl", "1d"]).await;
-    ok(&proxy, &["set", "notes", "stays=2"]).await;
-    let listed = ok(&proxy, &["ls", "notes", "--json"]).await;
+    proxy
+        .kv(&["set", "notes", "day=1", "--ttl", "1d"])
+        .await
+        .ok();
+    proxy.kv(&["set", "notes", "stays=2"]).await.ok();
+    let listed = proxy.kv(&["ls", "notes", "--json"]).await.ok();
     for format in ["ndjson", "csv"] {
-        ok(&proxy, &["export", "notes", "all", "--format", format]).await;
+        proxy
+            .kv(&["export", "notes", "all", "--format", format])
+            .await
+            .ok();
         // The very same once more changes nothing.
         let import: &[&str] = match format {
             "csv" => &["import", "notes", "all", "--format", "csv", "--replace"],
             _ => &["import", "notes", "all", "--replace"],
         };
-        let same = ok(&proxy, import).await;
+        let same = proxy.kv(import).await.ok();
         assert!(same.starts_with("notes: 2 as before "), "{format}: {same}");
-        ok(&proxy, &["del", "notes", "day", "stays"]).await;
-        ok(&proxy, import).await;
-        let again = ok(&proxy, &["ls", "notes", "--json"]).await;
+        proxy.kv(&["del", "notes", "day", "stays"]).await.ok();
+        proxy.kv(import).await.ok();
+        let again = proxy.kv(&["ls", "notes", "--json"]).await.ok();
         let told = |listed: &str| -> Vec<[Value; 3]> {
             let listed: Value = serde_json::from_str(listed).expect("JSON");
             let entries = listed["entries"].as_array().expect("a list");
@@ -292,26 +285,41 @@ async fn entries_take_their_deadlines_along_and_what_has_ended_is_left_out() {
             "one JSON object cannot say",
         ),
     ] {
-        let refused = kv(&proxy, arguments).await;
+        let refused = proxy.kv(arguments).await;
         assert_eq!(refused.code, 1, "{}", refused.stderr);
         assert!(refused.stderr.contains(said), "{}", refused.stderr);
         assert!(!refused.stdout.contains("day"), "{}", refused.stdout);
-        ok(&proxy, &[arguments, &["--without-deadlines"]].concat()).await;
+        proxy
+            .kv(&[arguments, &["--without-deadlines"]].concat())
+            .await
+            .ok();
     }
-    let without = ok(&proxy, &["export", "notes", "--without-deadlines"]).await;
+    let without = proxy
+        .kv(&["export", "notes", "--without-deadlines"])
+        .await
+        .ok();
     assert_eq!(without, "day 1\nstays 2\n");
     let csv = ["export", "notes", "--format", "csv", "--without-deadlines"];
-    assert!(ok(&proxy, &csv).await.starts_with("key,value,revision\n"));
+    assert!(
+        proxy
+            .kv(&csv)
+            .await
+            .ok()
+            .starts_with("key,value,revision\n")
+    );
     let alone = admin.get("/v1/kv/notes?deadlines=false").await;
     assert_eq!(alone.status, 400, "{}", alone.text());
 
     let ended = "{\"key\":\"day\",\"value\":\"1\",\"expires_at\":\"2020-01-01T00:00:00.000Z\"}\n\
                  {\"key\":\"new\",\"value\":\"1\"}\n";
     std::fs::write(proxy.file("old.ndjson"), ended).expect("written");
-    let done = ok(&proxy, &["import", "notes", "old.ndjson", "--replace"]).await;
+    let done = proxy
+        .kv(&["import", "notes", "old.ndjson", "--replace"])
+        .await
+        .ok();
     assert!(
         done.contains("1 added, 2 deleted, 1 left out, for they have ended"),
         "{done}"
     );
-    assert_eq!(ok(&proxy, &["export", "notes"]).await, "new 1\n");
+    assert_eq!(proxy.kv(&["export", "notes"]).await.ok(), "new 1\n");
 }

@@ -1,6 +1,6 @@
 //! The past of keys, who wrote them, and back to it: by the admin API and by commands.
 
-use crate::harness::proxy::{Ended, PATIENT, command, run_with};
+use crate::harness::proxy::PATIENT;
 use crate::harness::{Admin, Request, Setup, TestProxy, eventually, fixture_path};
 use serde_json::{Value, json};
 
@@ -44,19 +44,6 @@ async fn proxy() -> TestProxy {
     std::fs::write(dir.path().join("agents.token"), format!("{SECRET}\n")).expect("written");
     std::fs::write(dir.path().join("throwbar.toml"), setup.text()).expect("written");
     TestProxy::start_in(dir, &["serve", "throwbar.toml"]).await
-}
-
-async fn kv(proxy: &TestProxy, arguments: &[&str]) -> Ended {
-    let mut command = command();
-    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
-    let arguments: Vec<_> = ["kv"].iter().chain(arguments).copied().collect();
-    run_with(command, proxy.dir(), &arguments).await
-}
-
-async fn ok(proxy: &TestProxy, arguments: &[&str]) -> String {
-    let ended = kv(proxy, arguments).await;
-    assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
-    ended.stdout
 }
 
 async fn put_as(admin: &Admin, actor: &str, path: &str, value: &str) -> u64 {
@@ -154,15 +141,15 @@ async fn a_key_goes_back_by_a_write_like_any_other() {
     for value in ["1", "2"] {
         put_as(&admin, "ann", "/v1/kv/notes/a%2Fb", value).await;
     }
-    let shown = ok(&proxy, &["undo", "notes", "a/b", "--diff"]).await;
+    let shown = proxy.kv(&["undo", "notes", "a/b", "--diff"]).await.ok();
     assert!(
         shown.contains("~ a/b 2 -> 1") && shown.contains("nothing changed"),
         "{shown}"
     );
-    let done = ok(&proxy, &["undo", "notes", "a/b"]).await;
+    let done = proxy.kv(&["undo", "notes", "a/b"]).await.ok();
     assert_eq!(done, "notes: 1 changed   revision 3\n");
-    assert_eq!(ok(&proxy, &["get", "notes", "a/b"]).await, "1\n");
-    let table = ok(&proxy, &["history", "notes", "a/b"]).await;
+    assert_eq!(proxy.kv(&["get", "notes", "a/b"]).await.ok(), "1\n");
+    let table = proxy.kv(&["history", "notes", "a/b"]).await.ok();
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines[0].starts_with("REVISION  TIME"), "{table}");
     assert!(
@@ -174,12 +161,12 @@ async fn a_key_goes_back_by_a_write_like_any_other() {
         "{table}"
     );
     // Once more, and the change is there again; then back to before it was created.
-    ok(&proxy, &["undo", "notes", "a/b"]).await;
-    assert_eq!(ok(&proxy, &["get", "notes", "a/b"]).await, "2\n");
-    ok(&proxy, &["undo", "notes", "a/b", "--to", "0"]).await;
-    assert_eq!(kv(&proxy, &["exists", "notes", "a/b"]).await.code, 1);
-    ok(&proxy, &["undo", "notes", "a/b", "--to", "2"]).await;
-    let json = ok(&proxy, &["history", "notes", "a/b", "--json"]).await;
+    proxy.kv(&["undo", "notes", "a/b"]).await.ok();
+    assert_eq!(proxy.kv(&["get", "notes", "a/b"]).await.ok(), "2\n");
+    proxy.kv(&["undo", "notes", "a/b", "--to", "0"]).await.ok();
+    assert_eq!(proxy.kv(&["exists", "notes", "a/b"]).await.code, 1);
+    proxy.kv(&["undo", "notes", "a/b", "--to", "2"]).await.ok();
+    let json = proxy.kv(&["history", "notes", "a/b", "--json"]).await.ok();
     let json: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["history"][0]["undo"], true);
     assert_eq!(json["history"][0]["value"], "2");
@@ -202,13 +189,7 @@ async fn a_key_goes_back_by_a_write_like_any_other() {
         ),
         (&["history", "plain", "k"], 1, "history = 10"),
     ] {
-        let refused = kv(&proxy, arguments).await;
-        assert_eq!(refused.code, code, "{arguments:?}: {}", refused.stderr);
-        assert!(
-            refused.stderr.contains(said),
-            "{arguments:?}: {}",
-            refused.stderr
-        );
+        proxy.kv(arguments).await.refused(code, said);
     }
     for body in [
         json!({}),
@@ -226,28 +207,31 @@ async fn a_bad_import_goes_back_as_one() {
     let write = |text: &str| std::fs::write(proxy.file("map.txt"), text).expect("written");
     let import = ["import", "notes", "map.txt", "--replace", "--json"];
     write("a 1\nb 1\nc 1\n");
-    ok(&proxy, &import).await;
+    proxy.kv(&import).await.ok();
     write("a 2\nc 1\nd 2\n");
-    let bad: Value = serde_json::from_str(&ok(&proxy, &import).await).expect("JSON");
+    let bad: Value = serde_json::from_str(&proxy.kv(&import).await.ok()).expect("JSON");
     let revision = bad["revision"].to_string();
     let undo = ["undo", "notes", "--revision", &revision];
-    let shown = ok(&proxy, &[&undo[..], &["--diff"]].concat()).await;
+    let shown = proxy.kv(&[&undo[..], &["--diff"]].concat()).await.ok();
     assert_eq!(
         shown,
         "~ a 2 -> 1\n+ b 1\n- d 2\nnotes: would be 1 added, 1 changed, 1 deleted; nothing changed\n"
     );
-    ok(&proxy, &["set", "notes", "d=3"]).await;
-    let changed = kv(&proxy, &undo).await;
+    proxy.kv(&["set", "notes", "d=3"]).await.ok();
+    let changed = proxy.kv(&undo).await;
     assert_eq!(changed.code, 1);
     let said = "1 of the keys of revision 2 were changed since, the first is \"d\" at revision 3";
     assert!(changed.stderr.contains(said), "{}", changed.stderr);
-    let done = ok(&proxy, &[&undo[..], &["--skip-changed"]].concat()).await;
+    let done = proxy
+        .kv(&[&undo[..], &["--skip-changed"]].concat())
+        .await
+        .ok();
     assert!(
         done.contains("1 added, 1 changed, 1 left as they are"),
         "{done}"
     );
     assert_eq!(
-        ok(&proxy, &["export", "notes"]).await,
+        proxy.kv(&["export", "notes"]).await.ok(),
         "a 1\nb 1\nc 1\nd 3\n"
     );
 }

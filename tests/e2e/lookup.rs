@@ -1,6 +1,5 @@
 //! Keys that stand for others: prefixes, domains, regular expressions and a default, as the config declares them.
 
-use crate::harness::proxy::{command, run_with};
 use crate::harness::{Admin, TestProxy, TestUpstream, websocket};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -191,15 +190,10 @@ async fn what_a_key_finds_is_told_by_the_admin_api_and_the_command() {
     assert_eq!(deleted.status, 204);
     let hidden = limited.get("/v1/kv/upstreams/eu-22?lookup").await;
     assert_eq!(hidden.status, 403, "{}", hidden.text());
-    let run = async |arguments: &[&str]| {
-        let mut command = command();
-        command.env("THROWBAR_ADMIN", admin.address().to_string());
-        run_with(command, proxy.dir(), arguments).await
-    };
-    let shown = run(&["kv", "lookup", "upstreams", "us"]).await;
+    let shown = proxy.kv(&["lookup", "upstreams", "us"]).await;
     assert_eq!(shown.code, 0, "{}", shown.stderr);
     assert!(shown.stdout.contains("default"), "{}", shown.stdout);
-    let refused = run(&["kv", "set", "upstreams", "re:[=1.2.3.4"]).await;
+    let refused = proxy.kv(&["set", "upstreams", "re:[=1.2.3.4"]).await;
     assert_eq!(refused.code, 3, "{}", refused.stderr);
     assert!(
         refused.stderr.contains("is no regular expression"),

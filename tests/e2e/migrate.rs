@@ -1,7 +1,6 @@
 //! Data that a version brings into its form before it is activated: all of them, once, in the moment in which it takes over.
 
 use crate::harness::client::KeptAlive;
-use crate::harness::proxy::{command, run_with};
 use crate::harness::websocket;
 use crate::harness::{Admin, Request, TestProxy, fixture, fixture_path, sha256};
 use serde_json::Value;
@@ -189,15 +188,13 @@ async fn a_migration_that_fails_changes_nothing_and_says_why() {
         assert_eq!(read(&proxy, "id1").await, (200, "text1".into(), "1".into()));
     }
     let component = fixture_path("notes-2");
-    let mut command = command();
-    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
     let arguments = [
         "plugin",
         "push",
         "notes",
         component.to_str().expect("a path"),
     ];
-    let ended = run_with(command, proxy.dir(), &arguments).await;
+    let ended = proxy.run(&arguments).await;
     assert_ne!(ended.code, 0);
     assert!(
         ended.stderr.contains("more than 60 writes"),

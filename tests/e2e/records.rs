@@ -1,6 +1,5 @@
 //! Entries that say more than one address: weights, policies, Unix sockets, tags, and what becomes of their streams.
 
-use crate::harness::proxy::{command, run_with};
 use crate::harness::{Admin, TestProxy, TestUpstream, fixture_path, websocket};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -269,27 +268,24 @@ async fn bad_records_are_refused_with_the_reason_by_the_admin_api_and_the_comman
         );
         assert!(detail.contains(said), "{detail}");
     }
-    let run = async |arguments: &[&str]| {
-        let mut command = command();
-        command.env("THROWBAR_ADMIN", admin.address().to_string());
-        run_with(command, proxy.dir(), arguments).await
-    };
-    let refused = run(&["kv", "set", "upstreams", "id1={\"addresses\": 1}"]).await;
+    let refused = proxy
+        .kv(&["set", "upstreams", "id1={\"addresses\": 1}"])
+        .await;
     assert_eq!(refused.code, 3, "{}", refused.stderr);
     assert!(
         refused.stderr.contains("addresses is 1, expected a list"),
         "{}",
         refused.stderr
     );
-    let set = run(&[
-        "kv",
-        "set",
-        "upstreams",
-        "id1={\"addresses\": [\"a:1\"], \"tags\": [\"x\"]}",
-    ])
-    .await;
+    let set = proxy
+        .kv(&[
+            "set",
+            "upstreams",
+            "id1={\"addresses\": [\"a:1\"], \"tags\": [\"x\"]}",
+        ])
+        .await;
     assert_eq!(set.code, 0, "{}", set.stderr);
-    let shown = run(&["kv", "get", "upstreams", "id1"]).await;
+    let shown = proxy.kv(&["get", "upstreams", "id1"]).await;
     assert_eq!(shown.stdout, "{\"addresses\":[\"a:1\"],\"tags\":[\"x\"]}\n");
 }
 

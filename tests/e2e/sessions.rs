@@ -1,7 +1,6 @@
 //! Stream hooks: a plugin sees the messages of the WebSockets it forwards, each in a session of the version that accepted
 //! the stream.
 
-use crate::harness::proxy::{command, run_with};
 use crate::harness::websocket::{self, Closes, Socket};
 use crate::harness::{Raw, Setup, TestProxy, TestUpstream, fixture, fixture_path, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -218,9 +217,7 @@ async fn lists_of_streams_tell_of_their_sessions() {
         "failures": 1, "rebuilds": 1,
     });
     assert_eq!(streams[1]["session"], told);
-    let mut command = command();
-    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
-    let listed = run_with(command, proxy.dir(), &["streams", "ls"]).await;
+    let listed = proxy.run(&["streams", "ls"]).await;
     for expected in ["SESSION", "rebuilt 1, isolated", "4/1"] {
         assert!(listed.stdout.contains(expected), "{}", listed.stdout);
     }

@@ -1,6 +1,6 @@
 //! Versions: listed, kept, activated, forgotten, and drained when there are too many.
 
-use crate::harness::proxy::{BY_HEADER, PATIENT, command, run_with};
+use crate::harness::proxy::{BY_HEADER, PATIENT, run_with};
 use crate::harness::websocket::{self, Socket};
 use crate::harness::{Setup, TestProxy, TestUpstream, eventually, fixture, sha256};
 use serde_json::Value;
@@ -348,8 +348,7 @@ async fn the_commands_show_and_change_what_versions_are() {
     std::fs::write(proxy.file("count.wasm"), fixture("count")).expect("written");
     std::fs::write(proxy.file("a.wasm"), fixture("version-a")).expect("written");
     let throwbar = async |arguments: &str| {
-        let mut command = command();
-        command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
+        let mut command = proxy.command();
         let token = std::fs::read_to_string(proxy.file("data/admin.token")).expect("a token");
         command.env("THROWBAR_TOKEN", token.trim());
         let arguments: Vec<&str> = arguments.split(' ').collect();

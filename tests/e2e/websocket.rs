@@ -371,15 +371,25 @@ async fn a_drain_waits_for_streams_then_closes_them_with_1001() {
     assert_eq!(proxy.ended().await.code(), Some(0));
 }
 
-#[tokio::test]
-async fn a_second_signal_ends_a_drain_at_once() {
-    let (upstream, _closes) = websocket::echo().await;
+/// A proxy that drains for ten minutes, and the stream it waits for.
+async fn draining_with_a_stream() -> (
+    TestProxy,
+    websocket::Socket,
+    (TestUpstream, websocket::Closes),
+) {
+    let (upstream, closes) = websocket::echo().await;
     let config = format!("[streams]\nshutdown_grace = \"10m\"\n{}", upstream.route());
-    let mut proxy = TestProxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let mut socket = websocket::open(proxy.address, &[]).await;
     socket.echo("before").await;
     proxy.signal(Signal::TERM);
     proxy.says("draining").await;
+    (proxy, socket, (upstream, closes))
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_drain_at_once() {
+    let (mut proxy, mut socket, _upstream) = draining_with_a_stream().await;
     proxy.signal(Signal::TERM);
     proxy.ended().await;
     assert_eq!(socket.close_code().await, None);
@@ -387,13 +397,7 @@ async fn a_second_signal_ends_a_drain_at_once() {
 
 #[tokio::test]
 async fn a_drain_ends_as_soon_as_the_last_stream_does() {
-    let (upstream, _closes) = websocket::echo().await;
-    let config = format!("[streams]\nshutdown_grace = \"10m\"\n{}", upstream.route());
-    let mut proxy = TestProxy::start(&config).await;
-    let mut socket = websocket::open(proxy.address, &[]).await;
-    socket.echo("before").await;
-    proxy.signal(Signal::TERM);
-    proxy.says("draining").await;
+    let (mut proxy, socket, _upstream) = draining_with_a_stream().await;
     socket.close().await;
     assert_eq!(proxy.ended().await.code(), Some(0));
 }

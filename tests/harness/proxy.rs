@@ -125,6 +125,22 @@ pub struct Ended {
     pub stderr: String,
 }
 
+impl Ended {
+    /// What it printed, if it worked.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        self.stdout
+    }
+
+    /// Checks that it failed in this way and said this.
+    #[track_caller]
+    pub fn refused(&self, code: i32, said: &str) {
+        assert_eq!(self.code, code, "{said:?}: {}", self.stderr);
+        assert!(self.stderr.contains(said), "{said:?}: {}", self.stderr);
+    }
+}
+
 /// Runs a command to its end in a directory.
 pub async fn run(directory: &Path, arguments: &[&str]) -> Ended {
     run_with(command(), directory, arguments).await
@@ -212,6 +228,23 @@ impl TestProxy {
             self.admin_address,
             data.map(|token| token.trim().to_owned()),
         )
+    }
+
+    /// A command that finds its admin API.
+    pub fn command(&self) -> Command {
+        let mut command = command();
+        command.env("THROWBAR_ADMIN", self.admin_address.to_string());
+        command
+    }
+
+    /// Runs a command of its clients to its end, in its directory: it finds the token there.
+    pub async fn run(&self, arguments: &[&str]) -> Ended {
+        run_with(self.command(), self.dir(), arguments).await
+    }
+
+    /// The same of `kv`.
+    pub async fn kv(&self, arguments: &[&str]) -> Ended {
+        self.run(&[&["kv"], arguments].concat()).await
     }
 
     /// A connection of raw bytes.

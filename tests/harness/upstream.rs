@@ -1,7 +1,7 @@
 //! Upstreams that record what they receive byte for byte, and misbehave when told to.
 
-use super::eventually;
 use super::raw::{field, find};
+use super::{eventually, soon};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -87,6 +87,25 @@ impl Drop for TestUpstream {
     }
 }
 
+/// Requests that an upstream holds.
+#[derive(Debug)]
+pub struct Held {
+    arrived: tokio::sync::mpsc::UnboundedReceiver<()>,
+    go: tokio::sync::watch::Sender<bool>,
+}
+
+impl Held {
+    /// Waits for the next one.
+    pub async fn arrived(&mut self) {
+        soon("a request upstream", self.arrived.recv()).await;
+    }
+
+    /// Answers all of them.
+    pub fn go(&self) {
+        self.go.send_replace(true);
+    }
+}
+
 impl TestUpstream {
     /// Answers each request as a function says.
     pub async fn answering(answer: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
@@ -114,6 +133,26 @@ impl TestUpstream {
     /// 200 and the request's own body.
     pub async fn echoing() -> Self {
         Self::answering(|request| Answer::ok(&request.body)).await
+    }
+
+    /// 200 and `ok` to the first request of each connection, once `go` says so; it tells when one has arrived.
+    pub async fn holding() -> (Self, Held) {
+        let (told, arrived) = tokio::sync::mpsc::unbounded_channel();
+        let (go, wait) = tokio::sync::watch::channel(false);
+        let upstream = Self::raw(move |mut stream, connection| {
+            let (told, mut wait) = (told.clone(), wait.clone());
+            async move {
+                let mut buffer = Vec::new();
+                read_request(&mut stream, &mut buffer, connection, 0).await;
+                let _ = told.send(());
+                let _ = wait.wait_for(|go| *go).await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await;
+            }
+        })
+        .await;
+        (upstream, Held { arrived, go })
     }
 
     /// Gives each connection to a function.

@@ -1,28 +1,33 @@
-//! `PATCH /id/{id}/mappings` as Caddy has it: the whole map in one request, on a bucket, closing nothing.
+//! `PATCH /id/{id}/mappings` as Caddy has it: the whole map in one request, on a bucket, closing nothing. The default is no
+//! mapping: it stays.
+
+pub(crate) mod mappings;
 
 use super::State as AdminState;
 use super::input::{Actor, DryRun, Path, Query, audit, etag, parse_json, read_body};
 use super::kv::{bucket_condition, commit_problem, find};
 use super::problem::Problem;
 use super::transfer::{commit, offload};
-use crate::store::{BucketId, Expect, Revision, Store, Write, WriteBatch};
+use crate::store::ordered::pattern_in_order;
+use crate::store::{
+    Bucket, BucketId, Expect, LookupKind, LookupKinds, Revision, Store, Write, WriteBatch,
+};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
+use mappings::Input;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 
 /// One entry of Caddy's `map` handler.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mapping {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     input: String,
-    /// What we do not have: refused by name rather than as an unknown field.
-    #[serde(default, skip_serializing)]
-    input_regexp: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    input_regexp: String,
     outputs: Vec<Option<String>>,
 }
 
@@ -87,10 +92,16 @@ async fn replace(
     order: Order,
     actor: &Actor,
 ) -> Result<(), Problem> {
-    let id = find(&store.snapshot(), bucket)?.0;
-    let parsed = offload(move || parse(&body, id)).await?;
-    let writes =
+    let (id, kept, kinds) = {
+        let snapshot = store.snapshot();
+        let (id, found) = find(&snapshot, bucket)?;
+        (id, default_of(id, found), found.config().lookup)
+    };
+    let has_default = kept.is_some();
+    let parsed = offload(move || parse(&body, id, kinds, has_default)).await?;
+    let mut writes =
         parsed.inspect_err(|problem| audit(actor, "PATCH", &order.path, problem.code, None))?;
+    writes.extend(kept);
     let batch = WriteBatch {
         writes,
         replace: vec![id],
@@ -104,38 +115,55 @@ async fn replace(
         .map_err(commit_problem)
 }
 
-fn parse(body: &[u8], bucket: BucketId) -> Result<Vec<Write>, Problem> {
-    let mappings: Vec<Mapping> = parse_json(body)?;
-    let mut writes = Vec::with_capacity(mappings.len());
-    let mut seen = HashMap::with_capacity(mappings.len());
-    for (index, mapping) in mappings.into_iter().enumerate() {
-        let refused = |reason: String| {
-            Problem::invalid("invalid-mapping", format!("mappings[{index}]: {reason}"))
-        };
-        if mapping.input_regexp.is_some() {
-            return Err(refused(
-                "input_regexp is not supported: expected input, an exact key".into(),
-            ));
-        }
-        if mapping.input.is_empty() {
-            return Err(refused("input is empty: expected a key".into()));
-        }
-        let [output] = <[Option<String>; 1]>::try_from(mapping.outputs)
-            .map_err(|outputs| refused(format!("{} outputs, expected one", outputs.len())))?;
-        // Caddy's users put an entry without a target there, so that the adapter makes a list.
-        let Some(output) = output.filter(|output| !output.is_empty()) else {
-            continue;
-        };
-        // Caddy takes the first entry that fits, a batch the last write.
-        if let Some(first) = seen.insert(mapping.input.clone(), index) {
-            return Err(refused(format!(
-                "input {:?} is that of mappings[{first}] already",
-                mapping.input
-            )));
-        }
-        writes.push(Write::put(bucket, mapping.input, output.into_bytes()));
+/// What keeps the default as it is.
+fn default_of(id: BucketId, bucket: &Bucket) -> Option<Write> {
+    if !bucket.is_pattern(DEFAULT) {
+        return None;
     }
-    Ok(writes)
+    let entry = bucket.get(DEFAULT)?;
+    let write = Write::put(id, DEFAULT, entry.value.to_bytes().into_owned());
+    Some(Write {
+        until: entry.deadline,
+        ..write.expecting(Expect::At(entry.revision))
+    })
+}
+
+/// The key of a default, where the bucket has that kind.
+const DEFAULT: &str = "*";
+
+fn parse(
+    body: &[u8],
+    bucket: BucketId,
+    kinds: LookupKinds,
+    has_default: bool,
+) -> Result<Vec<Write>, Problem> {
+    let refused = |index: usize, reason: String| {
+        Problem::invalid("invalid-mapping", format!("mappings[{index}]: {reason}"))
+    };
+    let given: Vec<Mapping> = parse_json(body)?;
+    let mut mappings = Vec::with_capacity(given.len());
+    for (index, mapping) in given.into_iter().enumerate() {
+        let input = match (mapping.input, mapping.input_regexp) {
+            (input, pattern) if pattern.is_empty() => Input::Whole(input),
+            (input, pattern) if input.is_empty() => Input::Expression(pattern),
+            _ => {
+                let reason = "input and input_regexp exclude each other".to_owned();
+                return Err(refused(index, reason));
+            }
+        };
+        let [output] = <[Option<String>; 1]>::try_from(mapping.outputs).map_err(|outputs| {
+            refused(index, format!("{} outputs, expected one", outputs.len()))
+        })?;
+        mappings.push(mappings::Mapping { input, output });
+    }
+    let keys = mappings::keys(&mappings, kinds, has_default);
+    if let Some((index, reason)) = keys.refused.into_iter().next() {
+        return Err(refused(index, reason));
+    }
+    let writes = keys.entries.into_iter();
+    Ok(writes
+        .map(|(key, output)| Write::put(bucket, key, output.into_bytes()))
+        .collect())
 }
 
 /// The mappings, and the revision of the bucket.
@@ -144,18 +172,24 @@ async fn mappings(store: &Store, bucket: &str) -> Result<(Revision, Vec<Mapping>
     let (id, found) = find(&snapshot, bucket)?;
     let revision = found.revision();
     let mappings = offload(move || {
-        let sorted = snapshot.bucket(id).map(|bucket| bucket.sorted());
-        sorted
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(key, entry)| Mapping {
-                input: key.to_owned(),
-                input_regexp: None,
-                outputs: vec![Some(
-                    String::from_utf8_lossy(&entry.value.to_bytes()).into_owned(),
-                )],
+        let Some(bucket) = snapshot.bucket(id) else {
+            return Vec::new();
+        };
+        let sorted = bucket.sorted().into_iter();
+        let shown = sorted.filter_map(|(key, entry)| {
+            let (input, input_regexp) = match bucket.kind_of(key) {
+                LookupKind::Default => return None,
+                LookupKind::Regex => (String::new(), pattern_in_order(key).to_owned()),
+                _ => (key.to_owned(), String::new()),
+            };
+            let output = String::from_utf8_lossy(&entry.value.to_bytes()).into_owned();
+            Some(Mapping {
+                input,
+                input_regexp,
+                outputs: vec![Some(output)],
             })
-            .collect()
+        });
+        shown.collect()
     })
     .await?;
     Ok((revision, mappings))
@@ -201,8 +235,45 @@ mod tests {
         assert_eq!(shown().await, second);
     }
 
+    #[tokio::test]
+    async fn a_patch_keeps_the_default_and_the_order_of_expressions() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bucket = BucketConfig::new("map", BackendKind::Memory, ValueKind::Endpoint);
+        bucket.lookup = LookupKinds::of(&[LookupKind::Regex, LookupKind::Default]);
+        let store = Store::open(&[bucket], dir.path()).unwrap();
+        let id = store.snapshot().bucket_id("map").unwrap();
+        let batch = WriteBatch {
+            writes: vec![
+                Write::put(id, "*", *b"127.0.0.9"),
+                Write::put(id, "old", *b"a"),
+            ],
+            ..WriteBatch::default()
+        };
+        store.commit(batch).await.unwrap();
+        let body = r#"[{"input":"b","outputs":["127.0.0.1"]},{"input_regexp":"^b","outputs":["127.0.0.2"]},{"input_regexp":"^a","outputs":["127.0.0.3"]}]"#;
+        let order = Order {
+            expect: Expect::Any,
+            dry_run: false,
+            path: "/id/x/mappings".into(),
+        };
+        let patched = replace(&store, "map", body.into(), order, &Actor("test".into())).await;
+        patched.unwrap();
+        let snapshot = store.snapshot();
+        let found = |key: &str| {
+            let found = snapshot.bucket(id).unwrap().lookup(key).unwrap();
+            String::from_utf8(found.entry.value.to_bytes().into_owned()).unwrap()
+        };
+        assert_eq!(
+            ["b", "bb", "a", "old"].map(found),
+            ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.9"]
+        );
+        let (_, shown) = mappings(&store, "map").await.unwrap();
+        assert_eq!(serde_json::to_string(&shown).unwrap(), body);
+    }
+
     fn pairs(body: &str) -> Result<Vec<(String, String)>, String> {
-        let writes = parse(body.as_bytes(), BucketId(0)).map_err(|problem| {
+        let kinds = LookupKinds::default();
+        let writes = parse(body.as_bytes(), BucketId(0), kinds, false).map_err(|problem| {
             assert!(problem.status.is_client_error());
             problem.detail
         })?;
@@ -246,7 +317,7 @@ mod tests {
             error(&format!(
                 r#"[{good}, {{"input_regexp": "^a", "outputs": ["x"]}}]"#
             ))
-            .starts_with("mappings[1]: input_regexp is not supported")
+            .starts_with("mappings[1]: input_regexp has no counterpart")
         );
         assert_eq!(
             error(r#"[{"input": "a", "outputs": ["x", "y"]}]"#),
@@ -258,6 +329,10 @@ mod tests {
         );
         assert!(error(&format!("[{good}, {good}]")).contains("mappings[0] already"));
         assert!(error(r#"[{"outputs": ["x"]}]"#).contains("input is empty"));
+        assert!(
+            error(r#"[{"input": "a", "input_regexp": "b", "outputs": ["x"]}]"#)
+                .contains("exclude each other")
+        );
         assert!(error(r#"{"input": "a"}"#).contains("expected a sequence"));
         assert!(error(r#"[{"input": "a", "output": ["x"]}]"#).contains("unknown field `output`"));
     }

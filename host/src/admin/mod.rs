@@ -28,7 +28,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 pub mod auth;
 mod batch;
-mod caddy;
+pub(crate) mod caddy;
 mod config;
 mod drains;
 mod handed;

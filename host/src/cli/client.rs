@@ -201,23 +201,6 @@ impl Client {
             .await
     }
 
-    /// Sends a body of any length while the caller takes the frames of the answer to it.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub(crate) async fn exchange_streams<B>(
-        &self,
-        method: Method,
-        path: &str,
-        headers: &[(HeaderName, String)],
-        body: B,
-    ) -> Result<Response<Incoming>, ClientError>
-    where
-        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-    {
-        self.open(method, path, headers, body).await
-    }
-
     /// Sends a request and reads the answer.
     ///
     /// # Errors
@@ -235,7 +218,7 @@ impl Client {
     {
         let timeout = timeout.unwrap_or(ANSWER_TIMEOUT);
         let walk = async {
-            let response = self.open(method, path, headers, body).await?;
+            let response = self.exchange_streams(method, path, headers, body).await?;
             let etag = response
                 .headers()
                 .get(header::ETAG)
@@ -288,7 +271,7 @@ impl Client {
         path: &str,
         headers: &[(HeaderName, String)],
     ) -> Result<Response<Incoming>, ClientError> {
-        let open = self.open(method, path, headers, http_body_util::Empty::new());
+        let open = self.exchange_streams(method, path, headers, http_body_util::Empty::new());
         match tokio::time::timeout(timeout, open).await {
             Ok(result) => result,
             Err(_) => Err(self.broken(format!("no answer within {timeout:?}"))),
@@ -303,7 +286,11 @@ impl Client {
         }
     }
 
-    async fn open<B>(
+    /// Sends a body of any length while the caller takes the frames of the answer to it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn exchange_streams<B>(
         &self,
         method: Method,
         path: &str,

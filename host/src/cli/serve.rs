@@ -85,12 +85,9 @@ pub(super) fn read_config(file: &Path) -> anyhow::Result<(String, Config)> {
 fn from_file(file: PathBuf) -> anyhow::Result<Start> {
     let (text, config) = read_config(&file)?;
     Ok(Start {
-        config,
         text: Some(text),
         file: Some(file),
-        seed: Vec::new(),
-        log_dropped: None,
-        compile_on_thread: false,
+        ..Start::new(config, Vec::new())
     })
 }
 

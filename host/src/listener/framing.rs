@@ -284,13 +284,19 @@ impl Framing {
         Ok(())
     }
 
-    fn content_length(&mut self, value: &[u8]) -> Result<(), Violation> {
+    /// One field alone says how long a body is.
+    fn no_length_yet(&self) -> Result<(), Violation> {
         if self.head.length.is_some() || self.head.chunked {
             return Err(violation(
                 400,
                 "more than one of Content-Length and Transfer-Encoding",
             ));
         }
+        Ok(())
+    }
+
+    fn content_length(&mut self, value: &[u8]) -> Result<(), Violation> {
+        self.no_length_yet()?;
         if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
             return Err(violation(400, "Content-Length is not a number"));
         }
@@ -303,12 +309,7 @@ impl Framing {
     }
 
     fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Violation> {
-        if self.head.length.is_some() || self.head.chunked {
-            return Err(violation(
-                400,
-                "more than one of Content-Length and Transfer-Encoding",
-            ));
-        }
+        self.no_length_yet()?;
         if self.head.http10 {
             return Err(violation(400, "Transfer-Encoding in HTTP/1.0"));
         }

@@ -45,12 +45,7 @@ const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
 /// # Errors
 /// If the address is in use or not ours to bind.
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(address),
-        socket2::Type::STREAM,
-        None,
-    )?;
-    socket.set_reuse_address(true)?;
+    let socket = socket_for(address)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -61,19 +56,21 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+fn socket_for(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    // Connections of a process that has just ended do not count as use.
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
 /// Whether the address is free: with SO_REUSEPORT another process of ours could share it, and would get half of the
 /// requests.
 ///
 /// # Errors
 /// If it is in use or not ours to bind.
 pub fn check_free(address: SocketAddr) -> io::Result<()> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(address),
-        socket2::Type::STREAM,
-        None,
-    )?;
-    // Connections of a process that has just ended do not count as use.
-    socket.set_reuse_address(true)?;
+    let socket = socket_for(address)?;
     socket.bind(&address.into())?;
     socket.listen(1)
 }

@@ -248,13 +248,9 @@ impl Out<'_> {
         help: &str,
         rows: impl IntoIterator<Item = ([(&'a str, &'a str); N], u64)>,
     ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, count) in rows {
-            write_counter(&mut family.encode_family(&labels)?, count)?;
-        }
-        Ok(())
+        self.rows((name, help, MetricType::Counter), rows, |mut row, count| {
+            write_counter(&mut row, count)
+        })
     }
 
     fn float_gauges<'a, const N: usize>(
@@ -263,13 +259,9 @@ impl Out<'_> {
         help: &str,
         rows: impl IntoIterator<Item = ([(&'a str, &'a str); N], f64)>,
     ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in rows {
-            write_gauge(&mut family.encode_family(&labels)?, value)?;
-        }
-        Ok(())
+        self.rows((name, help, MetricType::Gauge), rows, |mut row, value| {
+            write_gauge(&mut row, value)
+        })
     }
 
     fn gauges<'a, const N: usize>(
@@ -278,11 +270,21 @@ impl Out<'_> {
         help: &str,
         rows: impl IntoIterator<Item = ([(&'a str, &'a str); N], u64)>,
     ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        self.rows((name, help, MetricType::Gauge), rows, |mut row, value| {
+            row.encode_gauge(&value)
+        })
+    }
+
+    /// A family with a row for each set of labels.
+    fn rows<'a, const N: usize, T>(
+        &mut self,
+        (name, help, kind): (&str, &str, MetricType),
+        rows: impl IntoIterator<Item = ([(&'a str, &'a str); N], T)>,
+        write: impl Fn(MetricEncoder<'_>, T) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
         for (labels, value) in rows {
-            family.encode_family(&labels)?.encode_gauge(&value)?;
+            write(family.encode_family(&labels)?, value)?;
         }
         Ok(())
     }

@@ -32,6 +32,7 @@ mod record;
 mod registry;
 mod report;
 pub mod request;
+mod restore;
 mod rollout;
 pub mod session;
 mod shadow;

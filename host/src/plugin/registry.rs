@@ -4,29 +4,29 @@ use super::artifact;
 use super::canary::Canary;
 use super::compile::Loaded;
 use super::deploy::{Plugins, Shared, blocking, io_error};
-use super::migration::{Mark, Migration, Taking};
+use super::migration::{Migration, Taking};
 use super::record::Record;
 use super::report::{DeployError, PluginInfo};
 use super::shadow::Shadow;
 use super::slot::{BY_CONFIG, record_after};
 use super::warm::Warmed;
 use super::{Fraction, Generation, PluginConfig, PluginSlot, Source, builtin, migration};
-use crate::store::{Snapshot, Store};
+use crate::store::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// One plugin of a new config, prepared and not yet published.
-struct Change {
-    slot: Arc<PluginSlot>,
-    config: Arc<PluginConfig>,
-    active: Option<Arc<Generation>>,
-    previous: Option<Arc<Generation>>,
-    canary: Option<Arc<Canary>>,
-    shadow: Option<(Arc<Generation>, Fraction)>,
+pub(super) struct Change {
+    pub(super) slot: Arc<PluginSlot>,
+    pub(super) config: Arc<PluginConfig>,
+    pub(super) active: Option<Arc<Generation>>,
+    pub(super) previous: Option<Arc<Generation>>,
+    pub(super) canary: Option<Arc<Canary>>,
+    pub(super) shadow: Option<(Arc<Generation>, Fraction)>,
     /// Of a slot that is new, or whose version changed: what is recorded.
-    record: Option<Record>,
+    pub(super) record: Option<Record>,
     /// Of a version that takes over from another, or is the first: what was recorded before.
     takes_over: Option<Option<Record>>,
     /// Whether the record is to be written: the process was killed before it was.
@@ -205,93 +205,6 @@ impl Shared {
         Ok(change)
     }
 
-    /// Prepares the canary and the shadow of a record under the change's config.
-    async fn try_again(self: &Arc<Self>, change: &mut Change, store: &Store) {
-        if change.active.is_none() {
-            return;
-        }
-        let Some(mut record) = change.record.clone().or_else(|| change.slot.record()) else {
-            return;
-        };
-        if let Some(canary) = record.canary.clone() {
-            let digest = &canary.started.digest;
-            match self.prepare_kept(&change.config, digest, store).await {
-                Ok(generation) => {
-                    change.canary = Some(Arc::new(Canary::new(generation, canary.share)));
-                }
-                Err(error) => {
-                    self.tell_unloadable(&change.config.name, digest, &error);
-                    record.end_canary();
-                }
-            }
-        }
-        if let Some(shadow) = record.shadow.clone() {
-            let digest = &shadow.started.digest;
-            match self.prepare_kept(&change.config, digest, store).await {
-                Ok(generation) => change.shadow = Some((generation, shadow.sample)),
-                Err(error) => {
-                    self.tell_unloadable(&change.config.name, digest, &error);
-                    record.end_shadow();
-                }
-            }
-        }
-        // In memory only, as above.
-        change.record = Some(record);
-    }
-
-    /// The recorded version, or the one before it.
-    async fn activate_recorded(
-        self: &Arc<Self>,
-        change: &mut Change,
-        mut record: Record,
-        store: &Store,
-    ) {
-        match self
-            .prepare_kept(&change.config, &record.active.digest, store)
-            .await
-        {
-            Ok(active) => change.active = Some(active),
-            Err(error) => self.tell_unloadable(&change.config.name, &record.active.digest, &error),
-        }
-        let Some(previous) = record.previous.clone() else {
-            if change.active.is_some() {
-                change.record = Some(record);
-            }
-            return;
-        };
-        match (
-            self.prepare_kept(&change.config, &previous, store).await,
-            &change.active,
-        ) {
-            (Ok(generation), Some(_)) => change.previous = Some(generation),
-            (Ok(generation), None) => {
-                // In memory only: what was acknowledged stays recorded, and is tried again at the next start.
-                record.active.digest = previous;
-                record.previous = None;
-                change.active = Some(generation);
-            }
-            (Err(error), _) => self.tell_unloadable(&change.config.name, &previous, &error),
-        }
-        if change.active.is_some() {
-            change.record = Some(record);
-        }
-    }
-
-    fn tell_unloadable(&self, plugin: &str, digest: &str, error: &DeployError) {
-        let version = digest.get(..12).unwrap_or(digest);
-        tracing::error!(plugin, version, %error, "a recorded version does not load");
-    }
-
-    async fn prepare_kept(
-        self: &Arc<Self>,
-        config: &Arc<PluginConfig>,
-        digest: &str,
-        store: &Store,
-    ) -> Result<Arc<Generation>, DeployError> {
-        let loaded = self.load_kept(&config.name, digest).await?;
-        self.prepare(Arc::clone(config), loaded.code, store).await
-    }
-
     /// The version that the config names, if it does.
     async fn activate_source(
         self: &Arc<Self>,
@@ -381,38 +294,6 @@ impl Shared {
         }
         self.try_again(&mut change, store).await;
         Ok(change)
-    }
-
-    /// What is recorded of a plugin; or what would be, if the process was killed after the data of a version were migrated
-    /// and before it was recorded. The data are what counts: nothing older may be served over them.
-    fn recorded(
-        &self,
-        plugin: &str,
-        snapshot: &Snapshot,
-    ) -> Result<(Option<Record>, bool), DeployError> {
-        let record = self.artifacts.record(plugin).map_err(io_error)?;
-        let Some(finished) = Mark::unfinished(snapshot, plugin, record.as_ref()) else {
-            return Ok((record, false));
-        };
-        let version = finished.active.digest.get(..12).unwrap_or_default();
-        let kept = self.artifacts.kept(plugin).map_err(io_error)?;
-        if !kept
-            .iter()
-            .any(|kept| kept.digest == finished.active.digest)
-        {
-            tracing::error!(
-                plugin,
-                version,
-                "the data are migrated for a version that is not kept any more"
-            );
-            return Ok((record, false));
-        }
-        tracing::warn!(
-            plugin,
-            version,
-            "the version is active though it was not recorded: its migration was done"
-        );
-        Ok((Some(finished), true))
     }
 
     /// Migrates the data for the versions that take over, and publishes every change. To be called on a thread that may

@@ -82,7 +82,7 @@ impl LookupKinds {
 }
 
 /// What keys of patterns begin with.
-const REGEX_MARK: &str = "re:";
+pub(super) const REGEX_MARK: &str = "re:";
 /// Bound of one compiled pattern, in bytes.
 pub(super) const REGEX_BYTES_MAX: usize = 1 << 20;
 /// Longest name of a domain (RFC 1123).
@@ -174,6 +174,26 @@ impl LookupKinds {
             Shape::Suffix(suffix) => check_suffix(suffix),
             Shape::Regex(pattern) => check_regex(pattern),
         }
+    }
+}
+
+impl LookupKinds {
+    /// Whether a key can be written, and is of this kind then: what other programs mean by a key is not what it looks
+    /// like.
+    ///
+    /// # Errors
+    /// What is wrong with it, or what it would be.
+    pub(crate) fn check_as(self, key: &str, kind: LookupKind) -> Result<(), String> {
+        self.check(key)?;
+        let found = self.shape(key).kind();
+        if found == kind {
+            return Ok(());
+        }
+        Err(format!(
+            "it would be a key of kind {} in a bucket with that in its `lookup`, and is meant as {}",
+            found.word(),
+            kind.word()
+        ))
     }
 }
 
@@ -291,5 +311,18 @@ mod tests {
             assert!(said.contains(&format!("of kind {word}")), "{said}");
         }
         assert_eq!(prefixes.check(".profile"), Ok(()));
+    }
+
+    #[test]
+    fn a_key_that_is_meant_in_another_way_than_it_looks_is_refused() {
+        use LookupKind::{Default, Exact, Prefix, Suffix};
+        for (key, meant) in [("*", Exact), ("/api/*", Exact), ("re:x*", Prefix)] {
+            let said = all().check_as(key, meant).expect_err(key);
+            assert!(said.contains("it would be"), "{key}: {said}");
+        }
+        assert_eq!(LookupKinds::default().check_as("/api/*", Exact), Ok(()));
+        for (key, meant) in [("*", Default), (".a.b", Suffix), ("a", Exact)] {
+            assert_eq!(all().check_as(key, meant), Ok(()), "{key}");
+        }
     }
 }

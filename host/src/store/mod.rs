@@ -27,6 +27,7 @@ pub mod history;
 mod hold;
 pub mod log;
 pub mod lookup;
+pub(crate) mod ordered;
 mod patterns;
 mod record;
 pub mod shared;

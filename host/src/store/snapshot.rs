@@ -222,6 +222,11 @@ impl Bucket {
         patterns.is_some_and(|patterns| patterns.is_pattern(key))
     }
 
+    /// What kind of key this is here.
+    pub fn kind_of(&self, key: &str) -> LookupKind {
+        self.config.lookup.shape(key).kind()
+    }
+
     /// Its config.
     pub fn config(&self) -> &BucketConfig {
         &self.config

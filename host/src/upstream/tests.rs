@@ -1,7 +1,7 @@
 //! Exchanges with an endpoint that answers with given bytes, cut at every place.
 
 use super::body::{BodyError, Home, UpstreamBody};
-use super::connection::{Pool, PoolLimits};
+use super::connection::{Connection, Pool, PoolLimits};
 use super::exchange::{ExchangeError, ExchangeLimits, Outgoing, Response, exchange};
 use super::tls::{self, Tls};
 use crate::deadline::{Deadlines, Ticks};
@@ -60,21 +60,20 @@ impl Client {
         }
     }
 
+    /// A connection of its own.
+    async fn dial(&self, address: SocketAddr) -> Connection {
+        let counters = &self.counters.workers[0];
+        let tls = Tls::new(tls::Config::default());
+        let dialled = self.pool.dial(address.into(), &tls, HOUR, counters);
+        dialled.await.expect("dial")
+    }
+
     /// GET, and the body of the response read to its end.
     async fn get(&self, address: SocketAddr) -> Result<(u16, Vec<u8>, HeaderMap), String> {
         let counters = &self.counters.workers[0];
         let mut connection = match self.pool.take(&address.into(), counters) {
             Some(connection) => connection,
-            None => self
-                .pool
-                .dial(
-                    address.into(),
-                    &Tls::new(tls::Config::default()),
-                    HOUR,
-                    counters,
-                )
-                .await
-                .expect("dial"),
+            None => self.dial(address).await,
         };
         let outgoing = Outgoing {
             head: b"GET / HTTP/1.1\r\n\r\n",
@@ -252,16 +251,7 @@ fn a_late_response_is_a_timeout() {
     let address = listener.local_addr().expect("address");
     let client = Client::new();
     let error = block_on(async {
-        let mut connection = client
-            .pool
-            .dial(
-                address.into(),
-                &Tls::new(tls::Config::default()),
-                HOUR,
-                &client.counters.workers[0],
-            )
-            .await
-            .expect("dial");
+        let mut connection = client.dial(address).await;
         let outgoing = Outgoing {
             head: b"GET / HTTP/1.1\r\n\r\n",
             method: &Method::GET,
@@ -325,16 +315,7 @@ fn request_bodies_go_out_as_framed() {
         });
         let client = Client::new();
         block_on(async {
-            let mut connection = client
-                .pool
-                .dial(
-                    address.into(),
-                    &Tls::new(tls::Config::default()),
-                    HOUR,
-                    &client.counters.workers[0],
-                )
-                .await
-                .expect("dial");
+            let mut connection = client.dial(address).await;
             let mut body = StreamBody::new(futures_util::stream::iter(frames()));
             let outgoing = Outgoing {
                 head: b"",

@@ -10,6 +10,7 @@ use throwbar::prelude::*;
 /// | `port-header` | `x-port` | the field that holds the port; empty: the port comes from the entry |
 /// | `port` | | this port for every request; instead of `port-header` |
 /// | `strip` | `true` | `false`: both fields are sent on |
+/// | `absent` | `unknown` | a request without the `header` field has no entry; `empty`: it has that of an empty key, which a default stands for |
 /// | `unknown` | `reply` | no such entry, or no port: a 404 that names the key; `pass`: the next route decides |
 /// | `bucket` | `upstreams` | the bucket, of a kind that holds addresses |
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub struct ByHeader {
     id: Slot,
     port: Port,
     bucket: Bucket,
+    absent_is_empty: bool,
     pass: bool,
 }
 
@@ -57,6 +59,7 @@ impl Router for ByHeader {
             id,
             port,
             bucket: setup.bucket(&bucket()),
+            absent_is_empty: choice("absent", ["unknown", "empty"])? == "empty",
             pass: choice("unknown", ["reply", "pass"])? == "pass",
         })
     }
@@ -69,6 +72,10 @@ impl Router for ByHeader {
             Port::Fixed(port) => req
                 .slot(self.id)
                 .and_then(|id| req.find_port(self.bucket, &id, port)),
+        };
+        let entry = match entry {
+            None if self.absent_is_empty => self.empty(req),
+            entry => entry,
         };
         match entry {
             Some(entry) => entry.into(),
@@ -99,13 +106,30 @@ fn fixed_port(text: &str) -> Result<u16, String> {
     if config::get("port-header").is_some_and(|name| !name.is_empty()) {
         return Err("settings \"port\" and \"port-header\" exclude each other".into());
     }
-    text.parse()
-        .ok()
-        .filter(|port| *port != 0)
-        .ok_or_else(|| format!("setting \"port\" is {text:?}, expected 1 to 65535"))
+    port_of(text).ok_or_else(|| format!("setting \"port\" is {text:?}, expected 1 to 65535"))
+}
+
+/// Decimal digits that make 1 to 65535, the first not 0.
+fn port_of(text: &str) -> Option<u16> {
+    let is_number = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    is_number.then(|| text.parse().ok()).flatten()
 }
 
 impl ByHeader {
+    /// The entry of an empty key, if the request has no field for a key.
+    #[cold]
+    fn empty(&self, req: &Request) -> Option<Entry> {
+        if req.slot(self.id).is_some() {
+            return None;
+        }
+        let port = match self.port {
+            Port::OfEntry => return req.find(self.bucket, ""),
+            Port::Field(port) => port_of(&req.slot(port)?)?,
+            Port::Fixed(port) => port,
+        };
+        req.find_port(self.bucket, "", port)
+    }
+
     #[cold]
     fn unknown(&self, req: &Request) -> Decision {
         let id = json::quote(&req.slot(self.id).unwrap_or_default());

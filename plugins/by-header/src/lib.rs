@@ -128,6 +128,28 @@ mod tests {
     }
 
     #[test]
+    fn a_request_without_the_field_may_have_the_entry_of_an_empty_key() {
+        let host = || Host::new().bucket("upstreams", [("", "127.0.0.9:82"), ("a", "127.0.0.2")]);
+        let to = |host: Host, ask| match host.start::<ByHeader>().unwrap().route(ask) {
+            Outcome::Forwarded(forwarded) => Some(forwarded.to),
+            _ => None,
+        };
+        let empty = || host().config("absent", "empty");
+        let by_field = || get("/").header("x-port", "80");
+        assert_eq!(
+            to(empty(), by_field()),
+            Some(Target::address("127.0.0.9:80"))
+        );
+        let fixed = empty().config("port", "81");
+        assert_eq!(to(fixed, get("/")), Some(Target::address("127.0.0.9:81")));
+        let own = empty().config("port-header", "");
+        assert_eq!(to(own, get("/")), Some(Target::address("127.0.0.9:82")));
+        assert_eq!(to(host(), by_field()), None);
+        assert_eq!(to(empty(), get("/").header("x-port", "080")), None);
+        assert_eq!(to(empty(), by_field().header("x-id", "b")), None);
+    }
+
+    #[test]
     fn settings_name_the_fields_and_the_bucket() {
         let host = Host::new()
             .bucket("agents", [("a", "127.0.0.4")])
@@ -152,6 +174,7 @@ mod tests {
             ("port", "0"),
             ("port", "x"),
             ("strip", "no"),
+            ("absent", "no"),
             ("unknown", ""),
         ] {
             let error = host().config(name, value).start::<ByHeader>().err();

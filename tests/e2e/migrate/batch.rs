@@ -1,7 +1,6 @@
 //! Writes and an activation in one step: no request sees one without the other.
 
 use super::{read, with_notes, work};
-use crate::harness::proxy::{command, run_with};
 use crate::harness::{Admin, TestProxy, fixture, fixture_path, sha256};
 use base64::Engine;
 use serde_json::{Value, json};
@@ -160,15 +159,9 @@ async fn push_takes_the_writes_that_belong_to_a_version_from_a_file() {
     )
     .expect("written");
     let push = async |with: &str| {
-        let mut command = command();
-        command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
         let file = fixture_path("notes-2").display().to_string();
-        run_with(
-            command,
-            proxy.dir(),
-            &["plugin", "push", "notes", &file, "--with", with],
-        )
-        .await
+        let arguments = ["plugin", "push", "notes", &file, "--with", with];
+        proxy.run(&arguments).await
     };
     let missing = push("none.json").await;
     assert!(

@@ -1,20 +1,14 @@
 //! The data file of a running proxy: copied, made smaller, checked, restored.
 
 use super::faults::{NOTES, export};
-use crate::harness::proxy::{Ended, command, run_with};
+use crate::harness::proxy::Ended;
 use crate::harness::{Request, Setup, TestProxy};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 async fn kv(proxy: &TestProxy, arguments: &[&str]) -> Ended {
-    let mut command = command();
-    command.env("THROWBAR_ADMIN", proxy.admin_address.to_string());
-    let arguments: Vec<_> = ["kv", "--data", "data"]
-        .iter()
-        .chain(arguments)
-        .copied()
-        .collect();
-    run_with(command, proxy.dir(), &arguments).await
+    let arguments = [&["kv", "--data", "data"], arguments].concat();
+    proxy.run(&arguments).await
 }
 
 async fn fill(proxy: &TestProxy, keys: std::ops::Range<u32>, value: &str) {

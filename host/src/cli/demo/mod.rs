@@ -131,14 +131,7 @@ fn start_of(
             value: address.ip().to_string(),
         })
         .collect();
-    Ok(Start {
-        config,
-        text: None,
-        file: None,
-        seed,
-        log_dropped: None,
-        compile_on_thread: false,
-    })
+    Ok(Start::new(config, seed))
 }
 
 fn secret() -> anyhow::Result<String> {

@@ -1,5 +1,6 @@
 //! A config as it is going to be written: only what a foreign config has a say in, in the order people read it.
 
+use crate::store::LookupKind;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -47,6 +48,10 @@ pub(super) struct Bucket {
     pub(super) name: String,
     /// Key and value, each key once.
     pub(super) entries: Vec<(String, String)>,
+    /// Empty if it is of whole keys alone.
+    pub(super) lookup: Vec<LookupKind>,
+    /// If it is more than by default.
+    pub(super) regexes_max: Option<usize>,
 }
 
 /// `[upstreams.NAME]`
@@ -165,18 +170,27 @@ impl Draft {
     }
 }
 
+/// The settings of each.
 fn bucket_tables<S: serde::Serializer>(
     buckets: &[Bucket],
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
-    struct Settings {
+    struct Settings<'b> {
         backend: &'static str,
         values: &'static str,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        lookup: &'b [LookupKind],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        regexes_max: Option<usize>,
     }
-    let settings = || Settings {
-        backend: "embedded",
-        values: "endpoint",
-    };
-    serializer.collect_map(buckets.iter().map(|bucket| (&bucket.name, settings())))
+    serializer.collect_map(buckets.iter().map(|bucket| {
+        let settings = Settings {
+            backend: "embedded",
+            values: "endpoint",
+            lookup: &bucket.lookup,
+            regexes_max: bucket.regexes_max,
+        };
+        (&bucket.name, settings)
+    }))
 }

@@ -28,6 +28,7 @@ Examples:
   throwbar kv import upstreams hosts.map --format haproxy-map
   throwbar kv import upstreams paths.map --format haproxy-map --match beg
   throwbar kv import upstreams nginx.conf --format nginx-map --map '$upstream'
+  throwbar kv import upstreams files.map --format haproxy-map --match end
   generate-map | throwbar kv import upstreams -")]
 pub(super) struct Args {
     /// The bucket
@@ -76,7 +77,7 @@ enum Format {
     Csv,
     /// A map file of HAProxy
     HaproxyMap,
-    /// A map block of nginx
+    /// A map block of nginx, with what it includes
     NginxMap,
 }
 
@@ -116,10 +117,13 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         Format::HaproxyMap | Format::NginxMap => {
             let text = String::from_utf8(source.whole()?)
                 .map_err(|_| invalid("is not text in UTF-8".to_owned()))?;
-            let kinds = foreign::kinds(client, &args.bucket).await?;
+            let bucket = foreign::Bucket::ask(client, &args.bucket).await?;
             let found = match args.format {
-                Format::NginxMap => foreign::nginx_map(&text, args.map.as_deref(), &kinds),
-                _ => foreign::haproxy_map(&text, args.compared, &kinds),
+                Format::NginxMap => {
+                    let mut includes = foreign::Includes::beside(&args.file);
+                    foreign::nginx_map(&text, args.map.as_deref(), bucket, &mut includes)
+                }
+                _ => foreign::haproxy_map(&text, args.compared, bucket),
             };
             let found = found.map_err(|problems| invalid(problems.join("\n  ")))?;
             let lines = carried(found, args.skip_unsupported, &name)?;

@@ -173,14 +173,7 @@ pub(super) fn from_flags(flags: Inline) -> anyhow::Result<Start> {
         Some("off") => Sink::Off,
         Some(file) => Sink::File(file.into()),
     };
-    Ok(Start {
-        config,
-        text: None,
-        file: None,
-        seed,
-        log_dropped: None,
-        compile_on_thread: false,
-    })
+    Ok(Start::new(config, seed))
 }
 
 fn entry(key: String, value: String) -> Seed {

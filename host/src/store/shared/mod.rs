@@ -21,10 +21,11 @@ use tokio::sync::mpsc;
 pub mod artifacts;
 pub(super) mod commit;
 pub(super) mod copy;
+#[cfg(any(feature = "etcd", feature = "redis"))]
+mod ended;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod health;
-#[cfg(any(feature = "etcd", feature = "redis"))]
 mod kept;
 pub(super) mod link;
 mod links;

@@ -1,8 +1,8 @@
-//! Handlers: `map`, `headers`, `subroute`, `reverse_proxy`, `static_response`.
+//! Handlers: `headers`, `subroute`, `reverse_proxy`, `static_response`.
 
 use super::json::{Node, Object};
-use super::{Map, Scope, Translation, placeholder};
-use crate::cli::import::draft::{Bucket, Handler, Plugin, Reply, Upstream};
+use super::{Scope, Translation, placeholder};
+use crate::cli::import::draft::{Handler, Plugin, Reply, Upstream};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the port of an endpoint is.
@@ -46,123 +46,6 @@ impl Translation<'_> {
                 self.findings,
             ),
         }
-    }
-
-    /// A map becomes a bucket.
-    fn map(&mut self, node: &Node<'_>, mut map: Object<'_>, scope: &Scope) {
-        if scope
-            .conditions
-            .iter()
-            .any(|condition| *condition != Default::default())
-        {
-            node.unsupported("a map under a condition has no counterpart", self.findings);
-        }
-        let source = map.take("source");
-        let header = source
-            .as_ref()
-            .and_then(|node| node.text(self.findings))
-            .and_then(placeholder::header);
-        let destinations = map
-            .take("destinations")
-            .map(|node| node.texts(self.findings));
-        let mappings = map
-            .take("mappings")
-            .map(|node| node.items(self.findings))
-            .unwrap_or_default();
-        if let Some(defaults) = map.take("defaults")
-            && defaults
-                .clone()
-                .texts(self.findings)
-                .iter()
-                .any(|text| !text.is_empty())
-        {
-            defaults.unsupported("a default has no counterpart", self.findings);
-        }
-        let id = map.take("@id").and_then(|id| id.text(self.findings));
-        map.finish(self.findings);
-        let Some(header) = header else {
-            node.unsupported(
-                "a map by anything else than a header field has no counterpart",
-                self.findings,
-            );
-            return;
-        };
-        let name = match destinations.as_deref() {
-            Some([one]) => placeholder::leading(one).filter(|(_, rest)| rest.is_empty()),
-            _ => None,
-        };
-        let Some((name, _)) = name else {
-            node.unsupported(
-                "a map to anything else than one placeholder has no counterpart",
-                self.findings,
-            );
-            return;
-        };
-        let bucket = self.unused(&label(name));
-        if let Some(id) = id {
-            self.draft
-                .compat
-                .caddy
-                .insert(id.to_owned(), bucket.clone());
-        }
-        let mut entries = Vec::with_capacity(mappings.len());
-        let mut seen = BTreeSet::new();
-        for node in mappings {
-            if let Some((key, value)) = self.mapping(node.clone()) {
-                // Caddy takes the first that fits.
-                match seen.insert(key.clone()) {
-                    true => entries.push((key, value)),
-                    false => self.findings.note(format!(
-                        "{}: key {key:?} again: the first one counts",
-                        node.path
-                    )),
-                }
-            }
-        }
-        self.draft.buckets.push(Bucket {
-            name: bucket.clone(),
-            entries,
-        });
-        self.maps.insert(name.to_owned(), Map { header, bucket });
-    }
-
-    /// An entry; none if it stands for none.
-    fn mapping(&mut self, node: Node<'_>) -> Option<(String, String)> {
-        let mut mapping = node.clone().object(self.findings);
-        let input = mapping
-            .take("input")
-            .and_then(|input| input.text(self.findings));
-        let outputs = mapping.take("outputs");
-        if mapping
-            .take("input_regexp")
-            .is_some_and(|node| node.value.as_str() != Some(""))
-        {
-            node.unsupported("input_regexp has no counterpart", self.findings);
-            return None;
-        }
-        mapping.finish(self.findings);
-        let output = match outputs
-            .as_ref()
-            .and_then(|node| node.value.as_array())
-            .map(Vec::as_slice)
-        {
-            Some([output]) => output.as_str(),
-            _ => {
-                node.unsupported(
-                    "an entry without exactly one output has no counterpart",
-                    self.findings,
-                );
-                None
-            }
-        };
-        // Caddy's users put one without a value there, so that the adapter makes a list.
-        let output = output.filter(|output| !output.is_empty())?;
-        let input = input.filter(|input| !input.is_empty())?;
-        if let Err(error) = output.parse::<crate::store::Target>() {
-            node.unsupported(format_args!("{error}"), self.findings);
-            return None;
-        }
-        Some((input.to_owned(), output.to_owned()))
     }
 
     /// Fields of requests and responses.
@@ -399,7 +282,7 @@ impl Translation<'_> {
     /// An endpoint that a map names: what the built-in plugin by-header does.
     fn by_map(&mut self, dial: &str, place: &Node<'_>, scope: &Scope) {
         let found = placeholder::leading(dial)
-            .and_then(|(name, rest)| Some((name, self.maps.get(name)?, rest)));
+            .and_then(|(name, rest)| Some((name, self.dialled(name)?, rest)));
         let Some((name, map, rest)) = found else {
             place.unsupported(
                 format_args!("{dial:?}: expected the placeholder of a map, then a port"),
@@ -440,6 +323,9 @@ impl Translation<'_> {
             Port::Fixed(port) => drop(settings.insert("port", port)),
             Port::OfEntry => drop(settings.insert("port-header", String::new())),
         }
+        if map.finds_empty {
+            settings.insert("absent", "empty".to_owned());
+        }
         if scope.removed.is_empty() {
             settings.insert("strip", "false".to_owned());
         } else if scope.removed != fields {
@@ -462,6 +348,7 @@ impl Translation<'_> {
                 );
             }
             Some(_) => {}
+            None if map.has_default => {}
             None => self
                 .findings
                 .note("a key that the map does not have goes to the next route; Caddy answers 502"),
@@ -482,19 +369,5 @@ impl Translation<'_> {
         };
         self.draft.plugins.insert(plugin_name.clone(), plugin);
         self.route("by-map", &Handler::Plugin(plugin_name), scope);
-    }
-}
-
-/// A name of ours for one of Caddy's.
-fn label(text: &str) -> String {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let label: String = text
-        .chars()
-        .map(|c| if fits(c) { c } else { '-' })
-        .take(64)
-        .collect();
-    match label.starts_with(|c: char| c.is_ascii_alphanumeric()) {
-        true => label,
-        false => format!("map{label}").chars().take(64).collect(),
     }
 }

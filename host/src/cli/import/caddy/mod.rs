@@ -3,6 +3,7 @@
 mod condition;
 mod handlers;
 mod json;
+mod maps;
 mod placeholder;
 
 #[cfg(test)]
@@ -12,6 +13,7 @@ use super::Findings;
 use super::draft::{Admin, Draft, Handler, Listener, Route};
 use condition::Condition;
 use json::Node;
+use maps::Map;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Makes a draft of a config.
@@ -40,13 +42,6 @@ pub(super) fn translate(
     };
     translation.document(Node::root(&document), without_token);
     Ok(translation.draft)
-}
-
-/// A `map` handler: where the values of a placeholder come from.
-struct Map {
-    /// The header field that holds the key, in lower case.
-    header: String,
-    bucket: String,
 }
 
 /// The draft as it grows.
@@ -95,6 +90,7 @@ impl Translation<'_> {
             apps.finish(self.findings);
         }
         document.finish(self.findings);
+        self.tell_unused_maps();
         if self.draft.listener.is_empty() && self.findings.wrong.is_empty() {
             let nothing = "apps.http.servers: no server that listens, expected one".to_owned();
             self.findings.wrong.push(nothing);

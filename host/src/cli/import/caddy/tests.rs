@@ -48,7 +48,6 @@ fn a_map_by_header_becomes_a_bucket_a_plugin_and_the_answer_to_everything_else()
         (0, 0),
         "{findings:?}"
     );
-    let entry = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     assert_eq!(
         entries,
         [entry("id1", "127.0.0.2"), entry("id2", "127.0.0.3")]
@@ -148,12 +147,8 @@ fn a_condition_outside_holds_for_the_routes_inside() {
 #[test]
 fn the_port_may_be_a_fixed_one_or_that_of_the_entry() {
     let with_dial = |dial: &str| {
-        let map = json!({
-            "handler": "map", "source": "{http.request.header.X-ID}",
-            "destinations": ["{to}"], "mappings": [{"input": "a", "outputs": ["10.0.0.1:1"]}]
-        });
-        let proxy = json!({"handler": "reverse_proxy", "upstreams": [{"dial": dial}]});
-        let (text, ..) = translated(&with_routes(&json!([{"handle": [map, proxy]}])));
+        let map = json!({"mappings": [{"input": "a", "outputs": ["10.0.0.1:1"]}]});
+        let (text, ..) = translated(&with_map(&map, dial));
         let value: Value = toml::from_str(&text).expect("TOML");
         value["plugins"]["by-header"]["settings"].clone()
     };
@@ -221,39 +216,122 @@ fn what_has_no_counterpart_is_told_with_its_place() {
     assert!(refused(&placeholder)[0].contains("{http.request.uri}"));
 }
 
-#[test]
-fn entries_that_a_bucket_cannot_hold_are_told_and_the_first_of_two_counts() {
-    let map = json!({
-        "handler": "map", "source": "{http.request.header.X-ID}", "destinations": ["{to}"],
-        "mappings": [
-            {"input": "a", "outputs": ["10.0.0.1"]},
-            {"input": "a", "outputs": ["10.0.0.2"]},
-            {"input_regexp": "^b", "outputs": ["10.0.0.3"]},
-            {"input": "c", "outputs": ["not/a/host"]}
-        ]
+/// A map by X-ID to `{to}` with these keys beside, and an upstream dialled by it.
+fn with_map(extra: &Value, dial: &str) -> String {
+    let mut map = json!({
+        "handler": "map", "source": "{http.request.header.X-ID}", "destinations": ["{to}"]
     });
-    let (_, entries, findings) = translated(&with_routes(&json!([{"handle": [map]}])));
-    assert_eq!(entries, [("a".to_owned(), "10.0.0.1".to_owned())]);
-    let places: Vec<_> = findings
-        .unsupported
-        .iter()
-        .map(|text| &text[38..])
-        .collect();
-    assert_eq!(places.len(), 2);
-    assert!(
-        places[0].contains("mappings[2]: input_regexp"),
-        "{places:?}"
+    let extra = extra.as_object().expect("an object").clone();
+    map.as_object_mut().expect("an object").extend(extra);
+    let proxy = json!({"handler": "reverse_proxy", "upstreams": [{"dial": dial}]});
+    with_routes(&json!([{"handle": [map, proxy]}]))
+}
+
+fn entry(key: &str, value: &str) -> (String, String) {
+    (key.to_owned(), value.to_owned())
+}
+
+#[test]
+fn a_default_is_found_by_every_other_key_and_by_a_request_without_one() {
+    let mappings = json!([
+        {"input": "a", "outputs": ["10.0.0.1"]},
+        {"input_regexp": "^b", "outputs": ["10.0.0.2"]},
+        {"input": "b1", "outputs": ["10.0.0.9"]},
+        {"input_regexp": "^a", "outputs": ["10.0.0.3"]},
+        {"input": "c", "outputs": [null]}
+    ]);
+    let map = json!({"mappings": mappings, "defaults": ["10.0.0.4"]});
+    let (text, entries, findings) = translated(&with_map(&map, "{to}:80"));
+    assert_eq!(findings.unsupported, [""; 0]);
+    assert_eq!(
+        entries,
+        [
+            entry("a", "10.0.0.1"),
+            entry("re:(?<n1>)^b", "10.0.0.2"),
+            entry("re:(?<n2>)^a", "10.0.0.3"),
+            entry("*", "10.0.0.4"),
+        ]
     );
+    let notes = findings.notes.join("\n");
     assert!(
-        places[1].contains("mappings[3]: \"not/a/host\""),
-        "{places:?}"
+        notes.contains("mappings[2]: input \"b1\" is never found"),
+        "{notes}"
     );
+    assert!(!notes.contains("Caddy answers 502"), "{notes}");
+    Config::parse(&text, None).expect("valid");
+    let value: Value = toml::from_str(&text).expect("TOML");
+    assert_eq!(
+        value["buckets"]["to"]["lookup"],
+        json!(["exact", "regex", "default"])
+    );
+    assert_eq!(value["plugins"]["by-header"]["settings"]["absent"], "empty");
+}
+
+#[test]
+fn each_placeholder_of_a_map_that_an_upstream_is_dialled_by_has_a_bucket() {
+    let map = json!({
+        "destinations": ["{to}", "{file}", "{port}"],
+        "defaults": ["", "/none", ""],
+        "mappings": [{"input": "a", "outputs": ["10.0.0.1", "/x", 81]}]
+    });
+    let (text, entries, findings) = translated(&with_map(&map, "{to}:80"));
+    assert_eq!(findings.unsupported, [""; 0]);
+    assert_eq!(entries, [entry("a", "10.0.0.1")]);
+    assert!(!text.contains("lookup"), "{text}");
+    let notes = findings.notes.join("\n");
+    assert!(notes.contains("{file} is left out"), "{notes}");
+    let few =
+        json!({"destinations": ["{to}", "{file}"], "mappings": [{"input": "a", "outputs": ["x"]}]});
+    let (_, _, findings) = translated(&with_map(&few, "{to}:80"));
     assert!(
-        findings
-            .notes
-            .iter()
-            .any(|note| note.contains("key \"a\" again"))
+        findings.wrong[0].contains("outputs: 1, expected one for each of 2"),
+        "{findings:?}"
     );
+}
+
+#[test]
+fn entries_that_a_bucket_cannot_hold_are_told_with_their_place() {
+    let told = |mappings: Value, default: &str| {
+        let map = json!({"mappings": mappings, "defaults": [default]});
+        translated(&with_map(&map, "{to}:80"))
+            .2
+            .unsupported
+            .join("\n")
+    };
+    let one = |input: &str, output: &str| json!([{"input": input, "outputs": [output]}]);
+    for (mappings, default, expected) in [
+        (one("c", "not/a/host"), "", "mappings[0]: \"not/a/host\""),
+        (
+            one("c", "{http.request.host}:1"),
+            "",
+            "an output with placeholders",
+        ),
+        (one("", "10.0.0.1"), "", "mappings[0]: input is empty"),
+        (one("*", "10.0.0.1"), "10.0.0.2", "mappings[0]: input \"*\""),
+        (
+            one("a", ""),
+            "10.0.0.2",
+            "an empty output has no counterpart beside a default",
+        ),
+        (
+            json!([]),
+            "{http.request.host}",
+            "defaults[0]: \"{http.request.host}\"",
+        ),
+        (
+            json!([{"input_regexp": "^(.*)$", "outputs": ["$1"]}]),
+            "",
+            "mappings[0]: an output with parts",
+        ),
+        (
+            json!([{"input": "a", "outputs": ["b"]}, {"input": "a", "outputs": ["c"]}]),
+            "",
+            "mappings[1]: input \"a\" is that of mappings[0] already",
+        ),
+    ] {
+        let told = told(mappings, default);
+        assert!(told.contains(expected), "{expected}: {told}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::connect::{Connection, Failure, answered, revision};
 use super::{Inner, keys, leases};
+use crate::store::shared::ended::Ended;
 use crate::store::shared::pause::Pause;
 use crate::store::shared::{Event, Revision, SharedChange, SharedEntry};
 use etcd_client::proto::PbEvent;
@@ -10,18 +11,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// The kind of an event that sets a key; the other deletes one.
 const PUT: i32 = 0;
-
-/// Why a session with one member is over.
-enum Ended {
-    Gap,
-    /// The receiver is gone.
-    Left,
-    Lost(String),
-}
 
 impl From<Failure> for Ended {
     fn from(failure: Failure) -> Self {
@@ -47,21 +40,8 @@ pub(super) async fn follow(
             () = events.closed() => Ended::Left,
             ended = session(inner, buckets, &mut at, &mut pause, events) => ended,
         };
-        let told = match ended {
-            Ended::Left => return,
-            Ended::Gap => {
-                // Whether it is heard no longer matters.
-                let _ = events.send(Event::Gap).await;
-                return;
-            }
-            Ended::Lost(reason) => events.send(Event::Lost(reason)).await,
-        };
-        if told.is_err() {
+        if !ended.goes_on(events, &mut pause).await {
             return;
-        }
-        tokio::select! {
-            () = events.closed() => return,
-            () = sleep(pause.next()) => {}
         }
     }
 }

@@ -5,24 +5,17 @@ use super::Inner;
 use super::connect::{Connection, shown, takes_no_writes};
 use super::load::{foreign, head};
 use super::record::{self, Logged, Token};
+use crate::store::shared::ended::Ended;
 use crate::store::shared::pause::Pause;
 use crate::store::shared::{Event, Revision};
 use ::redis::{ErrorKind, RedisError, RedisResult, Value};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 /// Transactions asked for at once.
 const PIECE_TRANSACTIONS: usize = 64;
 /// Entries removed at once because they have expired.
 const EXPIRED_AT_ONCE: usize = 1024;
-
-/// Why a session with one server is over.
-enum Ended {
-    Gap,
-    /// The receiver is gone.
-    Left,
-    Lost(String),
-}
 
 /// Follows until the receiver is gone or there is a gap.
 pub(super) async fn follow(
@@ -42,21 +35,8 @@ pub(super) async fn follow(
                 ended = session(inner, buckets, at, &mut pause, events) => ended,
             },
         };
-        let told = match ended {
-            Ended::Left => return,
-            Ended::Gap => {
-                // Whether it is heard no longer matters.
-                let _ = events.send(Event::Gap).await;
-                return;
-            }
-            Ended::Lost(reason) => events.send(Event::Lost(reason)).await,
-        };
-        if told.is_err() {
+        if !ended.goes_on(events, &mut pause).await {
             return;
-        }
-        tokio::select! {
-            () = events.closed() => return,
-            () = sleep(pause.next()) => {}
         }
     }
 }
