@@ -159,7 +159,8 @@ fn required(
     let snapshot = data.store.snapshot();
     let (id, bucket) = find(&snapshot, name)?;
     let current = bucket.get(key).map(|entry| entry.revision);
-    Ok((id, condition(headers, &format!("key {key:?}"), current)?))
+    let expect = condition(headers, &format!("key {key:?}"), current, bucket)?;
+    Ok((id, expect))
 }
 
 /// Commits and writes the audit line.
