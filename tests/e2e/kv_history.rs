@@ -179,6 +179,19 @@ async fn a_key_goes_back_by_a_write_like_any_other() {
     ok(&proxy, &["undo", "notes", "a/b", "--to", "0"]).await;
     assert_eq!(kv(&proxy, &["exists", "notes", "a/b"]).await.code, 1);
     ok(&proxy, &["undo", "notes", "a/b", "--to", "2"]).await;
+    // What is required of the key is so, whatever became of others.
+    let tag = admin
+        .get("/v1/kv/notes/a%2Fb")
+        .await
+        .header("etag")
+        .to_owned();
+    put_as(&admin, "ann", "/v1/kv/notes/other", "1").await;
+    for (tag, status) in [("\"1\"", 412), (&*tag, 200), (&*tag, 412)] {
+        let undo = Request::post("/v1/kv/notes/undo", r#"{"key": "a/b"}"#);
+        let undone = admin.send(undo.field("if-match", tag)).await;
+        assert_eq!(undone.status, status, "{tag}: {}", undone.text());
+    }
+    ok(&proxy, &["undo", "notes", "a/b"]).await;
     let json = ok(&proxy, &["history", "notes", "a/b", "--json"]).await;
     let json: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["history"][0]["undo"], true);
