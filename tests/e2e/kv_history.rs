@@ -166,6 +166,19 @@ async fn a_key_goes_back_by_a_write_like_any_other() {
     proxy.kv(&["undo", "notes", "a/b", "--to", "0"]).await.ok();
     assert_eq!(proxy.kv(&["exists", "notes", "a/b"]).await.code, 1);
     proxy.kv(&["undo", "notes", "a/b", "--to", "2"]).await.ok();
+    // What is required of the key is so, whatever became of others.
+    let tag = admin
+        .get("/v1/kv/notes/a%2Fb")
+        .await
+        .header("etag")
+        .to_owned();
+    put_as(&admin, "ann", "/v1/kv/notes/other", "1").await;
+    for (tag, status) in [("\"1\"", 412), (&*tag, 200), (&*tag, 412)] {
+        let undo = Request::post("/v1/kv/notes/undo", r#"{"key": "a/b"}"#);
+        let undone = admin.send(undo.field("if-match", tag)).await;
+        assert_eq!(undone.status, status, "{tag}: {}", undone.text());
+    }
+    proxy.kv(&["undo", "notes", "a/b"]).await.ok();
     let json = proxy.kv(&["history", "notes", "a/b", "--json"]).await.ok();
     let json: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["history"][0]["undo"], true);

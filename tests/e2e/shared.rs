@@ -1,9 +1,11 @@
 //! Proxies that share a bucket: in etcd, and in Redis, both as real servers.
 
+use crate::harness::client::Response;
 use crate::harness::proxy::{PATIENT, command, run_with};
 use crate::harness::servers::{Engine, Server};
 use crate::harness::{Admin, Request, Setup, TestProxy, TestUpstream, eventually, websocket};
 use serde_json::{Value, json};
+use std::time::Instant;
 
 /// A server and proxies on it.
 struct Fleet {
@@ -15,7 +17,7 @@ struct Fleet {
 fn config(engine: Engine, server: &Server) -> String {
     let name = engine.name();
     format!(
-        "{}\n[buckets.upstreams]\nbackend = \"{name}\"\n\
+        "{}\n[buckets.upstreams]\nbackend = \"{name}\"\nhistory = 2\n\
          [buckets.notes]\nbackend = \"{name}\"\nvalues = \"bytes\"\n\
          [buckets.own]\nvalues = \"bytes\"\n\
          [plugins.router]\nsource = \"builtin:by-header\"\nbuckets = {{ upstreams = \"read\" }}\n\
@@ -66,6 +68,30 @@ async fn has(admin: &Admin, path: &str, value: Option<&str>) {
     .await;
 }
 
+/// How old a read says it may be, in seconds.
+fn staleness(got: &Response) -> f64 {
+    let seconds = got.header("throwbar-staleness").parse();
+    seconds.expect("a read of what is shared says how old it may be")
+}
+
+/// Every way to read an entry that is there, or a bucket.
+async fn says_how_old_reads_are(admin: &Admin, entry: &str, tag: &str) {
+    let (bucket, _) = entry.split_once('/').expect("a bucket and a key");
+    for (path, known, status) in [
+        (entry, "\"0\"", 200),
+        (entry, tag, 304),
+        (&format!("{entry}?lookup"), "\"0\"", 200),
+        (&format!("{entry}?history"), "\"0\"", 200),
+        (bucket, "\"0\"", 200),
+        (&format!("{bucket}?format=ndjson"), "\"0\"", 200),
+    ] {
+        let request = Request::get(&format!("/v1/kv/{path}")).field("if-none-match", known);
+        let got = admin.send(request).await;
+        assert_eq!(got.status, status, "{path}: {}", got.text());
+        assert!(staleness(&got) < 30.0, "{path}");
+    }
+}
+
 async fn one_put_is_routed_by_all(engine: Engine) {
     let Some(fleet) = Fleet::start(engine, 3).await else {
         return;
@@ -85,8 +111,8 @@ async fn one_put_is_routed_by_all(engine: Engine) {
         // The same revision everywhere, so that it can be given to another.
         let got = admin.get("/v1/kv/upstreams/id1").await;
         assert_eq!(got.header("etag"), put.header("etag"));
-        let staleness: f64 = got.header("throwbar-staleness").parse().expect("seconds");
-        assert!(staleness < 30.0, "{staleness}");
+        assert!(staleness(&got) < 30.0, "{}", staleness(&got));
+        says_how_old_reads_are(admin, "upstreams/id1", got.header("etag")).await;
     }
     // An equal value is no change, whoever writes it.
     let again = admins[2].put("/v1/kv/upstreams/id1", "127.0.0.1").await;
@@ -151,6 +177,24 @@ async fn of_two_who_require_the_same_one_wins(engine: Engine) {
             assert_eq!(admin.get(&path).await.header("etag"), won.header("etag"));
         }
     }
+    // Nor does it matter who is asked about a bucket as a whole, or how far behind he is.
+    for round in 0..100 {
+        let value = round.to_string();
+        let tag = admins[round % 2]
+            .put("/v1/kv/notes/turns", value.clone())
+            .await;
+        let path = match round % 4 < 2 {
+            true => "/v1/kv/notes/turns",
+            false => "/v1/kv/notes/batch",
+        };
+        let request = match round % 4 < 2 {
+            true => Request::new("PUT", path).body(format!("{value} and on")),
+            false => Request::post(path, json!({ "set": { "turns": value } }).to_string()),
+        };
+        let next = request.field("if-match", tag.header("etag"));
+        let next = admins[(round + 1) % 2].send(next).await;
+        assert_eq!(next.status, 200, "{round}: {}", next.text());
+    }
     // Counting is done by whoever is first, and nobody's is lost.
     let count = async |admin: &Admin| {
         for _ in 0..20 {
@@ -203,10 +247,15 @@ async fn without_the_engine_reads_go_on(engine: Engine) {
         // What is not shared is written as ever.
         admin.set("own", "k", "v").await;
     }
+    let lost = Instant::now();
     let up = format!("throwbar_shared_up{{backend=\"{}\"}}", engine.name());
     admins[0].metric_is(&up, |up| up == 0.0).await;
-    let staleness = shared(&admins[0], engine).await["staleness_ms"].clone();
-    assert!(staleness.as_u64().is_some(), "{staleness}");
+    let since = lost.elapsed().as_millis();
+    let told = shared(&admins[0], engine).await["staleness_ms"].clone();
+    assert!(
+        told.as_u64().is_some_and(|told| u128::from(told) >= since),
+        "{told} {since}"
+    );
 
     // A restart begins with the copy: readiness, routing and the revision of the entry are as before.
     let tag = admins[1].get("/v1/kv/upstreams/kept").await;
@@ -218,6 +267,10 @@ async fn without_the_engine_reads_go_on(engine: Engine) {
     assert_eq!(answer.text(), "reached");
     let got = admins[1].get("/v1/kv/upstreams/kept").await;
     assert_eq!(got.header("etag"), tag.header("etag"));
+    // Who has gone on reading says how old that is.
+    let since = lost.elapsed().as_secs_f64();
+    let got = admins[0].get("/v1/kv/upstreams/kept").await;
+    assert!(staleness(&got) >= since - 0.01, "{since}");
     assert!(shared(&admins[1], engine).await["lost"].is_string());
 
     fleet.server.start_again().await;

@@ -175,9 +175,53 @@ async fn every_change_and_every_refused_one_is_in_the_audit_log_before_it_is_ans
     );
     limited.get("/v1/kv/ids/eu-1").await;
     assert_eq!(lines(&proxy).len(), 4);
+    // What is refused for what there is, or is not, is an attempt like any other.
+    let missing = r#"{"writes": [{"key": "eu-1", "value": "b", "if_revision": 9}]}"#;
+    for (method, path, body, tag, outcome) in [
+        ("DELETE", "/v1/kv/ids/eu-1", "", None, "no-such-key"),
+        (
+            "PUT",
+            "/v1/kv/ids/eu-1",
+            "b",
+            Some("\"1\""),
+            "precondition-failed",
+        ),
+        (
+            "POST",
+            "/v1/kv/ids/batch",
+            "{}",
+            Some("\"9\""),
+            "precondition-failed",
+        ),
+        ("POST", "/v1/kv/ids/batch", missing, None, "key \"eu-1\""),
+        (
+            "POST",
+            "/v1/kv/ids/undo",
+            r#"{"key": "eu-1"}"#,
+            None,
+            "no-history",
+        ),
+        ("PUT", "/v1/config", "", Some("\"other\""), "if-match: "),
+    ] {
+        let before = lines(&proxy).len();
+        let request = Request::new(method, path).body(body);
+        let request = match tag {
+            Some(tag) => request.field("if-match", tag),
+            None => request,
+        };
+        let refused = proxy.admin().send(request).await;
+        assert!(refused.status >= 400, "{method} {path}: {}", refused.text());
+        let [line] = &lines(&proxy)[before..] else {
+            panic!("{method} {path}: {:?}", lines(&proxy));
+        };
+        let [actor, by, to, told] = told(line);
+        assert_eq!([&*actor, &*by, &*to], ["admin", method, path]);
+        assert!(told.contains(outcome), "{method} {path}: {told}");
+    }
+    let count = lines(&proxy).len();
     proxy.kill().await;
     proxy.start_again().await;
-    assert_eq!(lines(&proxy).len(), 4);
+    assert_eq!(lines(&proxy).len(), count);
 }
 
 #[tokio::test]

@@ -44,16 +44,15 @@ pub(super) async fn put(
 ) -> Result<Response, Problem> {
     let text = read_text(&headers, body).await?;
     let if_match = Tags::from(&headers, header::IF_MATCH)?;
+    let path = "/v1/config";
     let _turn = state.own.configuring.lock().await;
     let running = state.control.running();
     if if_match.is_some_and(|tags| !tags.holds_strongly(Some(&running.digest))) {
-        return Err(Problem::precondition(format!(
-            "if-match: the running config is {}",
-            running.digest
-        )));
+        let detail = format!("if-match: the running config is {}", running.digest);
+        audit(&actor, "PUT", path, &detail, None);
+        return Err(Problem::precondition(detail));
     }
     let result = state.control.apply(&text, dry_run).await;
-    let path = "/v1/config";
     let applied = result
         .map_err(apply_problem)
         .inspect_err(|problem| audit(&actor, "PUT", path, &problem.detail, None))?;

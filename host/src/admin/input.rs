@@ -308,6 +308,17 @@ impl Tags {
         }
     }
 
+    /// The greatest of those that are strong and numbers.
+    pub(super) fn newest(&self) -> Option<u64> {
+        let Self::List(tags) = self else { return None };
+        let strong = tags.iter().filter(|(weak, _)| !weak);
+        let numbers = strong.filter_map(|(_, tag)| {
+            let number: u64 = tag.parse().ok()?;
+            (number.to_string() == *tag).then_some(number)
+        });
+        numbers.max()
+    }
+
     /// Whether the tag is among these by weak comparison, as `If-None-Match` wants it.
     pub(super) fn holds_weakly(&self, current: &str) -> bool {
         match self {

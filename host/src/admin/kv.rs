@@ -86,6 +86,7 @@ pub(super) async fn list(
     if watch::is_wanted(&query)? {
         return watch::start(&data, id, &query, &headers);
     }
+    let staleness = staleness(&data.store, bucket);
     if let Some(name) = query.format.as_deref().filter(|name| *name != "json") {
         let format = ExportFormat::named(name).ok_or_else(|| {
             Problem::bad_request(
@@ -104,7 +105,8 @@ pub(super) async fn list(
             prefix: query.prefix,
             deadlines: query.deadlines.unwrap_or(true),
         };
-        return transfer::export(snapshot, id, export).await;
+        let exported = transfer::export(snapshot, id, export).await?;
+        return Ok((staleness, exported).into_response());
     }
     if query.deadlines.is_some() {
         return Err(Problem::bad_request(
@@ -119,7 +121,6 @@ pub(super) async fn list(
             format!("query: limit {limit}: expected 1 to {LIMIT_MAX}"),
         ));
     }
-    let staleness = staleness(&data.store, bucket);
     let page = bucket.page(&query.prefix, query.cursor.as_deref(), limit);
     let entries: Vec<_> = page
         .entries
@@ -159,7 +160,10 @@ pub(super) async fn get(
     let staleness = staleness(&data.store, bucket);
     match query.lookup.as_deref() {
         None => {}
-        Some("" | "true") => return lookup(&snapshot, bucket, &key, &caller),
+        Some("" | "true") => {
+            let found = lookup(&snapshot, bucket, &key, &caller)?;
+            return Ok((staleness, found).into_response());
+        }
         Some(other) => {
             let detail = format!("query: lookup {other:?}: expected lookup or lookup=true");
             return Err(Problem::bad_request("query", detail));
@@ -247,11 +251,13 @@ fn no_key(bucket: &str, key: &str) -> Problem {
     Problem::not_found("no-such-key", format!("bucket {bucket:?}: no key {key:?}"))
 }
 
-/// What `If-Match` and `If-None-Match` require of an entry or a bucket, `subject`, which is at `current`.
+/// What `If-Match` and `If-None-Match` require of an entry or a bucket, `subject`, which is at `current`. `bucket` is that
+/// of the entry, or itself.
 pub(super) fn condition(
     headers: &HeaderMap,
     subject: &str,
     current: Option<Revision>,
+    bucket: &Bucket,
 ) -> Result<Expect, Problem> {
     let if_match = Tags::from(headers, header::IF_MATCH)?;
     let if_none_match = Tags::from(headers, header::IF_NONE_MATCH)?;
@@ -262,12 +268,13 @@ pub(super) fn condition(
         // One of several may hold: the one that does is what the commit requires, so no other write can come between.
         (Some(tags), None) => {
             let text = current.map(|revision| revision.to_string());
-            match current {
-                Some(revision) if tags.holds_strongly(text.as_deref()) => Ok(Expect::At(revision)),
-                Some(revision) => Err(Problem::precondition(format!(
+            let held = current.filter(|_| tags.holds_strongly(text.as_deref()));
+            match (held.or_else(|| unseen(&tags, bucket)), current) {
+                (Some(revision), _) => Ok(Expect::At(revision)),
+                (None, Some(revision)) => Err(Problem::precondition(format!(
                     "if-match: {subject} is at revision {revision}"
                 ))),
-                None => Err(Problem::precondition(format!(
+                (None, None) => Err(Problem::precondition(format!(
                     "if-match: there is no {subject}"
                 ))),
             }
@@ -283,11 +290,19 @@ pub(super) fn condition(
     }
 }
 
+/// The newest of these revisions if this process has not come so far: another one of those that share the bucket has, and
+/// whether it holds is found out by the commit.
+fn unseen(tags: &Tags, bucket: &Bucket) -> Option<Revision> {
+    let is_shared = bucket.config().backend.is_shared();
+    let newest = tags.newest().filter(|_| is_shared).map(Revision)?;
+    (newest > bucket.revision()).then_some(newest)
+}
+
 /// What these fields require of a bucket as a whole, for writes of many keys: its revision, that it holds a key (`*`), or
 /// that it holds none (`If-None-Match: *`).
 pub(super) fn bucket_condition(headers: &HeaderMap, bucket: &Bucket) -> Result<Expect, Problem> {
     let subject = format!("bucket {:?}", bucket.config().name);
-    condition(headers, &subject, Some(bucket.revision()))
+    condition(headers, &subject, Some(bucket.revision()), bucket)
 }
 
 /// A refused batch as a response.

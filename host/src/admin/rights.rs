@@ -116,7 +116,8 @@ impl LimitedToken {
             .split('&')
             .filter_map(|pair| pair.strip_prefix("prefix="));
         let (prefix, more) = (prefixes.next().unwrap_or_default(), prefixes.next());
-        if more.is_none() && self.has_key(&decoded(prefix)) {
+        // In a query, unlike in a path, a plus is a space.
+        if more.is_none() && self.has_key(&decoded(&prefix.replace('+', " "))) {
             return Ok(());
         }
         Err(self.refuse(format_args!(
@@ -162,6 +163,7 @@ fn decoded(text: &str) -> Cow<'_, str> {
     while let [first, after @ ..] = rest {
         let digits = after.get(..2).filter(|_| *first == b'%');
         let byte = digits
+            .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u8::from_str_radix(digits, 16).ok());
         rest = if byte.is_some() { &after[2..] } else { after };
@@ -253,6 +255,26 @@ mod tests {
         ] {
             assert!(permitted(&token, method, path).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn a_prefix_is_read_as_the_list_reads_it() {
+        let plus = token("a+");
+        assert_eq!(
+            permitted(&plus, Method::GET, "/v1/kv/ids?prefix=a%2B"),
+            Ok(())
+        );
+        assert_eq!(permitted(&plus, Method::GET, "/v1/kv/ids/a+1"), Ok(()));
+        // That is a list of what begins with "a ".
+        assert!(permitted(&plus, Method::GET, "/v1/kv/ids?prefix=a+").is_err());
+        let space = token("a ");
+        assert_eq!(
+            permitted(&space, Method::GET, "/v1/kv/ids?prefix=a+"),
+            Ok(())
+        );
+        assert!(permitted(&space, Method::GET, "/v1/kv/ids?prefix=a%2B").is_err());
+        // No number has a sign there.
+        assert!(permitted(&token("\u{1}"), Method::GET, "/v1/kv/ids/%+1").is_err());
     }
 
     #[test]

@@ -54,7 +54,14 @@ pub(super) async fn post(
     let (bucket, kind, expect) = {
         let snapshot = data.store.snapshot();
         let (id, bucket) = find(&snapshot, &name)?;
-        let expect = bucket_condition(&headers, bucket)?;
+        let expect = match action.as_str() {
+            // Of a key it is about that.
+            "undo" => Expect::Any,
+            _ => bucket_condition(&headers, bucket).inspect_err(|problem| {
+                let path = format!("/v1/kv/{name}/{action}");
+                audit(&actor, "POST", &path, problem.code, None);
+            })?,
+        };
         (id, bucket.config().values, expect)
     };
     if query.diff && !query.dry_run {

@@ -15,6 +15,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+mod agreeing;
+
 const ORDER: Order<'_> = Order {
     by: "ada",
     dry_run: false,

@@ -8,6 +8,7 @@ use super::backend::{Faults, faulty};
 use super::batch::check_key;
 use super::*;
 
+mod behind;
 mod changes;
 pub(super) mod conformance;
 mod data_file;

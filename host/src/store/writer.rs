@@ -186,7 +186,8 @@ impl Writer {
             now: self.clock.now(),
             ..Arrived::default()
         };
-        for incoming in link.take() {
+        let (arrivals, current_at) = link.take();
+        for incoming in arrivals {
             arrive(&mut next, backend, incoming, &mut arrived);
         }
         let Some(revision) = arrived.revision else {
@@ -206,7 +207,7 @@ impl Writer {
                 }
             });
         }
-        link.applied(Applied { revision, seen });
+        link.applied(Applied { revision, seen }, current_at);
     }
 
     /// Waits for a command, or until there is something else to do. Frees old snapshots first.

@@ -25,7 +25,11 @@ pub(super) fn is_wanted(query: &GetQuery) -> Result<bool, Problem> {
 }
 
 pub(super) async fn get(data: &Data, bucket_name: &str, key: &str) -> Result<Response, Problem> {
-    let bucket = find(&data.store.snapshot(), bucket_name)?.0;
+    let (bucket, staleness) = {
+        let snapshot = data.store.snapshot();
+        let (id, bucket) = find(&snapshot, bucket_name)?;
+        (id, super::staleness(&data.store, bucket))
+    };
     let rows = data.store.history(bucket, key).await;
     let mut rows: Vec<Value> = rows.map_err(undo_problem)?.iter().map(row_json).collect();
     if rows.is_empty() {
@@ -35,7 +39,8 @@ pub(super) async fn get(data: &Data, bucket_name: &str, key: &str) -> Result<Res
         let entry = entry.ok_or_else(|| no_key(bucket_name, key))?;
         rows.push(row_json(&found(entry)));
     }
-    Ok(Json(json!({ "key": key, "history": rows })).into_response())
+    let told = Json(json!({ "key": key, "history": rows }));
+    Ok((staleness, told).into_response())
 }
 
 fn found(entry: &Entry) -> Past {

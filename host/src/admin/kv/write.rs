@@ -73,7 +73,8 @@ pub(in crate::admin) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (id, expect) = required(&data, &name, &key, &headers)?;
+    let asked = ("PUT", &*name, &*key);
+    let (id, expect) = required(&data, asked, &headers, &actor)?;
     let value = read_body(&headers, body, VALUE_BYTES_MAX).await?;
     let action = Action::Put {
         value: value.to_vec().into(),
@@ -99,7 +100,8 @@ pub(in crate::admin) async fn patch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (id, expect) = required(&data, &name, &key, &headers)?;
+    let asked = ("PATCH", &*name, &*key);
+    let (id, expect) = required(&data, asked, &headers, &actor)?;
     let body = read_body(&headers, body, PATCH_BYTES_MAX).await?;
     let action = parse_json::<Patch>(&body)?.action()?;
     if expect == Expect::Absent && matches!(action, Action::Touch { .. }) {
@@ -127,7 +129,8 @@ pub(in crate::admin) async fn delete(
     actor: Actor,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let (id, expect) = required(&data, &name, &key, &headers)?;
+    let asked = ("DELETE", &*name, &*key);
+    let (id, expect) = required(&data, asked, &headers, &actor)?;
     let expect = match expect {
         Expect::Any => Expect::Present,
         Expect::Absent => {
@@ -149,17 +152,22 @@ pub(in crate::admin) async fn delete(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The bucket, and what the fields of the request require of the entry.
+/// The bucket, and what the fields of the request require of the entry. What they refuse is an attempt, too.
 fn required(
     data: &Data,
-    name: &str,
-    key: &str,
+    (method, name, key): (&str, &str, &str),
     headers: &HeaderMap,
+    actor: &Actor,
 ) -> Result<(BucketId, Expect), Problem> {
     let snapshot = data.store.snapshot();
     let (id, bucket) = find(&snapshot, name)?;
     let current = bucket.get(key).map(|entry| entry.revision);
-    Ok((id, condition(headers, &format!("key {key:?}"), current)?))
+    let expect = condition(headers, &format!("key {key:?}"), current, bucket);
+    let expect = expect.inspect_err(|problem| {
+        let path = format!("/v1/kv/{name}/{key}");
+        audit(actor, method, &path, problem.code, None);
+    })?;
+    Ok((id, expect))
 }
 
 /// Commits and writes the audit line.

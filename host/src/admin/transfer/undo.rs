@@ -4,7 +4,7 @@ use super::Order;
 use crate::admin::input::{audit, parse_json, read_body};
 use crate::admin::kv::{bucket_condition, condition, undo_problem};
 use crate::admin::problem::Problem;
-use crate::store::{Expect, Revision, Write, WriteBatch};
+use crate::store::{Expect, Revision, UndoError, Write, WriteBatch};
 use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -97,9 +97,10 @@ async fn of_key(
     })?;
     let required = {
         let snapshot = order.store.snapshot();
-        let entry = snapshot.bucket(order.bucket).and_then(|it| it.get(key));
-        let current = entry.map(|entry| entry.revision);
-        condition(headers, &format!("key {key:?}"), current)?
+        let bucket = snapshot.bucket(order.bucket);
+        let bucket = bucket.ok_or_else(|| undo_problem(UndoError::NoSuchBucket))?;
+        let current = bucket.get(key).map(|entry| entry.revision);
+        condition(headers, &format!("key {key:?}"), current, bucket)?
     };
     let batch = order
         .store

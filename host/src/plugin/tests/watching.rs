@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 const NOTES: &str = r#"(data (i32.const 1024) "notes") (data (i32.const 3072) "\80\0c\00\00\01\00\00\00")
     (data (i32.const 3200) "\00\04\00\00\05\00\00\00")"#;
 /// Counts calls at 2048 and changes at 2052; keeps the bucket and `more` of the last call at 2056 and 2060, and of its first
-/// change the beginning of the key at 2064, and whether there is a value at 2072.
+/// change the beginning of the key at 2064, and whether there is a value at 2072. Counts calls that others follow at 2076.
 const COUNT: &str = "
     (i32.store (i32.const 2048) (i32.add (i32.const 1) (i32.load (i32.const 2048))))
     (i32.store (i32.const 2052) (i32.add (local.get $len) (i32.load (i32.const 2052))))
     (i32.store (i32.const 2056) (local.get $bucket))
     (i32.store (i32.const 2060) (local.get $more))
     (i64.store (i32.const 2064) (i64.load (i32.load (local.get $ptr))))
-    (i32.store8 (i32.const 2072) (i32.load8_u offset=8 (local.get $ptr)))";
+    (i32.store8 (i32.const 2072) (i32.load8_u offset=8 (local.get $ptr)))
+    (i32.store (i32.const 2076) (i32.add (local.get $more) (i32.load (i32.const 2076))))";
 
 fn guest<'a>(data: &'a str, route: &'a str) -> Guest<'a> {
     Guest {
@@ -37,6 +38,8 @@ struct Told {
     /// Of the last call.
     key: String,
     set: bool,
+    /// Calls after which the view was not whole.
+    parts: u32,
 }
 
 fn told(bench: &Bench, instance: &mut Instance, snapshot: &Arc<Snapshot>) -> Told {
@@ -60,6 +63,7 @@ fn told(bench: &Bench, instance: &mut Instance, snapshot: &Arc<Snapshot>) -> Tol
         more: number(12),
         key: String::from_utf8_lossy(&key[..end]).into_owned(),
         set: reply.body[24] == 1,
+        parts: number(28),
     }
 }
 
@@ -96,6 +100,25 @@ async fn an_instance_is_told_everything_at_first_and_then_what_has_changed() {
     assert_eq!((seen.calls, seen.set, &*seen.key), (4, false, "d"));
     let stats = bench.active();
     assert_eq!(stats.stats(0).watch_changes.load(Ordering::Relaxed), 6);
+}
+
+#[tokio::test]
+async fn every_page_but_the_last_says_that_there_is_more() {
+    let bench = Bench::new().await;
+    let notes = bench.store.snapshot().bucket_id("notes").expect("a bucket");
+    let writes = (0..1_001).map(|n| Write::put(notes, n.to_string(), *b"x"));
+    let batch = WriteBatch {
+        writes: writes.collect(),
+        ..Default::default()
+    };
+    bench.store.commit(batch).await.expect("a commit");
+    let data = format!("{REPLY} {NOTES}");
+    let component = guest(&data, "").watching(COUNT);
+    bench.deploy(component).await.expect("a version");
+    let mut instance = Instance::new(&bench.active()).expect("an instance");
+    let seen = told(&bench, &mut instance, &bench.store.snapshot());
+    assert_eq!((seen.calls, seen.changes), (2, 1_001));
+    assert_eq!((seen.parts, seen.more), (1, 0));
 }
 
 #[tokio::test]

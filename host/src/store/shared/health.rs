@@ -11,7 +11,7 @@ pub struct Health {
     pub revision: Revision,
     /// Why it is lost; none: it is there.
     pub lost: Option<String>,
-    /// When it was known for the last time that there is nothing newer; none: never.
+    /// When it was known for the last time that there is nothing newer than what readers see; none: never.
     current_at: Option<SystemTime>,
     /// How often it was lost.
     pub losses: u64,
@@ -34,12 +34,17 @@ impl Health {
         self.current_at.map(age)
     }
 
-    pub(super) fn current(&mut self, revision: Revision) {
+    /// It is there, and has told of this revision.
+    pub(super) fn there(&mut self, revision: Revision) {
         if self.lost.take().is_some() {
             tracing::info!(%revision, "what proxies share is there again");
         }
         self.revision = revision;
-        self.current_at = Some(SystemTime::now());
+    }
+
+    /// Readers see all that there was then.
+    pub(super) fn current(&mut self, at: SystemTime) {
+        self.current_at = Some(at);
     }
 
     pub(super) fn lost(&mut self, reason: String) {

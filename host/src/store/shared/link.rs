@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Builder;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -39,6 +39,14 @@ pub(in crate::store) enum Incoming {
     },
     /// Everything up to here has arrived.
     Current(Revision),
+}
+
+/// What arrived and was not looked at.
+#[derive(Default)]
+struct Inbox {
+    arrivals: VecDeque<Incoming>,
+    /// When the last of them came that tells that there is nothing newer.
+    current_at: Option<SystemTime>,
 }
 
 /// How far the state that readers see has come.
@@ -79,7 +87,7 @@ pub(in crate::store) type Wanted = (Box<str>, Option<Revision>);
 
 /// What the engine's thread, the writer and those who commit have in common.
 struct Shared {
-    inbox: Mutex<VecDeque<Incoming>>,
+    inbox: Mutex<Inbox>,
     room: Notify,
     wake: Wake,
     applied: watch::Sender<Applied>,
@@ -210,11 +218,12 @@ impl Link {
         let _ = self.asks.send(Ask::InOrder(Box::pin(work)));
     }
 
-    /// What arrived since this was asked last. The writer's.
-    pub(in crate::store) fn take(&self) -> VecDeque<Incoming> {
+    /// What arrived since this was asked last, and when it was known that there is nothing newer than that, if it was. The
+    /// writer's.
+    pub(in crate::store) fn take(&self) -> (VecDeque<Incoming>, Option<SystemTime>) {
         let taken = std::mem::take(&mut *locked(&self.shared.inbox));
         self.shared.room.notify_one();
-        taken
+        (taken.arrivals, taken.current_at)
     }
 
     /// The state `seen`, which nobody can see yet, has everything up to `revision`.
@@ -230,8 +239,11 @@ impl Link {
         });
     }
 
-    /// Readers see it.
-    pub(in crate::store) fn applied(&self, applied: Applied) {
+    /// Readers see it, and with it all that there was at a time, if that is known.
+    pub(in crate::store) fn applied(&self, applied: Applied, current_at: Option<SystemTime>) {
+        if let Some(at) = current_at {
+            locked(&self.shared.health).current(at);
+        }
         self.shared.applied.send_replace(applied);
     }
 
@@ -397,7 +409,7 @@ impl Shared {
     async fn deliver(&self, incoming: Incoming) {
         loop {
             let room = self.room.notified();
-            if locked(&self.inbox).len() < INBOX_MAX {
+            if locked(&self.inbox).arrivals.len() < INBOX_MAX {
                 break;
             }
             room.await;
@@ -407,8 +419,14 @@ impl Shared {
             Incoming::Changes { revision, .. } | Incoming::Current(revision) => *revision,
             Incoming::Content { loaded, .. } => loaded.revision,
         };
-        locked(&self.health).current(revision);
-        locked(&self.inbox).push_back(incoming);
+        locked(&self.health).there(revision);
+        let mut inbox = locked(&self.inbox);
+        // What the log tells after an absence is of the past until it says that it is all.
+        if !matches!(incoming, Incoming::Changes { .. }) {
+            inbox.current_at = Some(SystemTime::now());
+        }
+        inbox.arrivals.push_back(incoming);
+        drop(inbox);
         self.wake.wake();
     }
 

@@ -28,6 +28,8 @@ struct State {
     away: bool,
     /// Followers are told nothing, as if it took long.
     silent: bool,
+    /// Followers are told what changed, and never that this is all.
+    behind: bool,
     commits: u64,
 }
 
@@ -54,6 +56,10 @@ impl Shelf {
 
     pub(super) fn be_silent(&self, silent: bool) {
         self.change(|state| state.silent = silent);
+    }
+
+    pub(super) fn be_behind(&self, behind: bool) {
+        self.change(|state| state.behind = behind);
     }
 
     /// Followers that were not told everything have missed something.
@@ -232,7 +238,9 @@ impl Engine for Shelf {
                         },
                     })
                 } else {
-                    std::mem::take(&mut was_away).then_some(Event::Current(at))
+                    let is_all = was_away && !state.behind;
+                    was_away &= !is_all;
+                    is_all.then_some(Event::Current(at))
                 }
             };
             let Some(event) = next else {

@@ -7,7 +7,7 @@ use crate::store::log::Ending;
 use crate::store::shared::link::Link;
 use std::time::Duration;
 
-fn shared(name: &str) -> BucketConfig {
+pub(super) fn shared(name: &str) -> BucketConfig {
     BucketConfig::new(name, BackendKind::Etcd, ValueKind::Bytes)
 }
 
@@ -16,7 +16,7 @@ fn node(shelf: &Shelf, dir: &Path, hand: &Hand) -> Result<Store, OpenError> {
     node_with(&[shared("e"), memory("own")], shelf, dir, hand)
 }
 
-fn node_with(
+pub(super) fn node_with(
     buckets: &[BucketConfig],
     shelf: &Shelf,
     dir: &Path,
@@ -45,7 +45,7 @@ pub(super) fn fleet(nodes: usize, hand: &Hand) -> (Shelf, Vec<Store>, tempfile::
 }
 
 /// Waits until all have what the shelf has, down to the revisions.
-fn converge(shelf: &Shelf, stores: &[Store]) {
+pub(super) fn converge(shelf: &Shelf, stores: &[Store]) {
     let (revision, expected) = (shelf.revision(), shelf.contents("e"));
     for store in stores {
         let e = id(store, "e");
@@ -57,7 +57,7 @@ fn converge(shelf: &Shelf, stores: &[Store]) {
 }
 
 /// Waits until the store knows whether the engine is there.
-fn until_lost(store: &Store, lost: bool) {
+pub(super) fn until_lost(store: &Store, lost: bool) {
     let is_lost = || store.health()[0].1.lost.is_some() == lost;
     let began = std::time::Instant::now();
     while !is_lost() {
@@ -275,13 +275,21 @@ fn a_start_without_the_engine_begins_with_the_copy() {
     let store = node(&shelf, dir.path(), &hand).unwrap();
     let e = id(&store, "e");
     wait(store.commit(put(e, "k", "1"))).unwrap();
-    wait(store.commit(put(e, "gone", "1"))).unwrap();
+    let ttl = Some(Duration::from_secs(600));
+    wait(store.commit(put_for(e, "gone", "1", ttl))).unwrap();
+    let deadline = |store: &Store| {
+        let snapshot = store.snapshot();
+        let entry = snapshot.bucket(e).unwrap().get("gone").cloned();
+        entry.unwrap().deadline
+    };
     let before = contents(&store, e);
+    let ends = deadline(&store).expect("it ends");
     store.close();
     drop(store);
     shelf.be_away(true);
     let store = node(&shelf, dir.path(), &hand).unwrap();
     assert_eq!(contents(&store, e), before);
+    assert_eq!(deadline(&store), Some(ends));
     let health = &store.health()[0].1;
     assert_eq!(health.lost.as_deref(), Some("the shelf is away"));
     assert!(health.staleness().is_some());
@@ -417,6 +425,13 @@ fn notes_are_told_of_a_shared_write_before_anybody_sees_it() {
         assert_eq!(committed.revision, Revision(1));
         assert_eq!(committed.seen.0, note.load(Ordering::Acquire));
         assert!(committed.seen > Revision(20));
+        // Nothing is delivered between a write and its note, however fast the log is.
+        for round in 0..300 {
+            let note = Arc::new(AtomicU64::new(u64::MAX));
+            let batch = put(e, "other", &round.to_string());
+            let committed = wait(store.commit_noting(batch, vec![note.clone()])).unwrap();
+            assert_eq!(committed.seen.0, note.load(Ordering::Acquire));
+        }
         stop.store(true, Ordering::Relaxed);
         reading.join().unwrap();
     });

@@ -227,6 +227,14 @@ fn all_that_a_revision_changed_goes_back_at_once() {
         assert_eq!(value(&store, bucket, "b").as_deref(), Some("1"));
         let none = wait(store.undo_revision(bucket, Revision(999), false, "")).unwrap_err();
         assert!(matches!(none, UndoError::NoRevision { .. }), "{none}");
+        // What comes between the look and the write is not lost.
+        let both = Revision(commit(&store, set(&[("x", "1"), ("y", "1")])));
+        let looked = wait(store.undo_revision(bucket, both, false, "")).unwrap();
+        commit(&store, put(bucket, "x", "2"));
+        let late = wait(store.commit(looked.0)).unwrap_err();
+        assert!(matches!(late, CommitError::Conflict { .. }), "{late}");
+        assert_eq!(value(&store, bucket, "x").as_deref(), Some("2"));
+        assert_eq!(value(&store, bucket, "y").as_deref(), Some("1"));
     }
 }
 
@@ -289,6 +297,28 @@ fn the_past_of_a_bucket_is_bounded_and_its_oldest_goes_first() {
         commit(&store, put(bucket, "key-49", "y"));
         assert_eq!(rows(&store, bucket, "key-49").len(), 1, "{kind:?}");
     }
+}
+
+#[test]
+fn a_backup_has_the_past_of_its_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = keeping(BackendKind::Embedded, 3);
+    let (store, bucket) = open(&config, dir.path());
+    for value in ["1", "2"] {
+        commit(&store, by("ann", put(bucket, "k", value)));
+    }
+    let mut backup = wait(store.backup()).unwrap();
+    let restored = tempfile::tempdir().unwrap();
+    let mut file = fs::File::create(restored.path().join("store.redb")).unwrap();
+    std::io::copy(&mut backup.file, &mut file).unwrap();
+    drop(file);
+    let (copy, copied) = open(&config, restored.path());
+    assert_eq!(rows(&copy, copied, "k"), rows(&store, bucket, "k"));
+    assert_eq!(rows(&copy, copied, "k").len(), 2);
+    // And it goes back.
+    let undo = wait(copy.undo_key(copied, "k", None)).unwrap();
+    commit(&copy, undo);
+    assert_eq!(value(&copy, copied, "k").as_deref(), Some("1"));
 }
 
 #[test]

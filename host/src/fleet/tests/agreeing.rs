@@ -1,0 +1,171 @@
+//! What a change is built on, and what it relies on.
+
+use super::*;
+use crate::fleet::entry::ArtifactEntry;
+use crate::plugin::{Accord, Agreement};
+use crate::store::CommitError;
+
+/// Its author has not seen what he would replace.
+#[tokio::test]
+async fn a_node_that_has_not_taken_the_last_change_makes_none() {
+    let backend = Backend::new();
+    let one = backend.node("a").await;
+    one.push(201).await.expect("a version");
+    let dir = tempfile::tempdir().expect("a directory");
+    let behind = backend.still("b", dir, plugin()).await;
+    let refused = behind.push(202).await;
+    let Err(DeployError::Disagreed(reason)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(reason.contains("about to take it"), "{reason}");
+    assert_eq!(one.active(), Some(version(201)));
+    behind.fleet.settle().await;
+    behind.push(202).await.expect("a version");
+    one.has(202).await;
+}
+
+/// Between the look whether it is there and the agreement somebody may remove it.
+#[tokio::test]
+async fn a_component_that_is_removed_meanwhile_is_not_agreed_on() {
+    let backend = Backend::new();
+    let mut few = plugin();
+    few.versions.keep = 2;
+    let dir = tempfile::tempdir().expect("a directory");
+    let one = backend.still("a", dir, few).await;
+    for status in [201, 202, 203] {
+        one.push(status).await.expect("a version");
+    }
+    let base = one.fleet.base("p").expect("it has the last one");
+    let wanted = Agreement {
+        active: version(201),
+        ..base.agreed.clone().expect("agreed")
+    };
+    let batch = one.fleet.prepare("p", &base, wanted, "ada").await;
+    let batch = batch.expect("it is there");
+    one.fleet.prune().await;
+    assert_eq!(backend.artifacts(), 2);
+    let agreed = one.fleet.store.commit(batch).await;
+    assert!(
+        matches!(&agreed, Err(CommitError::Conflict { .. })),
+        "{agreed:?}"
+    );
+    let snapshot = one.fleet.store.snapshot();
+    let (_, agreed) = one.fleet.agreed(&snapshot, "p").expect("agreed");
+    assert_eq!(agreed.expect("readable").active, version(203));
+}
+
+#[tokio::test]
+async fn what_an_upload_left_half_done_goes_after_a_while_and_not_before() {
+    let backend = Backend::new();
+    let dir = tempfile::tempdir().expect("a directory");
+    let one = backend.still("a", dir, plugin()).await;
+    let bucket = one.fleet.bucket_id().expect("a bucket");
+    let now = unix_ms(SystemTime::now());
+    let begun = |seconds_ago: u64| {
+        let entry = ArtifactEntry {
+            digest: version(201),
+            plugin: "p".to_owned(),
+            bytes: 1,
+            whole: false,
+            at_ms: now - seconds_ago * 1000,
+        };
+        let entry = serde_json::to_vec(&entry).expect("JSON");
+        Write::put(bucket, format!("artifact/{seconds_ago}"), entry)
+    };
+    let both = one.fleet.commit(vec![begun(60), begun(3600)]).await;
+    both.expect("written");
+    one.fleet.prune().await;
+    let left = one.fleet.artifacts().into_iter();
+    let left: Vec<String> = left.map(|(place, _, _)| place).collect();
+    assert_eq!(left, ["60"]);
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_is_gone_at_once_and_tells_nothing_more() {
+    let backend = Backend::new();
+    let dir = tempfile::tempdir().expect("a directory");
+    let one = backend.still("a", dir, plugin()).await;
+    one.fleet.tell_once().await;
+    one.fleet.leave().await;
+    assert_eq!(one.fleet.row().nodes, 0);
+    one.fleet.tell_once().await;
+    assert_eq!(one.fleet.row().nodes, 0);
+}
+
+/// What a node has on its disk is as good as what it can fetch only if it is whole.
+#[tokio::test]
+async fn a_kept_version_that_is_damaged_is_fetched() {
+    let backend = Backend::new();
+    let one = backend.node("a").await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut other = backend.still("b", dir, plugin()).await;
+    for status in [201, 202] {
+        one.push(status).await.expect("a version");
+        other.fleet.settle().await;
+        assert_eq!(other.active(), Some(version(status)));
+    }
+    other.plugins.close();
+    let dir = std::mem::replace(&mut other.dir, tempfile::tempdir().expect("a directory"));
+    drop(other);
+    let kept = file_named(dir.path(), &format!("{}.wasm", version(201)));
+    std::fs::write(&kept, component(203)).expect("written");
+    let back = Wanted::Version(version(201));
+    one.bring(back, Role::Active).await.expect("kept");
+    let other = backend.still("b", dir, plugin()).await;
+    assert_eq!(other.active(), Some(version(202)));
+    other.fleet.settle().await;
+    assert_eq!(other.active(), Some(version(201)));
+    assert!(other.fleet.row().fetches > 0);
+}
+
+fn file_named(dir: &std::path::Path, name: &str) -> std::path::PathBuf {
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.ends_with(name) {
+                return path;
+            }
+        }
+    }
+    panic!("no {name} in {}", dir.display());
+}
+
+#[tokio::test]
+async fn who_forces_a_version_on_one_node_forces_it_on_all() {
+    let backend = Backend::new();
+    let (one, other) = (backend.node("a").await, backend.node("b").await);
+    one.push(202).await.expect("a version");
+    other.has(202).await;
+    one.push(201).await.expect("a version");
+    other.has(201).await;
+    until("it may agree", || one.fleet.base("p").is_ok()).await;
+    // As the guard of a node would have it.
+    let base = one.fleet.base("p").expect("it has the last one");
+    let wanted = Agreement {
+        failing: Some((version(202), "5 traps".to_owned())),
+        ..base.agreed.clone().expect("agreed")
+    };
+    let agreed = one.fleet.agree("p", &base, wanted, "guard").await;
+    agreed.expect("agreed");
+    for node in [&one, &other] {
+        let marked = || node.plugins.present("p").expect("the plugin").failing;
+        until("it is marked", || marked().contains(&version(202))).await;
+    }
+    until("it may push", || one.fleet.base("p").is_ok()).await;
+    let refused = one.push(202).await;
+    assert!(
+        matches!(refused, Err(DeployError::Failing { .. })),
+        "{refused:?}"
+    );
+    let forced = Order {
+        force: true,
+        ..ORDER
+    };
+    let again = Wanted::Version(version(202));
+    let brought = one.plugins.bring("p", again, Role::Active, forced).await;
+    brought.expect("forced");
+    other.has(202).await;
+}
