@@ -8,6 +8,7 @@ mod connect;
 mod follow;
 mod keys;
 mod leases;
+mod overdue;
 
 use super::kept::Kept;
 use super::settings::EtcdSettings;
