@@ -16,6 +16,7 @@ mod admin;
 mod bodies;
 mod canary;
 mod cli;
+mod clocks;
 mod config;
 mod demo;
 mod deploy;

@@ -2,6 +2,7 @@
 
 use super::admin::Admin;
 use super::client::{Request, Response};
+use super::clock::Clock;
 use super::raw::Raw;
 use super::{PATIENCE, eventually, soon};
 use serde_json::Value;
@@ -84,6 +85,8 @@ pub struct TestProxy {
     arguments: Vec<String>,
     child: Child,
     output: Output,
+    /// If it has one of its own, and how far ahead that is.
+    clock: Option<(Clock, i64)>,
 }
 
 /// What a process said.
@@ -181,7 +184,25 @@ impl TestProxy {
     pub async fn start_under(dir: TempDir, under: &[&str], arguments: &[&str]) -> Self {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         let (under, arguments): (Vec<String>, Vec<String>) = (owned(under), owned(arguments));
-        let (child, output, address, admin_address) = spawn(dir.path(), &under, &arguments).await;
+        Self::spawned(dir, under, arguments, None).await
+    }
+
+    /// Starts one with a whole config, and a clock so many seconds ahead; see [`Clock`].
+    pub async fn start_with_clock(text: &str, seconds: i64) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("throwbar.toml"), text).expect("written");
+        let arguments = ["serve", "throwbar.toml"].map(str::to_owned).into();
+        Self::spawned(dir, Vec::new(), arguments, Some(seconds)).await
+    }
+
+    async fn spawned(
+        dir: TempDir,
+        under: Vec<String>,
+        arguments: Vec<String>,
+        seconds: Option<i64>,
+    ) -> Self {
+        let (child, clock, output, [address, admin_address]) =
+            spawn(dir.path(), &under, &arguments, seconds).await;
         Self {
             address,
             admin_address,
@@ -190,7 +211,15 @@ impl TestProxy {
             arguments,
             child,
             output,
+            clock: clock.zip(seconds),
         }
+    }
+
+    /// Makes its clock jump: it is so many seconds ahead of the machine's, now and after a restart.
+    pub fn set_clock(&mut self, seconds: i64) {
+        let (clock, shift) = self.clock.as_mut().expect("it has a clock of its own");
+        clock.set(seconds).expect("it runs");
+        *shift = seconds;
     }
 
     /// Its directory.
@@ -283,9 +312,11 @@ impl TestProxy {
 
     /// Starts it again in the same directory, on other ports.
     pub async fn start_again(&mut self) {
-        let (child, output, address, admin) =
-            spawn(self.dir.path(), &self.under, &self.arguments).await;
+        let seconds = self.clock.as_ref().map(|(_, seconds)| *seconds);
+        let (child, clock, output, [address, admin]) =
+            spawn(self.dir.path(), &self.under, &self.arguments, seconds).await;
         self.child = child;
+        self.clock = clock.zip(seconds);
         self.output = output;
         self.address = address;
         self.admin_address = admin;
@@ -332,14 +363,16 @@ async fn spawn(
     directory: &Path,
     under: &[String],
     arguments: &[String],
-) -> (Child, Output, SocketAddr, SocketAddr) {
-    let mut child = command_under(under)
+    seconds: Option<i64>,
+) -> (Child, Option<Clock>, Output, [SocketAddr; 2]) {
+    let mut command = command_under(under);
+    command
         .current_dir(directory)
         .args(arguments)
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the command under test runs");
+        .stderr(Stdio::piped());
+    let (mut child, clock) =
+        Clock::spawn_if(&mut command, seconds).expect("the command under test runs");
     let output = Output::default();
     gather(child.stdout.take().expect("piped"), output.stdout.clone());
     gather(child.stderr.take().expect("piped"), output.stderr.clone());
@@ -347,7 +380,7 @@ async fn spawn(
     loop {
         let said = output.stderr.lock().expect("not poisoned").clone();
         if let Some((address, admin)) = addresses(&said) {
-            return (child, output, address, admin);
+            return (child, clock, output, [address, admin]);
         }
         if let Some(status) = child.try_wait().expect("it can be waited for") {
             // Its last words may still be on their way.

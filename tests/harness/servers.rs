@@ -1,8 +1,9 @@
 //! Real servers of engines that proxies share, on loopback ports of their own, ended by their own process ids.
 
+use super::clock::{self, Clock};
 use super::eventually;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
@@ -49,53 +50,108 @@ impl Engine {
 
 /// One server.
 pub struct Server {
+    place: Place,
+    child: Child,
+    /// If it has one of its own, and how far ahead that is.
+    clock: Option<(Clock, i64)>,
+}
+
+/// What a server is started with, and again.
+struct Place {
     engine: Engine,
     program: PathBuf,
     dir: TempDir,
     /// Of clients, and of members.
     ports: [u16; 2],
-    child: Child,
+    /// Its name among the members, and all of them, as etcd has to be told.
+    member: String,
+    members: String,
 }
 
 impl Server {
     /// Starts one; none, with a loud line, if it is not installed or the proxy was built without it, and neither need be.
     pub async fn start(engine: Engine) -> Option<Self> {
+        Self::start_all(engine, 1, None).await?.pop()
+    }
+
+    /// Starts one with a clock of its own; none, with a loud line, also if there can be no such clock.
+    pub async fn start_with_clock(engine: Engine) -> Option<Self> {
+        let seconds = clock::can_be_set().then_some(0)?;
+        Self::start_all(engine, 1, Some(seconds)).await?.pop()
+    }
+
+    /// Starts three members of one etcd, each with a clock of its own.
+    pub async fn start_members_with_clocks() -> Option<Vec<Self>> {
+        let seconds = clock::can_be_set().then_some(0)?;
+        Self::start_all(Engine::Etcd, 3, Some(seconds)).await
+    }
+
+    async fn start_all(engine: Engine, count: usize, seconds: Option<i64>) -> Option<Vec<Self>> {
         if !engine.is_built() {
             missing(&format!("throwbar is built without {}", engine.name()));
             return None;
         }
         let program = installed(engine.program())?;
         loop {
-            let dir = TempDir::new().expect("a directory can be made");
-            let ports = [free_port(), free_port()];
-            let child = spawn(engine, &program, &dir, ports);
-            let mut server = Self {
+            let ports: Vec<_> = (0..count).map(|_| [free_port(), free_port()]).collect();
+            let members: Vec<String> = ports
+                .iter()
+                .enumerate()
+                .map(|(number, [_, peer])| format!("m{number}=http://127.0.0.1:{peer}"))
+                .collect();
+            let places = ports.into_iter().enumerate().map(|(number, ports)| Place {
                 engine,
                 program: program.clone(),
-                dir,
+                dir: TempDir::new().expect("a directory can be made"),
                 ports,
-                child,
-            };
-            // Somebody else may have taken a port meanwhile.
-            if server.answers().await {
-                return Some(server);
+                member: format!("m{number}"),
+                members: members.join(","),
+            });
+            let mut servers: Vec<_> = places.map(|place| Self::spawned(place, seconds)).collect();
+            let mut all = true;
+            for server in &mut servers {
+                // Somebody else may have taken a port meanwhile.
+                all = all && server.answers().await;
             }
+            if all {
+                return Some(servers);
+            }
+        }
+    }
+
+    fn spawned(place: Place, seconds: Option<i64>) -> Self {
+        let started = Clock::spawn_if(&mut place.command(), seconds);
+        let (child, clock) = started.expect("an installed program can be started");
+        Self {
+            place,
+            child,
+            clock: clock.zip(seconds),
         }
     }
 
     /// Where it is, as `host:port`.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.ports[0])
+        format!("127.0.0.1:{}", self.place.ports[0])
     }
 
     /// What a config says of it.
     pub fn config(&self) -> String {
-        let address = self.address();
-        match self.engine {
+        Self::config_of(std::slice::from_ref(self))
+    }
+
+    /// What a config says of several members.
+    pub fn config_of(servers: &[Self]) -> String {
+        let addresses: Vec<String> = servers.iter().map(Self::address).collect();
+        match servers[0].place.engine {
             Engine::Etcd => {
-                format!("[store.etcd]\nendpoints = [\"{address}\"]\ntimeout = \"3s\"\n")
+                format!("[store.etcd]\nendpoints = {addresses:?}\ntimeout = \"3s\"\n")
             }
-            Engine::Redis => format!("[store.redis]\nserver = \"{address}\"\ntimeout = \"3s\"\n"),
+            Engine::Redis => {
+                let [address] = &addresses[..] else {
+                    panic!("there is one Redis");
+                };
+                format!("[store.redis]\nserver = \"{address}\"\ntimeout = \"3s\"\n")
+            }
         }
     }
 
@@ -106,13 +162,58 @@ impl Server {
 
     /// Starts it on what it had.
     pub async fn start_again(&mut self) {
-        self.child = spawn(self.engine, &self.program, &self.dir, self.ports);
+        let seconds = self.clock.as_ref().map(|(_, seconds)| *seconds);
+        let started = Clock::spawn_if(&mut self.place.command(), seconds);
+        let (child, clock) = started.expect("an installed program can be started");
+        (self.child, self.clock) = (child, clock.zip(seconds));
         assert!(self.answers().await, "it starts on its own port");
+    }
+
+    /// Makes its clock jump: it is so many seconds ahead of the machine's. Returns when the server itself says so.
+    pub async fn set_clock(&mut self, seconds: i64) {
+        let (clock, shift) = self.clock.as_mut().expect("it has a clock of its own");
+        clock.set(seconds).expect("it runs");
+        *shift = seconds;
+        eventually("the server's time is the one it was told", async || {
+            let (before, told) = (clock::machine_s(), self.told_s().await?);
+            let expected = before + seconds - 1..=clock::machine_s() + seconds + 1;
+            expected.contains(&told).then_some(())
+        })
+        .await;
+    }
+
+    /// Seconds since 1970, as it says itself.
+    async fn told_s(&self) -> Option<i64> {
+        let question: &[u8] = match self.place.engine {
+            Engine::Etcd => b"GET /health HTTP/1.0\r\n\r\n",
+            Engine::Redis => b"TIME\r\nQUIT\r\n",
+        };
+        let answer = asked(self.place.ports[0], question).await;
+        let answer = String::from_utf8_lossy(&answer);
+        let mut lines = answer.lines();
+        match self.place.engine {
+            Engine::Etcd => {
+                let date = lines.find_map(|line| line.strip_prefix("Date: "))?;
+                let told = httpdate::parse_http_date(date).ok()?;
+                let told = told.duration_since(std::time::UNIX_EPOCH).ok()?;
+                i64::try_from(told.as_secs()).ok()
+            }
+            Engine::Redis => lines.nth(2)?.parse().ok(),
+        }
+    }
+
+    /// Whether it leads the other members of its etcd.
+    pub async fn is_leader(&self) -> bool {
+        let metrics = asked(self.place.ports[0], b"GET /metrics HTTP/1.0\r\n\r\n").await;
+        let metrics = String::from_utf8_lossy(&metrics);
+        metrics
+            .lines()
+            .any(|line| line == "etcd_server_is_leader 1")
     }
 
     /// Waits until it answers; false if it ended instead.
     async fn answers(&mut self) -> bool {
-        let (engine, port) = (self.engine, self.ports[0]);
+        let (engine, port) = (self.place.engine, self.place.ports[0]);
         let child = &mut self.child;
         eventually("the server answers", async || {
             if !matches!(child.try_wait(), Ok(None)) {
@@ -124,57 +225,64 @@ impl Server {
     }
 }
 
-fn spawn(engine: Engine, program: &Path, dir: &TempDir, [port, peer]: [u16; 2]) -> Child {
-    let dir = dir.path().display();
-    let arguments = match engine {
-        Engine::Etcd => vec![
-            "--name=m".to_owned(),
-            format!("--data-dir={dir}/etcd"),
-            format!("--listen-client-urls=http://127.0.0.1:{port}"),
-            format!("--advertise-client-urls=http://127.0.0.1:{port}"),
-            format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
-            format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
-            format!("--initial-cluster=m=http://127.0.0.1:{peer}"),
-        ],
-        Engine::Redis => vec![
-            "--bind".to_owned(),
-            "127.0.0.1".to_owned(),
-            "--port".to_owned(),
-            port.to_string(),
-            "--dir".to_owned(),
-            dir.to_string(),
-            "--appendonly".to_owned(),
-            "yes".to_owned(),
-            "--appendfsync".to_owned(),
-            "always".to_owned(),
-            "--save".to_owned(),
-            String::new(),
-        ],
-    };
-    Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("an installed program can be started")
+impl Place {
+    fn command(&self) -> Command {
+        let (dir, [port, peer]) = (self.dir.path().display(), self.ports);
+        let arguments = match self.engine {
+            Engine::Etcd => vec![
+                format!("--name={}", self.member),
+                format!("--data-dir={dir}/etcd"),
+                format!("--listen-client-urls=http://127.0.0.1:{port}"),
+                format!("--advertise-client-urls=http://127.0.0.1:{port}"),
+                format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
+                format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
+                format!("--initial-cluster={}", self.members),
+            ],
+            Engine::Redis => vec![
+                "--bind".to_owned(),
+                "127.0.0.1".to_owned(),
+                "--port".to_owned(),
+                port.to_string(),
+                "--dir".to_owned(),
+                dir.to_string(),
+                "--appendonly".to_owned(),
+                "yes".to_owned(),
+                "--appendfsync".to_owned(),
+                "always".to_owned(),
+                "--save".to_owned(),
+                String::new(),
+            ],
+        };
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
 }
 
 async fn is_well(engine: Engine, port: u16) -> bool {
-    let (ask, expected): (&[u8], &[u8]) = match engine {
+    let (question, expected): (&[u8], &[u8]) = match engine {
         Engine::Etcd => (b"GET /health HTTP/1.0\r\n\r\n", b"\"health\":\"true\""),
         Engine::Redis => (b"PING\r\nQUIT\r\n", b"+PONG"),
     };
+    let answer = asked(port, question).await;
+    answer.windows(expected.len()).any(|part| part == expected)
+}
+
+/// What is answered to a question before the connection is closed; nothing if there is none.
+async fn asked(port: u16, question: &[u8]) -> Vec<u8> {
     let asked = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream.write_all(ask).await?;
+        stream.write_all(question).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
         std::io::Result::Ok(answer)
     };
-    let answer = asked.await.unwrap_or_default();
-    answer.windows(expected.len()).any(|part| part == expected)
+    asked.await.unwrap_or_default()
 }
 
 fn installed(program: &str) -> Option<PathBuf> {
@@ -188,7 +296,7 @@ fn installed(program: &str) -> Option<PathBuf> {
     found
 }
 
-fn missing(what: &str) {
+pub(super) fn missing(what: &str) {
     assert!(
         std::env::var_os(REQUIRED).is_none(),
         "{what}, and {REQUIRED} is set"

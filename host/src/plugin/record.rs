@@ -112,7 +112,7 @@ impl Record {
     /// The record after an activation. It ends a canary; the version activated fails no longer.
     pub(super) fn after(
         before: Option<&Record>,
-        active: Activation,
+        mut active: Activation,
         settings: String,
         pushed: bool,
     ) -> Self {
@@ -129,6 +129,8 @@ impl Record {
                 migration: None,
             };
         };
+        // Which of two came later is told by it, also if the clock was set back in between.
+        active.at = active.at.max(before.active.at);
         let mut record = before.clone();
         record.end_canary();
         record
@@ -274,6 +276,17 @@ mod tests {
             (back.previous.as_deref(), history(&back)),
             (Some("b"), vec!["b"])
         );
+    }
+
+    #[test]
+    fn an_activation_is_not_before_the_one_that_it_replaces_whatever_the_clock_says() {
+        let first = after(None, "a");
+        let before = Activation {
+            at: first.active.at - Duration::from_secs(3600),
+            ..Activation::now("b", "test")
+        };
+        let second = Record::after(Some(&first), before, String::new(), true);
+        assert_eq!(second.active.at, first.active.at);
     }
 
     #[test]

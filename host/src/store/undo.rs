@@ -3,7 +3,6 @@
 //! What is put back was looked at before, so each write requires that its key has not changed since then.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::oneshot;
 
@@ -133,8 +132,9 @@ impl Store {
             key: key.to_owned(),
             before: rows.last().map(|row| row.revision),
         })?;
+        let now = self.inner.committer.clock.now();
         Ok(WriteBatch {
-            writes: vec![write(bucket, key, wanted, expect)],
+            writes: vec![write(bucket, key, wanted, expect, now)],
             undo: true,
             ..WriteBatch::default()
         })
@@ -187,6 +187,7 @@ impl Store {
         }
         steps.retain(|step| step.last == revision);
         let left_out = all - steps.len();
+        let now = self.inner.committer.clock.now();
         let writes = steps.iter().map(|step| {
             let wanted = before(step).ok_or_else(|| UndoError::Unknown {
                 bucket: config.name.clone(),
@@ -197,7 +198,7 @@ impl Store {
                 Some(_) => Expect::At(revision),
                 None => Expect::Absent,
             };
-            Ok(write(bucket, &step.key, wanted, expect))
+            Ok(write(bucket, &step.key, wanted, expect, now))
         });
         let batch = WriteBatch {
             writes: writes.collect::<Result<_, UndoError>>()?,
@@ -274,16 +275,13 @@ fn before(step: &Step) -> Option<Wanted<'_>> {
     }
 }
 
-fn write(bucket: BucketId, key: &str, wanted: Wanted<'_>, expect: Expect) -> Write {
+/// `now` is by the clock that deadlines are made with.
+fn write(bucket: BucketId, key: &str, wanted: Wanted<'_>, expect: Expect, now: u64) -> Write {
     let write = match wanted.and_then(|past| Some((past, past.value.as_ref()?))) {
         None => Write::delete(bucket, key),
         Some((past, value)) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            let now = now.map_or(0, |now| now.as_millis());
             // Whoever wants back what has ended meanwhile wants it to stay.
-            let until = past
-                .deadline
-                .filter(|deadline| u128::from(deadline.millis()) > now);
+            let until = past.deadline.filter(|deadline| deadline.millis() > now);
             Write {
                 until,
                 ..Write::put(bucket, key, value.clone())

@@ -4,7 +4,7 @@
 //! them, is known to who keeps them. A connection of its own is best: what is large would hold up what is not.
 
 use super::settings::SharedSettings;
-use super::{Engine, EngineError, SharedValue, SharedWrite, Transaction};
+use super::{Engine, EngineError, Life, SharedValue, SharedWrite, Transaction};
 use crate::store::BackendKind;
 use bytes::Bytes;
 use std::future::Future;
@@ -99,7 +99,7 @@ impl<E: Engine> Artifacts<E> {
         for (number, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
             let value = SharedValue {
                 bytes: piece.into(),
-                ttl: None,
+                life: Life::Lasting,
             };
             self.commit(vec![write(place, number, Some(value))]).await?;
         }

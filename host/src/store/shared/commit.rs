@@ -6,7 +6,7 @@
 //! has seen more, and begins anew. Then it waits until its own readers see the write. A put or delete that requires nothing
 //! depends on nothing, unless there is nothing to change.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use arc_swap::ArcSwap;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::{Applied, Link};
-use super::{Condition as SharedCondition, EngineError, Outcome, SharedValue, SharedWrite};
+use super::{Condition as SharedCondition, EngineError, Life, Outcome, SharedValue, SharedWrite};
 use super::{Links, Transaction};
 use crate::store::apply::apply;
 use crate::store::backend::Change;
 use crate::store::clock::Clock;
 use crate::store::{
-    Action, BackendKind, BucketId, CommitError, Committed, Condition, Expect, Revision, Snapshot,
-    WriteBatch,
+    Action, BackendKind, BucketId, CommitError, Committed, Condition, Deadline, Expect, Revision,
+    Snapshot, WriteBatch,
 };
 
 /// How often a batch is tried while other processes write first what it depends on.
@@ -187,6 +187,8 @@ impl Plan {
             .map(|change| ((change.id, change.key()), change))
             .collect();
         let mut read: HashMap<(BucketId, &str), bool, RandomState> = HashMap::default();
+        // Keys that are written otherwise than by counting.
+        let mut put: HashSet<(BucketId, &[u8]), RandomState> = HashSet::default();
         for write in &batch.writes {
             let at = (write.bucket, &*write.key);
             let is_blind = write.expect == Expect::Any
@@ -194,6 +196,9 @@ impl Plan {
                 && outcome.is_ok()
                 && changed.contains_key(&(at.0, at.1.as_bytes()));
             *read.entry(at).or_default() |= !is_blind;
+            if !matches!(write.action, Action::Increment { .. }) {
+                put.insert((at.0, at.1.as_bytes()));
+            }
         }
         let mut transaction = Transaction::default();
         for ((id, key), depends) in read {
@@ -237,6 +242,19 @@ impl Plan {
         let last = batch.writes.last();
         let last = last.and_then(|write| changed.get(&(write.bucket, write.key.as_bytes())));
         let last = last.map(|change| change.after.is_some());
+        let is_kept = |change: &Change| {
+            let is_there = change.before.is_some() && !batch.replace.contains(&change.id);
+            is_there && !put.contains(&(change.id, change.key()))
+        };
+        let life = |change: &Change, deadline: Option<Deadline>| match deadline {
+            // Its deadline is by another clock than `now`.
+            _ if is_kept(change) => Life::AsBefore,
+            None => Life::Lasting,
+            Some(deadline) => {
+                let left = deadline.millis().saturating_sub(now).max(1);
+                Life::For(Duration::from_millis(left))
+            }
+        };
         transaction.writes = changes
             .iter()
             .map(|change| SharedWrite {
@@ -244,10 +262,7 @@ impl Plan {
                 key: String::from_utf8_lossy(change.key()).into(),
                 value: change.after.as_ref().map(|record| SharedValue {
                     bytes: record.entry.value.to_bytes().into(),
-                    ttl: record.entry.deadline.map(|deadline| {
-                        let left = deadline.millis().saturating_sub(now).max(1);
-                        Duration::from_millis(left)
-                    }),
+                    life: life(change, record.entry.deadline),
                 }),
             })
             .collect();

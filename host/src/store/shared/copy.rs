@@ -55,13 +55,15 @@ pub(in crate::store) fn keep(newest: &ArcSwap<Snapshot>, links: &Arc<Links>, sto
                 continue;
             }
             let path = links.copy_path(kind);
+            let health = link.health();
+            let age = health.staleness().unwrap_or_default();
             let done = match known {
                 // It still is what the engine holds.
-                Some(at) if written[at].1 == applied => match link.health().lost {
-                    None => touch(&path),
+                Some(at) if written[at].1 == applied => match health.lost {
+                    None => set_age(&path, age),
                     Some(_) => Ok(()),
                 },
-                _ => write(&path, kind, &newest.load_full()),
+                _ => write(&path, kind, &newest.load_full()).and_then(|()| set_age(&path, age)),
             };
             match (done, known) {
                 (Ok(()), Some(at)) => written[at].1 = applied,
@@ -79,11 +81,13 @@ pub(in crate::store) fn keep(newest: &ArcSwap<Snapshot>, links: &Arc<Links>, sto
     }
 }
 
-fn touch(path: &Path) -> io::Result<()> {
+/// Dates a copy by when it was known that there is nothing newer, which may be long before it is written.
+fn set_age(path: &Path, age: Duration) -> io::Result<()> {
+    let now = SystemTime::now();
     File::options()
         .append(true)
         .open(path)?
-        .set_modified(SystemTime::now())
+        .set_modified(now.checked_sub(age).unwrap_or(now))
 }
 
 /// Passes on what is written, and sums it.

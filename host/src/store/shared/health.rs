@@ -1,6 +1,6 @@
 //! Whether an engine that proxies share is there, and how old what is known of it may be.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::store::Revision;
 
@@ -11,8 +11,9 @@ pub struct Health {
     pub revision: Revision,
     /// Why it is lost; none: it is there.
     pub lost: Option<String>,
-    /// When it was known for the last time that there is nothing newer than what readers see; none: never.
-    current_at: Option<SystemTime>,
+    /// When it was known for the last time that there is nothing newer than what readers see, and how long ago that had been
+    /// then: what a copy kept is older than the process. None: never. No jump of the system's time changes it.
+    current_at: Option<(Instant, Duration)>,
     /// How often it was lost.
     pub losses: u64,
 }
@@ -29,9 +30,7 @@ impl Health {
 
     /// How old what is known may be; none if nothing is known. A second or less while the engine is there.
     pub fn staleness(&self) -> Option<Duration> {
-        // A clock that was set back makes nothing younger than now.
-        let age = |at: SystemTime| SystemTime::now().duration_since(at).unwrap_or_default();
-        self.current_at.map(age)
+        self.current_at.map(|(at, age)| age + at.elapsed())
     }
 
     /// It is there, and has told of this revision.
@@ -43,8 +42,8 @@ impl Health {
     }
 
     /// Readers see all that there was then.
-    pub(super) fn current(&mut self, at: SystemTime) {
-        self.current_at = Some(at);
+    pub(super) fn current(&mut self, at: Instant) {
+        self.current_at = Some((at, Duration::ZERO));
     }
 
     pub(super) fn lost(&mut self, reason: String) {
@@ -60,6 +59,8 @@ impl Health {
 
     pub(super) fn kept_from(&mut self, at: SystemTime, reason: String) {
         self.lost(reason);
-        self.current_at = Some(at);
+        // A clock that was set back makes nothing younger than now.
+        let age = SystemTime::now().duration_since(at).unwrap_or_default();
+        self.current_at = Some((Instant::now(), age));
     }
 }

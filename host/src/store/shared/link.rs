@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -46,7 +46,7 @@ pub(in crate::store) enum Incoming {
 struct Inbox {
     arrivals: VecDeque<Incoming>,
     /// When the last of them came that tells that there is nothing newer.
-    current_at: Option<SystemTime>,
+    current_at: Option<Instant>,
 }
 
 /// How far the state that readers see has come.
@@ -220,7 +220,7 @@ impl Link {
 
     /// What arrived since this was asked last, and when it was known that there is nothing newer than that, if it was. The
     /// writer's.
-    pub(in crate::store) fn take(&self) -> (VecDeque<Incoming>, Option<SystemTime>) {
+    pub(in crate::store) fn take(&self) -> (VecDeque<Incoming>, Option<Instant>) {
         let taken = std::mem::take(&mut *locked(&self.shared.inbox));
         self.shared.room.notify_one();
         (taken.arrivals, taken.current_at)
@@ -240,7 +240,7 @@ impl Link {
     }
 
     /// Readers see it, and with it all that there was at a time, if that is known.
-    pub(in crate::store) fn applied(&self, applied: Applied, current_at: Option<SystemTime>) {
+    pub(in crate::store) fn applied(&self, applied: Applied, current_at: Option<Instant>) {
         if let Some(at) = current_at {
             locked(&self.shared.health).current(at);
         }
@@ -423,7 +423,7 @@ impl Shared {
         let mut inbox = locked(&self.inbox);
         // What the log tells after an absence is of the past until it says that it is all.
         if !matches!(incoming, Incoming::Changes { .. }) {
-            inbox.current_at = Some(SystemTime::now());
+            inbox.current_at = Some(Instant::now());
         }
         inbox.arrivals.push_back(incoming);
         drop(inbox);

@@ -11,7 +11,7 @@
 //! | what a failover can lose | nothing | what the promoted replica had not yet received; `replicas` waits for some of them |
 //! | writes of other programs | seen, of any key below the prefix | must use this program's script |
 //! | a transaction | 128 writes, 1.5 MiB, unless the server is told otherwise | 16,384 writes, 4 MiB |
-//! | a time to live | whole seconds, 2 at least; a change of leader begins it anew | milliseconds by the server's clock |
+//! | a time to live | whole seconds, 2 at least, by a clock that does not jump; a change of leader begins it anew | milliseconds by the server's wall clock |
 //! | the log | up to the compaction | the newest `log_entries` transactions |
 
 use super::Revision;
@@ -107,8 +107,30 @@ pub(super) struct SharedWrite {
 #[derive(Debug, Clone)]
 pub(super) struct SharedValue {
     pub(super) bytes: Box<[u8]>,
-    /// It is absent after this time unless it is written again; rounded up to what the engine counts in.
-    pub(super) ttl: Option<Duration>,
+    pub(super) life: Life,
+}
+
+/// How long an entry is there, unless it is written again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Until it is deleted.
+    Lasting,
+    /// It is absent after this time, rounded up to what the engine counts in.
+    For(Duration),
+    /// As long as the entry that it replaces would have been; a condition of the transaction requires that one. Only the
+    /// engine knows when it ends: what is told of it comes from another clock than this process has.
+    AsBefore,
+}
+
+impl Life {
+    /// The time to live, if it begins now.
+    #[cfg(any(feature = "etcd", feature = "redis"))]
+    fn ttl(self) -> Option<Duration> {
+        match self {
+            Self::For(ttl) => Some(ttl),
+            Self::Lasting | Self::AsBefore => None,
+        }
+    }
 }
 
 /// What became of a transaction.

@@ -4,8 +4,8 @@ use super::deadlines::Hand;
 use super::engine::Shelf;
 use super::fleet::{converge, fleet, node_with, shared, until_lost};
 use super::*;
-use crate::store::shared::{Engine, Outcome, SharedValue, SharedWrite, Transaction};
-use std::time::{Duration, Instant, SystemTime};
+use crate::store::shared::{Engine, Life, Outcome, SharedValue, SharedWrite, Transaction};
+use std::time::{Duration, Instant};
 
 /// What another process writes.
 fn elsewhere(shelf: &Shelf, bucket: &str, key: &str, value: Option<&str>) {
@@ -14,7 +14,7 @@ fn elsewhere(shelf: &Shelf, bucket: &str, key: &str, value: Option<&str>) {
         key: key.into(),
         value: value.map(|value| SharedValue {
             bytes: value.as_bytes().into(),
-            ttl: None,
+            life: Life::Lasting,
         }),
     };
     let transaction = Transaction {
@@ -43,12 +43,12 @@ fn commit_behind(
 }
 
 /// When it was known for the last time that there is nothing newer, or a little before.
-fn known_at(store: &Store) -> Option<SystemTime> {
-    let now = SystemTime::now();
+fn known_at(store: &Store) -> Option<Instant> {
+    let now = Instant::now();
     Some(now - store.health()[0].1.staleness()?)
 }
 
-fn until_known_after(store: &Store, at: SystemTime) {
+fn until_known_after(store: &Store, at: Instant) {
     let began = Instant::now();
     while known_at(store) <= Some(at) {
         assert!(began.elapsed() < Duration::from_secs(20), "it is not known");
@@ -181,13 +181,13 @@ fn what_the_log_tells_of_the_past_makes_nothing_current() {
     let (store, e) = (&stores[0], id(&stores[0], "e"));
     shelf.be_away(true);
     until_lost(store, true);
-    let lost = SystemTime::now();
+    let lost = Instant::now();
     shelf.be_away(false);
     until_lost(store, false);
     until_known_after(store, lost);
     shelf.be_away(true);
     until_lost(store, true);
-    let lost = SystemTime::now();
+    let lost = Instant::now();
     shelf.be_behind(true);
     shelf.be_away(false);
     elsewhere(&shelf, "e", "missed", Some("1"));
@@ -210,12 +210,12 @@ fn what_is_not_applied_yet_makes_nothing_current() {
     let store = &stores[0];
     shelf.be_away(true);
     until_lost(store, true);
-    let lost = SystemTime::now();
+    let lost = Instant::now();
     shelf.be_away(false);
     until_known_after(store, lost);
     shelf.be_away(true);
     until_lost(store, true);
-    let lost = SystemTime::now();
+    let lost = Instant::now();
     // The writer has other things to do.
     let hold = wait(store.hold(Duration::from_secs(60))).unwrap();
     shelf.be_away(false);

@@ -2,7 +2,8 @@
 
 use crate::store::Revision;
 use crate::store::shared::{
-    Condition, Engine, EngineError, Event, Loaded, Outcome, SharedChange, SharedEntry, Transaction,
+    Condition, Engine, EngineError, Event, Life, Loaded, Outcome, SharedChange, SharedEntry,
+    Transaction,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -105,6 +106,12 @@ impl Shelf {
             .collect()
     }
 
+    /// When an entry ends, as the engine has it.
+    pub(super) fn end_of(&self, bucket: &str, key: &str) -> Option<u64> {
+        let at = (bucket.into(), key.into());
+        self.state().entries.get(&at)?.expires_at_ms
+    }
+
     /// Deletes what has a deadline, as the engine's clock would.
     pub(super) fn expire(&self) {
         self.change(|state| {
@@ -189,12 +196,18 @@ impl Engine for Shelf {
             let mut changes = Vec::new();
             for write in &transaction.writes {
                 let at = (write.bucket.clone(), write.key.clone());
+                let before = state.entries.get(&at);
+                let before = before.and_then(|entry| entry.expires_at_ms);
                 let after = write.value.as_ref().map(|value| SharedEntry {
                     bucket: at.0.clone(),
                     key: at.1.clone(),
                     value: value.bytes.clone(),
                     revision,
-                    expires_at_ms: value.ttl.map(|ttl| ttl.as_millis() as u64),
+                    expires_at_ms: match value.life {
+                        Life::Lasting => None,
+                        Life::For(ttl) => Some(ttl.as_millis() as u64),
+                        Life::AsBefore => before,
+                    },
                 });
                 match &after {
                     Some(entry) => state.entries.insert(at.clone(), entry.clone()),

@@ -359,6 +359,33 @@ fn what_ends_at_the_engine_ends_everywhere() {
 }
 
 #[test]
+fn only_the_engine_knows_when_what_is_counted_ends() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(2, &hand);
+    let e = id(&stores[0], "e");
+    let ttl = |seconds| Some(Duration::from_secs(seconds));
+    wait(stores[0].commit(put_for(e, "k", "1", ttl(60)))).unwrap();
+    converge(&shelf, &stores);
+    // By this process's clock it ended long ago.
+    hand.advance(100_000_000);
+    let add = |ttl| Write::new(e, "k", Action::Increment { by: 1, ttl });
+    wait(stores[1].commit(batch(vec![add(None), add(ttl(7))]))).unwrap();
+    assert_eq!(shelf.contents("e")[0].1, "3");
+    assert_eq!(shelf.end_of("e", "k"), Some(60_000));
+    // What the batch itself put first ends as it says, and so does what it made.
+    let put = put_for(e, "k", "5", ttl(20)).writes.remove(0);
+    wait(stores[1].commit(batch(vec![put, add(None)]))).unwrap();
+    assert_eq!(shelf.end_of("e", "k"), Some(20_000));
+    let anew = WriteBatch {
+        replace: vec![e],
+        ..batch(vec![add(ttl(30))])
+    };
+    wait(stores[0].commit(anew)).unwrap();
+    assert_eq!(shelf.contents("e")[0].1, "1");
+    assert_eq!(shelf.end_of("e", "k"), Some(30_000));
+}
+
+#[test]
 fn what_another_program_wrote_wrongly_is_absent() {
     let (hand, shelf) = (Hand::new(), Shelf::new());
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];

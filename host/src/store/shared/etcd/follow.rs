@@ -1,7 +1,7 @@
 //! Following the log: one watch of everything below the prefix, so that all changes of one revision come together.
 
 use super::connect::{Connection, Failure, answered, revision};
-use super::{Inner, keys, leases};
+use super::{Inner, keys, leases, overdue};
 use crate::store::shared::ended::Ended;
 use crate::store::shared::pause::Pause;
 use crate::store::shared::{Event, Revision, SharedChange, SharedEntry};
@@ -79,6 +79,7 @@ async fn session(
     let ended = tokio::select! {
         ended = watcher.run(stream) => ended,
         never = inner.leases.run(&connection) => match never {},
+        never = overdue::run(inner, &connection) => match never {},
     };
     if let Ended::Lost(_) = ended {
         inner.connector.avoid(&connection);

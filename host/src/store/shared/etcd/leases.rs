@@ -6,12 +6,13 @@
 
 use super::EngineError;
 use super::connect::{Connection, Failure, answered};
+use super::overdue::Known;
 use crate::store::shared::TTL_MAX;
 use etcd_client::LeaseGrantOptions;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -33,8 +34,8 @@ const GIVEN_BACK_AT_ONCE: usize = 16;
 
 /// The leases that this proxy knows of.
 pub(super) struct Leases {
-    /// Of entries in the followed buckets, by their keys in etcd; only ours.
-    entries: Mutex<HashMap<Box<[u8]>, i64>>,
+    /// Of entries in the followed buckets; only ours.
+    known: Mutex<Known>,
     unused: Mutex<VecDeque<i64>>,
     added: Notify,
     /// The shortest time that the server grants, once known.
@@ -44,7 +45,7 @@ pub(super) struct Leases {
 impl Leases {
     pub(super) fn new() -> Self {
         Self {
-            entries: Mutex::default(),
+            known: Mutex::default(),
             unused: Mutex::default(),
             added: Notify::new(),
             shortest_s: AtomicI64::new(1),
@@ -92,22 +93,25 @@ impl Leases {
 
     /// Remembers which lease an entry has now.
     pub(super) fn learn(&self, key: &[u8], lease: i64) {
-        let mut entries = locked(&self.entries);
-        if end_ms(lease).is_some() {
-            entries.insert(key.into(), lease);
-        } else if !entries.is_empty() {
-            entries.remove(key);
-        }
+        let ours = end_ms(lease).map(|end| {
+            let left = Duration::from_millis(end.saturating_sub(now_ms()));
+            (lease, Instant::now() + left)
+        });
+        self.known().learn(key, ours);
     }
 
     /// Nothing is known, since everything is loaded again.
     pub(super) fn forget(&self) {
-        locked(&self.entries).clear();
+        *self.known() = Known::default();
     }
 
     /// The lease that an entry has, as far as is known. One that it had before is as good: no lease is used twice.
     pub(super) fn of(&self, key: &str) -> Option<i64> {
-        locked(&self.entries).get(key.as_bytes()).copied()
+        self.known().lease(key.as_bytes())
+    }
+
+    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
+        locked(&self.known)
     }
 
     /// Nothing has this lease any longer.

@@ -8,12 +8,13 @@ mod connect;
 mod follow;
 mod keys;
 mod leases;
+mod overdue;
 
 use super::kept::Kept;
 use super::settings::EtcdSettings;
 use super::{
-    Condition, Engine, EngineError, Event, Loaded, Outcome, Revision, SharedEntry, SharedWrite,
-    Transaction,
+    Condition, Engine, EngineError, Event, Life, Loaded, Outcome, Revision, SharedEntry,
+    SharedWrite, Transaction,
 };
 use connect::{Connection, Connector, Failure, answered, revision};
 use etcd_client::{
@@ -235,6 +236,7 @@ impl Inner {
         let replaced: Vec<i64> = transaction
             .writes
             .iter()
+            .filter(|write| !keeps_lease(write))
             .filter_map(|write| self.leases.of(&self.keys.entry(&write.bucket, &write.key)))
             .collect();
         let txn = Txn::new()
@@ -283,7 +285,7 @@ impl Inner {
         let mut leases = vec![None; writes.len()];
         let mut asked = JoinSet::new();
         for (index, write) in writes.iter().enumerate() {
-            let Some(ttl) = write.value.as_ref().and_then(|value| value.ttl) else {
+            let Some(ttl) = write.value.as_ref().and_then(|value| value.life.ttl()) else {
                 continue;
             };
             let (known, connection) = (Arc::clone(&self.leases), connection.clone());
@@ -347,7 +349,12 @@ impl Inner {
             let key = self.keys.entry(&write.bucket, &write.key);
             match &write.value {
                 Some(value) => {
-                    let options = lease.map(|lease| PutOptions::new().with_lease(lease));
+                    let options = match value.life {
+                        Life::AsBefore => Some(PutOptions::new().with_ignore_lease()),
+                        Life::For(_) | Life::Lasting => {
+                            lease.map(|lease| PutOptions::new().with_lease(lease))
+                        }
+                    };
                     TxnOp::put(key, &*value.bytes, options)
                 }
                 None => TxnOp::delete(key, None),
@@ -392,6 +399,12 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Whether the entry stays with the lease that it has.
+fn keeps_lease(write: &SharedWrite) -> bool {
+    let value = write.value.as_ref();
+    value.is_some_and(|value| value.life == Life::AsBefore)
 }
 
 /// The buckets from which something is deleted.

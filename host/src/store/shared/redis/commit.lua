@@ -1,6 +1,7 @@
 -- One transaction. KEYS: head, log, changed, then entries and ends of each bucket. ARGV: token, length of the log, the
 -- numbers of buckets, conditions and writes; the buckets' names; for each condition its kind, bucket, key and revision;
--- for each write its kind, bucket, key, time to live in milliseconds and value.
+-- for each write its kind, bucket, key, time to live in milliseconds and value. The time is 0 for what stays, and
+-- "as before" for what ends when the entry before it would have.
 -- Returns 1 if it was applied and 0 if a condition did not hold, and the revision then.
 local buckets, conditions, writes = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local argument = 5 + buckets
@@ -28,7 +29,13 @@ for _ = 1, writes do
         ARGV[argument + 1], tonumber(ARGV[argument + 2]), ARGV[argument + 3], ARGV[argument + 4], ARGV[argument + 5]
     argument = argument + 5
     if kind == 'set' then
-        local over = ttl == '0' and '0' or whole(now + tonumber(ttl))
+        local over = '0'
+        if ttl == 'as before' then
+            local _, ends = current(redis.call('HGET', entries(bucket), key))
+            over = ends or '0'
+        elseif ttl ~= '0' then
+            over = whole(now + tonumber(ttl))
+        end
         parts[#parts + 1] = 's' .. text(name(bucket)) .. text(key) .. text(over) .. text(value)
         todo[#todo + 1] = {bucket, key, over, value}
     elseif redis.call('HEXISTS', entries(bucket), key) == 1 then

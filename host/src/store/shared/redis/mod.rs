@@ -20,7 +20,7 @@ mod record;
 use super::kept::Kept;
 use super::settings::RedisSettings;
 use super::{
-    Condition, Engine, EngineError, Event, Loaded, Outcome, Revision, SharedWrite, TTL_MAX,
+    Condition, Engine, EngineError, Event, Life, Loaded, Outcome, Revision, SharedWrite, TTL_MAX,
     Transaction,
 };
 use ::redis::{RedisError, RedisResult, Script, ScriptInvocation};
@@ -263,12 +263,13 @@ impl Inner {
             let place = places[&*write.bucket];
             match &write.value {
                 Some(value) => {
-                    let ttl = value.ttl.map_or(0, |ttl| millis(ttl).max(1));
-                    call.arg("set")
-                        .arg(place)
-                        .arg(&*write.key)
-                        .arg(ttl)
-                        .arg(&*value.bytes);
+                    call.arg("set").arg(place).arg(&*write.key);
+                    match value.life {
+                        Life::Lasting => call.arg(0),
+                        Life::For(ttl) => call.arg(millis(ttl).max(1)),
+                        Life::AsBefore => call.arg("as before"),
+                    };
+                    call.arg(&*value.bytes);
                 }
                 None => {
                     call.arg("delete")
@@ -332,7 +333,7 @@ fn check_size(transaction: &Transaction) -> Result<(), EngineError> {
     let ttls = transaction
         .writes
         .iter()
-        .filter_map(|write| write.value.as_ref()?.ttl);
+        .filter_map(|write| write.value.as_ref()?.life.ttl());
     match ttls.max() {
         Some(ttl) if ttl > TTL_MAX => Err(EngineError::Refused(format!(
             "time to live of {ttl:?} is too long, expected at most {TTL_MAX:?}"

@@ -77,7 +77,7 @@ fn set(bucket: &str, key: &str, value: impl AsRef<[u8]>) -> SharedWrite {
         key: key.into(),
         value: Some(SharedValue {
             bytes: value.as_ref().into(),
-            ttl: None,
+            life: Life::Lasting,
         }),
     }
 }
@@ -85,7 +85,7 @@ fn set(bucket: &str, key: &str, value: impl AsRef<[u8]>) -> SharedWrite {
 fn set_for(bucket: &str, key: &str, value: &str, ttl: Duration) -> SharedWrite {
     let mut write = set(bucket, key, value);
     if let Some(value) = &mut write.value {
-        value.ttl = Some(ttl);
+        value.life = Life::For(ttl);
     }
     write
 }
