@@ -18,9 +18,9 @@ pub(super) struct Arrived {
     /// The time, as the writer's clock has it.
     pub(super) now: u64,
     pub(super) changes: Vec<Change>,
-    /// Buckets whose revisions went back: the engine holds something older than it did, and what was told of them since is
-    /// not so any more.
-    pub(super) went_back: Vec<BucketId>,
+    /// Buckets that were loaded anew and are not what they were: what came between is not known, or what was told of them is
+    /// not so any more, even if they are at the same revision.
+    pub(super) anew: Vec<BucketId>,
     /// The engine's newest revision.
     pub(super) revision: Option<Revision>,
 }
@@ -112,10 +112,11 @@ fn content(
     arrived: &mut Arrived,
 ) {
     let bucket = &mut snapshot.buckets[id.0 as usize];
-    if revision < bucket.revision {
+    let went_back = revision < bucket.revision;
+    if went_back {
         bucket.revision = revision;
-        arrived.went_back.push(id);
     }
+    let known_changes = arrived.changes.len();
     let config = Arc::clone(&bucket.config);
     let records = entries
         .into_iter()
@@ -135,6 +136,9 @@ fn content(
         let before = table.get(record.key()).cloned().map(Arc::new);
         let both = (before, Some(Arc::new(record)));
         change(snapshot, id, revision, both, arrived);
+    }
+    if went_back || arrived.changes.len() > known_changes {
+        arrived.anew.push(id);
     }
 }
 

@@ -192,7 +192,7 @@ impl Writer {
         let Some(revision) = arrived.revision else {
             return;
         };
-        let is_another = !arrived.changes.is_empty() || !arrived.went_back.is_empty();
+        let is_another = !arrived.changes.is_empty() || !arrived.anew.is_empty();
         if is_another {
             // The engine's revisions are the store's while nothing else moves it faster.
             next.revision = revision.max(Revision(next.revision.0 + 1));
@@ -201,7 +201,7 @@ impl Writer {
         link.note(revision, seen);
         if is_another {
             self.publish_after(next, &arrived.changes, |log| {
-                for bucket in arrived.went_back {
+                for bucket in arrived.anew {
                     log.restart(bucket, revision);
                 }
             });

@@ -78,6 +78,26 @@ impl Shelf {
         });
     }
 
+    /// As it was then, with one write since that its followers were not told of.
+    pub(super) fn restore_and_write(&self, backup: Backup, bucket: &str, key: &str, value: &str) {
+        self.change(|state| {
+            let life = state.life + 1;
+            *state = backup.0;
+            let revision = Revision(state.revision.0 + 1);
+            let entry = SharedEntry {
+                bucket: bucket.into(),
+                key: key.into(),
+                value: value.as_bytes().into(),
+                revision,
+                expires_at_ms: None,
+            };
+            state.entries.insert((bucket.into(), key.into()), entry);
+            state.changed.insert(bucket.into(), revision);
+            (state.life, state.revision, state.trimmed) = (life, revision, revision);
+            state.log.clear();
+        });
+    }
+
     pub(super) fn revision(&self) -> Revision {
         self.state().revision
     }
