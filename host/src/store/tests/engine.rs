@@ -2,10 +2,12 @@
 
 use crate::store::Revision;
 use crate::store::shared::{
-    Condition, Engine, EngineError, Event, Loaded, Outcome, SharedChange, SharedEntry, Transaction,
+    Author, Condition, Ending, Engine, EngineError, Event, Left, Loaded, Outcome, SharedChange,
+    SharedEntry, Transaction,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// What several stores share.
@@ -20,11 +22,13 @@ struct State {
     revision: Revision,
     entries: BTreeMap<(Box<str>, Box<str>), SharedEntry>,
     changed: BTreeMap<Box<str>, Revision>,
-    log: Vec<(Revision, Vec<SharedChange>)>,
+    log: Vec<(Revision, Vec<SharedChange>, Option<Author>)>,
     /// What is in the log after this.
     trimmed: Revision,
     /// How often it went back.
     life: u64,
+    /// Its clock, in milliseconds.
+    now: u64,
     away: bool,
     /// Followers are told nothing, as if it took long.
     silent: bool,
@@ -34,7 +38,10 @@ struct State {
 impl Shelf {
     pub(super) fn new() -> Self {
         Self {
-            state: Arc::default(),
+            state: Arc::new(Mutex::new(State {
+                now: 1_000_000,
+                ..State::default()
+            })),
             moved: watch::Sender::new(()),
         }
     }
@@ -54,6 +61,11 @@ impl Shelf {
 
     pub(super) fn be_silent(&self, silent: bool) {
         self.change(|state| state.silent = silent);
+    }
+
+    /// Sets its clock on. It deletes nothing by itself.
+    pub(super) fn advance(&self, millis: u64) {
+        self.change(|state| state.now += millis);
     }
 
     /// Followers that were not told everything have missed something.
@@ -119,14 +131,14 @@ impl Shelf {
             .collect()
     }
 
-    /// Deletes what has a deadline, as the engine's clock would.
+    /// Deletes what is over by its clock.
     pub(super) fn expire(&self) {
         self.change(|state| {
             let revision = Revision(state.revision.0 + 1);
             let ended = state
                 .entries
                 .values()
-                .filter(|it| it.expires_at_ms.is_some());
+                .filter(|it| it.expires_at_ms.is_some_and(|end| end <= state.now));
             let ended: Vec<_> = ended
                 .map(|it| (it.bucket.clone(), it.key.clone()))
                 .collect();
@@ -141,7 +153,7 @@ impl Shelf {
             });
             let changes: Vec<_> = changes.collect();
             state.revision = revision;
-            state.log.push((revision, changes));
+            state.log.push((revision, changes, None));
         });
     }
 }
@@ -166,6 +178,14 @@ impl State {
                 let at = (bucket.clone(), key.clone());
                 self.entries.get(&at).map(|entry| entry.revision) == *revision
             }
+            Condition::Over {
+                bucket,
+                key,
+                revision,
+            } => {
+                let found = self.entries.get(&(bucket.clone(), key.clone()));
+                found.is_none_or(|entry| entry.revision == *revision)
+            }
             Condition::Unchanged { bucket, since } => {
                 self.changed.get(bucket).is_none_or(|at| at <= since)
             }
@@ -174,6 +194,8 @@ impl State {
 }
 
 impl Engine for Shelf {
+    const ENDING_MAX: usize = 1000;
+
     async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
         let state = self.state();
         state.check()?;
@@ -208,7 +230,7 @@ impl Engine for Shelf {
                     key: at.1.clone(),
                     value: value.bytes.clone(),
                     revision,
-                    expires_at_ms: value.ttl.map(|ttl| ttl.as_millis() as u64),
+                    expires_at_ms: value.ttl.map(|ttl| state.now + ttl.as_millis() as u64),
                 });
                 match &after {
                     Some(entry) => state.entries.insert(at.clone(), entry.clone()),
@@ -218,11 +240,25 @@ impl Engine for Shelf {
                 let (bucket, key) = at;
                 changes.push(SharedChange { bucket, key, after });
             }
-            state.log.push((revision, changes));
+            let author = transaction.author.clone();
+            state.log.push((revision, changes, author));
             Outcome::Applied(revision)
         };
         self.moved.send_replace(());
         Ok(outcome)
+    }
+
+    async fn left(&self, entries: &[Ending]) -> Result<Vec<Left>, EngineError> {
+        let state = self.state();
+        state.check()?;
+        let left =
+            entries.iter().map(
+                |entry| match entry.expires_at_ms.saturating_sub(state.now) {
+                    left @ 1001.. => Left::Longer(Duration::from_millis(left - 1000)),
+                    left => Left::Until(Duration::from_millis(left)),
+                },
+            );
+        Ok(left.collect())
     }
 
     async fn follow(&self, buckets: Vec<Box<str>>, from: Revision, events: mpsc::Sender<Event>) {
@@ -232,7 +268,7 @@ impl Engine for Shelf {
         loop {
             let next = {
                 let state = self.state();
-                let next = state.log.iter().find(|(revision, _)| *revision > at);
+                let next = state.log.iter().find(|(revision, ..)| *revision > at);
                 if state.silent {
                     None
                 } else if state.away {
@@ -240,7 +276,7 @@ impl Engine for Shelf {
                     (!std::mem::replace(&mut was_away, true)).then_some(lost)
                 } else if state.life != life || at < state.trimmed {
                     Some(Event::Gap)
-                } else if let Some((revision, changes)) = next {
+                } else if let Some((revision, changes, author)) = next {
                     at = *revision;
                     let changes = changes.iter().filter(|it| buckets.contains(&it.bucket));
                     let changes: Vec<_> = changes.cloned().collect();
@@ -249,6 +285,7 @@ impl Engine for Shelf {
                         false => Event::Changes {
                             revision: at,
                             changes,
+                            author: author.clone(),
                         },
                     })
                 } else {

@@ -7,16 +7,16 @@ use crate::store::log::Ending;
 use crate::store::shared::link::Link;
 use std::time::Duration;
 
-fn shared(name: &str) -> BucketConfig {
+pub(super) fn shared(name: &str) -> BucketConfig {
     BucketConfig::new(name, BackendKind::Etcd, ValueKind::Bytes)
 }
 
 /// A store on the shelf, with a directory for copies.
-fn node(shelf: &Shelf, dir: &Path, hand: &Hand) -> Result<Store, OpenError> {
+pub(super) fn node(shelf: &Shelf, dir: &Path, hand: &Hand) -> Result<Store, OpenError> {
     node_with(&[shared("e"), memory("own")], shelf, dir, hand)
 }
 
-fn node_with(
+pub(super) fn node_with(
     buckets: &[BucketConfig],
     shelf: &Shelf,
     dir: &Path,
@@ -45,7 +45,7 @@ pub(super) fn fleet(nodes: usize, hand: &Hand) -> (Shelf, Vec<Store>, tempfile::
 }
 
 /// Waits until all have what the shelf has, down to the revisions.
-fn converge(shelf: &Shelf, stores: &[Store]) {
+pub(super) fn converge(shelf: &Shelf, stores: &[Store]) {
     let (revision, expected) = (shelf.revision(), shelf.contents("e"));
     for store in stores {
         let e = id(store, "e");
@@ -57,7 +57,7 @@ fn converge(shelf: &Shelf, stores: &[Store]) {
 }
 
 /// Waits until the store knows whether the engine is there.
-fn until_lost(store: &Store, lost: bool) {
+pub(super) fn until_lost(store: &Store, lost: bool) {
     let is_lost = || store.health()[0].1.lost.is_some() == lost;
     let began = std::time::Instant::now();
     while !is_lost() {
@@ -376,6 +376,7 @@ fn what_ends_at_the_engine_ends_everywhere() {
     hand.advance(5_000);
     wait(stores[1].commit(put(id(&stores[1], "own"), "k", "1"))).unwrap();
     assert_eq!(contents(&stores[1], e).len(), 2);
+    shelf.advance(5_000);
     shelf.expire();
     converge(&shelf, &stores);
     let group = wait(watch.next()).unwrap();
