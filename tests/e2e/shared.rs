@@ -18,7 +18,7 @@ fn config(engine: Engine, server: &Server) -> String {
     let name = engine.name();
     format!(
         "{}\n[buckets.upstreams]\nbackend = \"{name}\"\nhistory = 2\n\
-         [buckets.notes]\nbackend = \"{name}\"\nvalues = \"bytes\"\n\
+         [buckets.notes]\nbackend = \"{name}\"\nvalues = \"bytes\"\nhistory = 5\n\
          [buckets.own]\nvalues = \"bytes\"\n\
          [plugins.router]\nsource = \"builtin:by-header\"\nbuckets = {{ upstreams = \"read\" }}\n\
          settings = {{ header = \"x-id\", port-header = \"x-port\" }}\n{PATIENT}\n\
@@ -368,6 +368,95 @@ async fn what_has_a_ttl_ends_for_all_on_etcd() {
 #[tokio::test]
 async fn what_has_a_ttl_ends_for_all_on_redis() {
     what_has_a_ttl_ends_for_all(Engine::Redis).await;
+}
+
+async fn what_is_over_is_absent_without_the_engine(engine: Engine) {
+    let Some(mut fleet) = Fleet::start(engine, 1).await else {
+        return;
+    };
+    let admin = fleet.proxies[0].admin();
+    let put = admin.put("/v1/kv/notes/brief?ttl=4s", "x").await;
+    assert_eq!(put.status, 201, "{}", put.text());
+    admin.set("notes", "stays", "x").await;
+    fleet.server.kill().await;
+    until_lost(&admin, engine, true).await;
+    has(&admin, "/v1/kv/notes/brief", None).await;
+    // A restart begins with a copy, in which it still is.
+    fleet.proxies[0].signal(rustix::process::Signal::TERM);
+    fleet.proxies[0].ended().await;
+    fleet.proxies[0].start_again().await;
+    let admin = fleet.proxies[0].admin();
+    has(&admin, "/v1/kv/notes/brief", None).await;
+    has(&admin, "/v1/kv/notes/stays", Some("x")).await;
+    fleet.server.start_again().await;
+    until_lost(&admin, engine, false).await;
+    has(&admin, "/v1/kv/notes/brief", None).await;
+    let made = Request::new("PUT", "/v1/kv/notes/brief").field("if-none-match", "*");
+    let made = admin.send(made.body("new".to_owned())).await;
+    assert_eq!(made.status, 201, "{}", made.text());
+}
+
+#[tokio::test]
+async fn what_is_over_is_absent_without_etcd() {
+    what_is_over_is_absent_without_the_engine(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn what_is_over_is_absent_without_redis() {
+    what_is_over_is_absent_without_the_engine(Engine::Redis).await;
+}
+
+async fn reads_say_how_old_they_may_be_and_the_past_who_wrote(engine: Engine) {
+    let Some(fleet) = Fleet::start(engine, 2).await else {
+        return;
+    };
+    let admins = fleet.admins();
+    for (admin, actor) in admins.iter().zip(["ann", "ben"]) {
+        let put = Request::new("PUT", "/v1/kv/notes/k").field("x-throwbar-actor", actor);
+        let put = admin.send(put.body(actor.to_owned())).await;
+        assert!(put.status < 300, "{}", put.text());
+    }
+    let both = eventually("both have both", async || {
+        let mut told = Vec::new();
+        for admin in &admins {
+            let rows = admin.get("/v1/kv/notes/k?history").await.json()["history"].clone();
+            let rows = rows.as_array().expect("a list").clone();
+            told.push(rows.iter().map(|row| row["by"].clone()).collect());
+        }
+        (told[0] == told[1]).then_some(told.swap_remove(0))
+    });
+    let both: Vec<Value> = both.await;
+    assert_eq!(both, ["ben", "ann"]);
+    for (path, status) in [
+        ("/v1/kv", 200),
+        ("/v1/kv/notes", 200),
+        ("/v1/kv/notes?format=ndjson", 200),
+        ("/v1/kv/notes/k", 200),
+        ("/v1/kv/notes/k?history", 200),
+        ("/v1/kv/notes/k?lookup", 200),
+        ("/v1/kv/notes/none", 404),
+        ("/v1/kv/notes/none?lookup", 404),
+    ] {
+        let got = admins[0].get(path).await;
+        assert_eq!(got.status, status, "{path}");
+        let staleness = got.header("throwbar-staleness");
+        let staleness: f64 = staleness.parse().expect(path);
+        assert!(staleness < 30.0, "{path}: {staleness}");
+    }
+    for path in ["/v1/kv/own", "/v1/kv/own/k", "/v1/status"] {
+        let got = admins[0].get(path).await;
+        assert_eq!(got.header("throwbar-staleness"), "", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn reads_from_etcd_say_how_old_they_may_be_and_the_past_who_wrote() {
+    reads_say_how_old_they_may_be_and_the_past_who_wrote(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn reads_from_redis_say_how_old_they_may_be_and_the_past_who_wrote() {
+    reads_say_how_old_they_may_be_and_the_past_who_wrote(Engine::Redis).await;
 }
 
 async fn what_cannot_be_is_refused_with_a_reason(engine: Engine) {

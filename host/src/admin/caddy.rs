@@ -7,6 +7,7 @@ use super::State as AdminState;
 use super::input::{Actor, DryRun, Path, Query, audit, etag, parse_json, read_body};
 use super::kv::{bucket_condition, commit_problem, find};
 use super::problem::Problem;
+use super::staleness::staleness;
 use super::transfer::{commit, offload};
 use crate::store::ordered::pattern_in_order;
 use crate::store::{
@@ -61,8 +62,13 @@ pub(super) async fn get(
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     let bucket = bucket_of(&state, &id)?;
+    let staleness = {
+        let snapshot = state.store.snapshot();
+        staleness(&state.store, std::iter::once(find(&snapshot, &bucket)?.1))
+    };
     let (revision, mappings) = mappings(&state.store, &bucket).await?;
-    Ok(([(header::ETAG, etag(revision))], Json(mappings)).into_response())
+    let tag = [(header::ETAG, etag(revision))];
+    Ok((tag, staleness, Json(mappings)).into_response())
 }
 
 fn bucket_of(state: &AdminState, id: &str) -> Result<String, Problem> {

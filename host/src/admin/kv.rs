@@ -10,7 +10,7 @@ use super::problem::Problem;
 use super::rights::Caller;
 use super::transfer::{self, Export, ExportFormat};
 use crate::store::{
-    Bucket, BucketId, CommitError, Deadline, Entry, Expect, Revision, Snapshot, Store, Value,
+    Bucket, BucketId, CommitError, Deadline, Entry, Expect, Revision, Snapshot, Value,
 };
 use axum::Json;
 use axum::extract::State;
@@ -26,8 +26,6 @@ pub(super) use write::{delete, patch, put};
 
 /// When the entry ends, if it does.
 const EXPIRES_AT: HeaderName = HeaderName::from_static("throwbar-expires-at");
-/// How old what is read may be, in seconds; only of buckets that proxies share.
-const STALENESS: HeaderName = HeaderName::from_static("throwbar-staleness");
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 
@@ -84,9 +82,8 @@ pub(super) async fn list(
     let snapshot = data.store.snapshot();
     let (id, bucket) = find(&snapshot, &name)?;
     if watch::is_wanted(&query)? {
-        return watch::start(&data, id, &query, &headers);
+        return watch::start(&data, id, &query, &headers).await;
     }
-    let staleness = staleness(&data.store, bucket);
     if let Some(name) = query.format.as_deref().filter(|name| *name != "json") {
         let format = ExportFormat::named(name).ok_or_else(|| {
             Problem::bad_request(
@@ -105,8 +102,7 @@ pub(super) async fn list(
             prefix: query.prefix,
             deadlines: query.deadlines.unwrap_or(true),
         };
-        let exported = transfer::export(snapshot, id, export).await?;
-        return Ok((staleness, exported).into_response());
+        return transfer::export(snapshot, id, export).await;
     }
     if query.deadlines.is_some() {
         return Err(Problem::bad_request(
@@ -133,7 +129,7 @@ pub(super) async fn list(
         "cursor": page.next,
     });
     let tag = [(header::ETAG, etag(bucket.revision()))];
-    Ok((tag, staleness, Json(page)).into_response())
+    Ok((tag, Json(page)).into_response())
 }
 
 /// What of a key, or how it is looked at.
@@ -157,12 +153,10 @@ pub(super) async fn get(
     }
     let snapshot = data.store.snapshot();
     let (_, bucket) = find(&snapshot, &name)?;
-    let staleness = staleness(&data.store, bucket);
     match query.lookup.as_deref() {
         None => {}
         Some("" | "true") => {
-            let found = lookup(&snapshot, bucket, &key, &caller)?;
-            return Ok((staleness, found).into_response());
+            return lookup(&snapshot, bucket, &key, &caller);
         }
         Some(other) => {
             let detail = format!("query: lookup {other:?}: expected lookup or lookup=true");
@@ -174,7 +168,7 @@ pub(super) async fn get(
     let tag = [(header::ETAG, etag(&revision))];
     let known = Tags::from(&headers, header::IF_NONE_MATCH)?;
     if known.is_some_and(|tags| tags.holds_weakly(&revision)) {
-        return Ok((StatusCode::NOT_MODIFIED, tag, staleness).into_response());
+        return Ok((StatusCode::NOT_MODIFIED, tag).into_response());
     }
     let bytes = entry.value.to_bytes().into_owned();
     let media_type = if std::str::from_utf8(&bytes).is_ok() {
@@ -183,24 +177,12 @@ pub(super) async fn get(
         "application/octet-stream"
     };
     let kind = [(header::CONTENT_TYPE, media_type)];
-    let mut response = (tag, staleness, kind, bytes).into_response();
+    let mut response = (tag, kind, bytes).into_response();
     let expires = entry.deadline.and_then(expires_text);
     if let Some(expires) = expires.and_then(|text| text.parse().ok()) {
         response.headers_mut().insert(EXPIRES_AT, expires);
     }
     Ok(response)
-}
-
-/// How old what is read may be, in seconds, of a bucket that proxies share.
-fn staleness(store: &Store, bucket: &Bucket) -> HeaderMap {
-    let backend = bucket.config().backend;
-    let health = store.health().into_iter();
-    let age = health
-        .filter(|(kind, _)| *kind == backend)
-        .find_map(|(_, health)| health.staleness());
-    let text = age.map(|age| format!("{:.3}", age.as_secs_f64()));
-    let value = text.and_then(|text| text.parse().ok());
-    value.map(|value| (STALENESS, value)).into_iter().collect()
 }
 
 /// What plugins find by a key, and the entry it is found by.

@@ -39,6 +39,7 @@ pub mod problem;
 mod rights;
 mod rollout;
 mod serve;
+mod staleness;
 mod status;
 mod store_file;
 mod streams;
@@ -214,7 +215,8 @@ pub async fn serve(
 
 fn router(state: State) -> Router {
     let gate = auth::Gate::new(&state.config, state.token.clone()).following(state.control.clone());
-    guarded(endpoints(), gate).with_state(state)
+    let staleness = from_fn_with_state(state.store.clone(), staleness::tell);
+    guarded(endpoints().layer(staleness), gate).with_state(state)
 }
 
 /// Every endpoint.

@@ -144,7 +144,7 @@ impl LimitedToken {
 }
 
 /// Bucket and key of a path of the store, as the endpoints will see them.
-fn bucket_and_key(path: &str) -> Option<(Cow<'_, str>, Option<Cow<'_, str>>)> {
+pub(super) fn bucket_and_key(path: &str) -> Option<(Cow<'_, str>, Option<Cow<'_, str>>)> {
     let rest = path.strip_prefix("/v1/kv/")?;
     let (bucket, key) = match rest.split_once('/') {
         Some((bucket, key)) => (bucket, Some(decoded(key))),

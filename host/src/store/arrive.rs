@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::apply::settle;
 use super::backend::Change;
+use super::history::Origin;
 use super::record::Record;
 use super::shared::link::Incoming;
-use super::shared::{Loaded, SharedEntry};
+use super::shared::{Ending, Left, Loaded, SharedEntry};
 use super::snapshot::Snapshot;
 use super::table::Table;
 use super::{BackendKind, BucketConfig, BucketId, Deadline, Entry, Revision, Value, check_key};
@@ -18,9 +19,11 @@ pub(super) struct Arrived {
     /// The time, as the writer's clock has it.
     pub(super) now: u64,
     pub(super) changes: Vec<Change>,
-    /// Buckets whose revisions went back: the engine holds something older than it did, and what was told of them since is
-    /// not so any more.
-    pub(super) went_back: Vec<BucketId>,
+    /// Buckets that were loaded anew and are not what they were: what came between is not known, or what was told of them is
+    /// not so any more, even if they are at the same revision.
+    pub(super) anew: Vec<BucketId>,
+    /// How long entries live.
+    pub(super) left: Vec<(Ending, Left)>,
     /// The engine's newest revision.
     pub(super) revision: Option<Revision>,
 }
@@ -33,7 +36,18 @@ pub(super) fn arrive(
     arrived: &mut Arrived,
 ) {
     match incoming {
-        Incoming::Changes { revision, changes } => {
+        Incoming::Changes {
+            revision,
+            changes,
+            author,
+        } => {
+            let origin = author.map(|author| {
+                Arc::new(Origin {
+                    by: author.by.map(Into::into),
+                    at: arrived.now,
+                    undo: author.undo,
+                })
+            });
             for shared in changes {
                 // A bucket that this process does not have is of no concern to it.
                 let Some(id) = bucket_of(snapshot, kind, &shared.bucket) else {
@@ -42,9 +56,11 @@ pub(super) fn arrive(
                 let config = &snapshot.buckets[id.0 as usize].config;
                 let after = shared.after.and_then(|entry| record(config, entry));
                 let after = after.map(Arc::new);
-                let before = snapshot.buckets[id.0 as usize].table.get(&shared.key);
+                let bucket = &snapshot.buckets[id.0 as usize];
+                let before = bucket.table.get(&shared.key);
+                let before = before.or_else(|| bucket.over(&shared.key));
                 let both = (before.cloned().map(Arc::new), after);
-                change(snapshot, id, revision, both, arrived);
+                change(snapshot, id, (revision, origin.as_ref()), both, arrived);
             }
             arrived.revision = arrived.revision.max(Some(revision));
         }
@@ -65,6 +81,7 @@ pub(super) fn arrive(
             }
         }
         Incoming::Current(revision) => arrived.revision = arrived.revision.max(Some(revision)),
+        Incoming::Left(left) => arrived.left.extend(left),
     }
     settle(snapshot);
 }
@@ -96,7 +113,7 @@ fn record(config: &BucketConfig, entry: SharedEntry) -> Option<Record> {
     Some(Record::new(&entry.key, entry_of(value.ok()?)))
 }
 
-fn bucket_of(snapshot: &Snapshot, kind: BackendKind, name: &str) -> Option<BucketId> {
+pub(super) fn bucket_of(snapshot: &Snapshot, kind: BackendKind, name: &str) -> Option<BucketId> {
     let at = snapshot
         .buckets
         .iter()
@@ -112,10 +129,11 @@ fn content(
     arrived: &mut Arrived,
 ) {
     let bucket = &mut snapshot.buckets[id.0 as usize];
-    if revision < bucket.revision {
+    let went_back = revision < bucket.revision;
+    if went_back {
         bucket.revision = revision;
-        arrived.went_back.push(id);
     }
+    let known_changes = arrived.changes.len();
     let config = Arc::clone(&bucket.config);
     let records = entries
         .into_iter()
@@ -123,25 +141,29 @@ fn content(
     let records: Vec<_> = records.collect();
     let known = records.iter().map(|record| record.key_bytes());
     let known: std::collections::HashSet<&[u8], ahash::RandomState> = known.collect();
-    let table = bucket.table.clone();
-    let gone = table
-        .iter()
+    let before = bucket.clone();
+    let gone = before
+        .held()
         .filter(|record| !known.contains(record.key_bytes()));
     for record in gone {
         let both = (Some(Arc::new(record.clone())), None);
-        change(snapshot, id, revision, both, arrived);
+        change(snapshot, id, (revision, None), both, arrived);
     }
     for record in records {
-        let before = table.get(record.key()).cloned().map(Arc::new);
-        let both = (before, Some(Arc::new(record)));
-        change(snapshot, id, revision, both, arrived);
+        let key = record.key();
+        let known = before.table.get(key).or_else(|| before.over(key));
+        let both = (known.cloned().map(Arc::new), Some(Arc::new(record)));
+        change(snapshot, id, (revision, None), both, arrived);
+    }
+    if went_back || arrived.changes.len() > known_changes {
+        arrived.anew.push(id);
     }
 }
 
 fn change(
     snapshot: &mut Snapshot,
     id: BucketId,
-    revision: Revision,
+    (revision, origin): (Revision, Option<&Arc<Origin>>),
     (before, after): (Option<Arc<Record>>, Option<Arc<Record>>),
     arrived: &mut Arrived,
 ) {
@@ -151,13 +173,15 @@ fn change(
         return;
     }
     let bucket = &mut snapshot.buckets[id.0 as usize];
+    let key = before.as_ref().or(after.as_ref()).map(|it| it.key());
+    let was_over = key.is_some_and(|key| bucket.over(key).is_some());
     match (&before, &after) {
         (_, Some(record)) => bucket.insert(record),
         (Some(record), None) => bucket.remove(record.key()),
         (None, None) => return,
     }
     let deadline = before.as_ref().and_then(|before| before.entry.deadline);
-    let has_ended = deadline.is_some_and(|deadline| deadline.millis() <= now);
+    let has_ended = was_over || deadline.is_some_and(|deadline| deadline.millis() <= now);
     let bucket_before = bucket.revision;
     bucket.revision = bucket.revision.max(revision);
     changes.push(Change {
@@ -168,7 +192,6 @@ fn change(
         after,
         bucket_before,
         bucket_after: bucket.revision,
-        // Who wrote it, only the process knows that did.
-        origin: None,
+        origin: origin.filter(|_| bucket.config.history > 0).cloned(),
     });
 }

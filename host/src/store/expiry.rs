@@ -1,28 +1,23 @@
 //! Which entries end when: kept by the writer, so that readers never look at a clock.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::backend::Change;
 use super::record::Record;
+use super::shared::LEAD;
 use super::snapshot::Snapshot;
-use super::{BucketId, clock::Deadline};
+use super::{BackendKind, BucketId};
 
-/// An entry that ends.
-pub(super) struct Due {
-    pub(super) at: Deadline,
-    pub(super) record: Arc<Record>,
+/// An entry, and when it is to be looked at.
+struct Due {
+    at: u64,
+    record: Arc<Record>,
 }
 
 impl Due {
-    fn of(record: &Arc<Record>) -> Option<Self> {
-        let at = record.entry.deadline?;
-        let record = Arc::clone(record);
-        Some(Self { at, record })
-    }
-
-    fn order(&self) -> (Deadline, &[u8]) {
+    fn order(&self) -> (u64, &[u8]) {
         (self.at, self.record.key_bytes())
     }
 }
@@ -51,74 +46,164 @@ impl Eq for Due {}
 #[derive(Default)]
 pub(super) struct Deadlines {
     /// By [`BucketId`].
-    buckets: Vec<BTreeSet<Due>>,
+    buckets: Vec<BucketDeadlines>,
+}
+
+#[derive(Default)]
+struct BucketDeadlines {
+    due: BTreeSet<Due>,
+    /// When an entry that proxies share is looked at, if its deadline does not say it, and whether it is over then for sure.
+    later: HashMap<Box<[u8]>, (u64, bool), ahash::RandomState>,
+    /// Entries that were taken for over by this proxy's clock, while the engine was away: it is asked when it is back.
+    doubted: Vec<Arc<Record>>,
+}
+
+impl BucketDeadlines {
+    /// When an entry is looked at; none if it does not end. Of those that proxies share, the engine is asked a little before.
+    fn at(&self, record: &Record, is_shared: bool) -> Option<u64> {
+        let deadline = record.entry.deadline?.millis();
+        if !is_shared {
+            return Some(deadline);
+        }
+        let later = self.later.get(record.key_bytes());
+        let early = deadline.saturating_sub(LEAD.as_millis() as u64);
+        Some(later.map_or(early, |(at, _)| *at))
+    }
+
+    fn add(&mut self, record: &Arc<Record>, is_shared: bool) {
+        if let Some(at) = self.at(record, is_shared) {
+            let record = Arc::clone(record);
+            self.due.insert(Due { at, record });
+        }
+    }
+
+    fn remove(&mut self, record: &Arc<Record>, is_shared: bool) {
+        if let Some(at) = self.at(record, is_shared) {
+            let record = Arc::clone(record);
+            self.due.remove(&Due { at, record });
+        }
+        if !self.later.is_empty() {
+            self.later.remove(&*Box::<[u8]>::from(record.key_bytes()));
+        }
+    }
 }
 
 impl Deadlines {
     /// Those of a state; a bucket that is the very same as in `before` is taken as known.
     pub(super) fn read(&mut self, before: &Snapshot, after: &Snapshot) {
-        self.buckets.resize_with(after.buckets.len(), BTreeSet::new);
-        for (index, (bucket, due)) in after.buckets.iter().zip(&mut self.buckets).enumerate() {
+        self.buckets
+            .resize_with(after.buckets.len(), BucketDeadlines::default);
+        for (index, (bucket, deadlines)) in after.buckets.iter().zip(&mut self.buckets).enumerate()
+        {
             let known = before.buckets.get(index);
-            if known.is_some_and(|known| known.table.is_same(&bucket.table))
-                // The engine ends them, and its log tells.
-                || bucket.config.backend.is_shared()
-            {
+            if known.is_some_and(|known| known.table.is_same(&bucket.table)) {
                 continue;
             }
+            *deadlines = BucketDeadlines::default();
             // Most buckets have none, and need not be looked through.
-            *due = match bucket.table.ending() {
-                0 => BTreeSet::new(),
-                _ => {
-                    let ending = bucket.table.iter();
-                    let ending = ending.filter(|record| record.entry.deadline.is_some());
-                    let ending = ending.map(|record| Arc::new(record.clone()));
-                    ending.filter_map(|record| Due::of(&record)).collect()
+            if bucket.table.ending() > 0 {
+                let ending = bucket.table.iter();
+                let ending = ending.filter(|record| record.entry.deadline.is_some());
+                for record in ending {
+                    let record = Arc::new(record.clone());
+                    deadlines.add(&record, bucket.config.backend.is_shared());
                 }
-            };
+            }
         }
     }
 
     /// Follows a change that was made.
     pub(super) fn change(&mut self, change: &Change) {
-        if change.bucket.backend.is_shared() {
-            return;
-        }
-        let due = |record: &Option<Arc<Record>>| record.as_ref().and_then(Due::of);
+        let is_shared = change.bucket.backend.is_shared();
         let Some(bucket) = self.buckets.get_mut(change.id.0 as usize) else {
             return;
         };
-        if let Some(due) = due(&change.before) {
-            bucket.remove(&due);
+        if let Some(before) = &change.before {
+            bucket.remove(before, is_shared);
         }
-        if let Some(due) = due(&change.after) {
-            bucket.insert(due);
+        if let Some(after) = &change.after {
+            bucket.add(after, is_shared);
         }
     }
 
-    /// When the next entry of a bucket of the config ends.
-    pub(super) fn first(&self, snapshot: &Snapshot) -> Option<Deadline> {
-        if self.buckets.iter().all(BTreeSet::is_empty) {
+    /// When the next entry of a bucket of the config is to be looked at.
+    pub(super) fn first(&self, snapshot: &Snapshot) -> Option<u64> {
+        if self.buckets.iter().all(|bucket| bucket.due.is_empty()) {
             return None;
         }
         let buckets = snapshot.ending();
         buckets
-            .filter_map(|id| Some(self.buckets.get(id.0 as usize)?.first()?.at))
+            .filter_map(|id| Some(self.buckets.get(id.0 as usize)?.due.first()?.at))
             .min()
     }
 
-    /// At most `max` entries, of buckets of the config, that have ended at `now`.
-    pub(super) fn ended(
+    /// At most `max` entries, of buckets of the config and backends that are asked for, that are to be looked at by `now`;
+    /// of those that proxies share, with whether they are over for sure.
+    pub(super) fn due(
         &self,
         snapshot: &Snapshot,
+        is_wanted: impl Fn(BackendKind) -> bool,
         now: u64,
         max: usize,
-    ) -> Vec<(BucketId, Arc<Record>)> {
-        let ended = snapshot.ending().flat_map(|id| {
-            let due = self.buckets.get(id.0 as usize).into_iter().flatten();
-            due.take_while(move |due| due.at.millis() <= now)
-                .map(move |due| (id, Arc::clone(&due.record)))
+    ) -> Vec<(BucketId, Arc<Record>, bool)> {
+        let wanted = snapshot.ending().filter(|id| {
+            let bucket = snapshot.bucket(*id);
+            bucket.is_some_and(|bucket| is_wanted(bucket.config.backend))
         });
-        ended.take(max).collect()
+        let due = wanted.flat_map(|id| {
+            let bucket = self.buckets.get(id.0 as usize);
+            let due = bucket.into_iter().flat_map(|bucket| {
+                let due = bucket.due.iter().take_while(move |due| due.at <= now);
+                due.map(|due| (due, bucket.later.get(due.record.key_bytes())))
+            });
+            due.map(move |(due, later)| {
+                let sure = later.is_some_and(|(_, sure)| *sure);
+                (id, Arc::clone(&due.record), sure)
+            })
+        });
+        due.take(max).collect()
+    }
+
+    /// Has an entry that proxies share looked at again then, when it is over for sure or not.
+    pub(super) fn look_again(&mut self, id: BucketId, record: &Arc<Record>, at: u64, sure: bool) {
+        if let Some(bucket) = self.buckets.get_mut(id.0 as usize) {
+            bucket.remove(record, true);
+            bucket.later.insert(record.key_bytes().into(), (at, sure));
+            bucket.add(record, true);
+        }
+    }
+
+    /// An entry that proxies share is over; in doubt if only this proxy's clock says so.
+    pub(super) fn is_over(&mut self, id: BucketId, record: &Arc<Record>, in_doubt: bool) {
+        if let Some(bucket) = self.buckets.get_mut(id.0 as usize) {
+            bucket.remove(record, true);
+            if in_doubt {
+                bucket.doubted.push(Arc::clone(record));
+            }
+        }
+    }
+
+    /// Whether there is any entry on a backend of which it is in doubt whether it is over.
+    pub(super) fn has_doubt(&self) -> bool {
+        self.buckets.iter().any(|bucket| !bucket.doubted.is_empty())
+    }
+
+    /// Takes at most `max` entries on a backend of which it is in doubt whether they are over.
+    pub(super) fn take_doubted(
+        &mut self,
+        snapshot: &Snapshot,
+        backend: BackendKind,
+        max: usize,
+    ) -> Vec<(BucketId, Arc<Record>)> {
+        let mut taken = Vec::new();
+        for (id, bucket) in (0..).map(BucketId).zip(&mut self.buckets) {
+            let found = snapshot.bucket(id);
+            if found.is_some_and(|found| found.config.backend == backend) {
+                let kept = bucket.doubted.len().saturating_sub(max - taken.len());
+                let some = bucket.doubted.drain(kept..);
+                taken.extend(some.map(|record| (id, record)));
+            }
+        }
+        taken
     }
 }

@@ -1,8 +1,8 @@
 //! The past of keys: the last values of each, with the time and who wrote them, in buckets that are to keep them.
 //!
 //! A backend that outlives the process keeps it with the values, in the same transaction (`backend/embedded/history.rs`).
-//! For every other one it is remembered here, from the start of the process on: what others wrote among it, but not by
-//! whom. Readers of values never look at any of it.
+//! For every other one it is remembered here, from the start of the process on: what others wrote among it, by whom if the
+//! engine's log says so. Readers of values never look at any of it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};

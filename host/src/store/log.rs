@@ -53,7 +53,7 @@ pub(super) struct Log {
 }
 
 struct BucketLog {
-    /// How often its revisions went back.
+    /// How often it was loaded anew.
     epoch: u64,
     /// Changes up to this revision are not here.
     floor: Revision,
@@ -136,7 +136,7 @@ impl Log {
         }
     }
 
-    /// The revisions of a bucket went back to this one: what was told is not so any more.
+    /// A bucket was loaded anew at this revision: what was told is not so any more, or something between was not told.
     pub(super) fn restart(&self, bucket: BucketId, revision: Revision) {
         if let Some(log) = self.lock().get_mut(bucket.0 as usize) {
             log.epoch += 1;
@@ -145,7 +145,7 @@ impl Log {
         }
     }
 
-    /// How often the revisions of a bucket went back.
+    /// How often a bucket was loaded anew.
     pub(super) fn epoch(&self, bucket: BucketId) -> u64 {
         let buckets = self.lock();
         buckets.get(bucket.0 as usize).map_or(0, |log| log.epoch)

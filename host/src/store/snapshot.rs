@@ -124,6 +124,8 @@ impl Snapshot {
 pub struct Bucket {
     pub(super) config: Arc<BucketConfig>,
     pub(super) table: Table,
+    /// Entries that are over, of which the engine that holds them has yet to tell: nobody finds them. Most buckets have none.
+    pub(super) over: Option<Box<Table>>,
     /// Those of its entries whose keys stand for others; none in a bucket of exact keys.
     pub(super) patterns: Option<Arc<Patterns>>,
     pub(super) revision: Revision,
@@ -164,6 +166,7 @@ impl Bucket {
             patterns: patterns.map(Arc::new),
             config,
             table,
+            over: None,
             revision,
         })
     }
@@ -173,6 +176,7 @@ impl Bucket {
         if let Some(patterns) = self.patterns_for(record.key()) {
             patterns.insert(record);
         }
+        self.forget_over(record.key());
         self.table.insert(record);
     }
 
@@ -181,7 +185,35 @@ impl Bucket {
         if let Some(patterns) = self.patterns_for(key) {
             patterns.remove(key);
         }
+        self.forget_over(key);
         self.table.remove(key);
+    }
+
+    /// Hides an entry that is over, until the engine that holds it tells of it.
+    pub(super) fn hide(&mut self, record: &Record) {
+        self.remove(record.key());
+        let over = self.over.get_or_insert_with(|| Box::new(Table::new()));
+        over.insert(record);
+    }
+
+    /// The entry of a key that is over, if the engine has yet to tell of that.
+    pub(super) fn over(&self, key: &str) -> Option<&Record> {
+        self.over.as_ref()?.get(key)
+    }
+
+    /// Every record that the engine holds, as far as is known: those that are over among them.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Record> {
+        let over = self.over.iter().flat_map(|over| over.iter());
+        self.table.iter().chain(over)
+    }
+
+    fn forget_over(&mut self, key: &str) {
+        if let Some(over) = &mut self.over {
+            over.remove(key);
+            if over.len() == 0 {
+                self.over = None;
+            }
+        }
     }
 
     fn patterns_for(&mut self, key: &str) -> Option<&mut Patterns> {

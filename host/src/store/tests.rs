@@ -16,6 +16,7 @@ mod deadlines;
 mod engine;
 mod fleet;
 pub(super) mod histories;
+mod over;
 mod past;
 mod table;
 mod watching;

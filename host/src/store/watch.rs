@@ -6,12 +6,16 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::log::{After, Group, Log};
-use super::{BackendKind, BucketId, Revision, Snapshot};
+use super::{BackendKind, BucketId, Revision, Snapshot, Store};
+
+/// How long a place is waited for that another proxy may have been at.
+const AHEAD_MAX: Duration = Duration::from_secs(1);
 
 /// A place in a bucket's changes: what it is written as can be given to a later watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +169,38 @@ impl Watch {
                     let more = self.published.changed().await;
                     more.map_err(|_| WatchError::Closed)?;
                 }
+            }
+        }
+    }
+}
+
+impl Store {
+    /// As [`Store::watch`]; a place in a bucket that proxies share, where another proxy was and this one is not yet, is waited
+    /// for a moment.
+    ///
+    /// # Errors
+    /// As for [`Store::watch`].
+    pub async fn watch_from(
+        &self,
+        bucket: BucketId,
+        since: Option<Position>,
+    ) -> Result<Watch, WatchError> {
+        let mut changes = self.changes();
+        let deadline = tokio::time::Instant::now() + AHEAD_MAX;
+        loop {
+            changes.mark_unchanged();
+            let snapshot = self.snapshot();
+            let found = snapshot.bucket(bucket);
+            let is_shared = found.is_some_and(|found| found.config().backend.is_shared());
+            let is_ahead = since.is_some_and(|since| since.life.is_none());
+            drop(snapshot);
+            let error = match self.watch(bucket, since) {
+                Err(error @ WatchError::Foreign { .. }) if is_shared && is_ahead => error,
+                watch => return watch,
+            };
+            let more = tokio::time::timeout_at(deadline, changes.changed()).await;
+            if !matches!(more, Ok(Ok(()))) {
+                return Err(error);
             }
         }
     }

@@ -1,6 +1,8 @@
 //! The one thread that changes the store: checks batches in order, makes a group of them durable at once, publishes
 //! the state after them, and only then answers. It also deletes what has come to its end, by writes of its own.
 
+mod sweep;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
-use super::apply::{apply, expire};
+use super::apply::apply;
 use super::arrive::{Arrived, arrive};
 use super::backend::{Backends, Change, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
@@ -22,14 +24,12 @@ use super::gathering::Gathering;
 use super::history::{self, Histories};
 use super::log::Log;
 use super::record::Record;
-use super::shared::link::Applied;
+use super::shared::link::{Applied, Link};
 use super::slack::Slack;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::Table;
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
 
-/// Most entries that end in one transaction; others wait for the next.
-const ENDED_MAX: usize = 65_536;
 /// How often snapshots that readers still held are looked at again.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
 /// Where marks are kept: no name that a config can give.
@@ -68,6 +68,8 @@ pub(super) struct Writer {
     deadlines: Deadlines,
     /// No entries are ended before.
     next_sweep: Instant,
+    /// None on the disk, which refused it.
+    disk_again: Instant,
     log: Arc<Log>,
     past: Arc<history::Memory>,
     /// Old snapshots that a reader may still hold. Kept here so that it is this thread that frees them: what only
@@ -110,6 +112,7 @@ impl Writer {
             gathering: Gathering::default(),
             deadlines,
             next_sweep: Instant::now(),
+            disk_again: Instant::now(),
             log,
             past,
             retired: Vec::new(),
@@ -190,10 +193,21 @@ impl Writer {
         for incoming in arrivals {
             arrive(&mut next, backend, incoming, &mut arrived);
         }
-        let Some(revision) = arrived.revision else {
-            return;
-        };
-        let is_another = !arrived.changes.is_empty() || !arrived.went_back.is_empty();
+        let left = std::mem::take(&mut arrived.left);
+        if let Some(revision) = arrived.revision {
+            self.publish_arrived(next, link, arrived, (revision, current_at));
+        }
+        self.take_left(backend, left);
+    }
+
+    fn publish_arrived(
+        &mut self,
+        mut next: Snapshot,
+        link: &Link,
+        arrived: Arrived,
+        (revision, current_at): (Revision, Option<Instant>),
+    ) {
+        let is_another = !arrived.changes.is_empty() || !arrived.anew.is_empty();
         if is_another {
             // The engine's revisions are the store's while nothing else moves it faster.
             next.revision = revision.max(Revision(next.revision.0 + 1));
@@ -202,7 +216,7 @@ impl Writer {
         link.note(revision, seen);
         if is_another {
             self.publish_after(next, &arrived.changes, |log| {
-                for bucket in arrived.went_back {
+                for bucket in arrived.anew {
                     log.restart(bucket, revision);
                 }
             });
@@ -237,50 +251,6 @@ impl Writer {
             }
             Err(RecvTimeoutError::Disconnected) => Next::Closed,
         }
-    }
-
-    /// Until the next entry ends; none if none does.
-    fn until_sweep(&self) -> Option<Duration> {
-        let first = self.deadlines.first(&self.newest.load())?;
-        let ends = Duration::from_millis(first.millis().saturating_sub(self.clock.now()));
-        let allowed = self.next_sweep.saturating_duration_since(Instant::now());
-        Some(ends.max(allowed).min(self.clock.pace().wait_max))
-    }
-
-    /// Deletes entries whose deadline has come. What a backend refuses is there until it takes it.
-    fn sweep(&mut self) {
-        let published = self.newest.load_full();
-        if self.deadlines.first(&published).is_none() || Instant::now() < self.next_sweep {
-            return;
-        }
-        let now = self.clock.now();
-        let ended = self.deadlines.ended(&published, now, ENDED_MAX);
-        if ended.is_empty() {
-            return;
-        }
-        let pause = match ended.len() {
-            ENDED_MAX => Duration::ZERO,
-            _ => self.clock.pace().interval,
-        };
-        let mut next = Snapshot::clone(&published);
-        drop(published);
-        let mut changes = Vec::with_capacity(ended.len());
-        expire(&mut next, ended, now, &mut changes);
-        let pause = match self.backends.write(next.revision, &changes) {
-            Ok(()) => {
-                self.publish(next, &changes);
-                pause
-            }
-            Err(WriteError(reason)) => {
-                tracing::error!(
-                    reason,
-                    entries = changes.len(),
-                    "store cannot delete what has expired"
-                );
-                self.clock.pace().retry
-            }
-        };
-        self.next_sweep = Instant::now() + pause;
     }
 
     fn commit(&mut self, mut group: Vec<Pending>) {

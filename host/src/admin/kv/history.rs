@@ -25,11 +25,7 @@ pub(super) fn is_wanted(query: &GetQuery) -> Result<bool, Problem> {
 }
 
 pub(super) async fn get(data: &Data, bucket_name: &str, key: &str) -> Result<Response, Problem> {
-    let (bucket, staleness) = {
-        let snapshot = data.store.snapshot();
-        let (id, bucket) = find(&snapshot, bucket_name)?;
-        (id, super::staleness(&data.store, bucket))
-    };
+    let (bucket, _) = find(&data.store.snapshot(), bucket_name)?;
     let rows = data.store.history(bucket, key).await;
     let mut rows: Vec<Value> = rows.map_err(undo_problem)?.iter().map(row_json).collect();
     if rows.is_empty() {
@@ -39,8 +35,7 @@ pub(super) async fn get(data: &Data, bucket_name: &str, key: &str) -> Result<Res
         let entry = entry.ok_or_else(|| no_key(bucket_name, key))?;
         rows.push(row_json(&found(entry)));
     }
-    let told = Json(json!({ "key": key, "history": rows }));
-    Ok((staleness, told).into_response())
+    Ok(Json(json!({ "key": key, "history": rows })).into_response())
 }
 
 fn found(entry: &Entry) -> Past {

@@ -61,7 +61,7 @@ fn bad_query(detail: String) -> Problem {
 }
 
 /// Begins a watch.
-pub(super) fn start(
+pub(super) async fn start(
     data: &Data,
     bucket: BucketId,
     query: &ListQuery,
@@ -79,7 +79,11 @@ pub(super) fn start(
             .map_err(|why| bad_query(format!("heartbeat {text:?}: {why}")))?,
     };
     let since = since(query, headers)?;
-    let watch = data.store.watch(bucket, since).map_err(refused)?;
+    let watch = data
+        .store
+        .watch_from(bucket, since)
+        .await
+        .map_err(refused)?;
     let place = data.watches.clone().try_acquire_owned().map_err(|_| {
         Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -81,6 +81,7 @@ impl<E: Engine> Artifacts<E> {
 
     async fn commit(&self, writes: Vec<SharedWrite>) -> Result<(), DepotError> {
         let transaction = Transaction {
+            author: None,
             conditions: Vec::new(),
             writes,
         };

@@ -16,8 +16,8 @@ use arc_swap::ArcSwap;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::{Applied, Link};
+use super::{Author, Links, Transaction};
 use super::{Condition as SharedCondition, EngineError, Life, Outcome, SharedValue, SharedWrite};
-use super::{Links, Transaction};
 use crate::store::apply::apply;
 use crate::store::backend::Change;
 use crate::store::clock::Clock;
@@ -205,11 +205,20 @@ impl Plan {
             let Some(bucket) = is_here(id).filter(|_| depends) else {
                 continue;
             };
-            transaction.conditions.push(SharedCondition::At {
-                bucket: bucket.config.name.as_str().into(),
-                key: key.into(),
-                revision: bucket.get(key).map(|entry| entry.revision),
-            });
+            let (bucket_name, found) = (bucket.config.name.as_str().into(), bucket.get(key));
+            let condition = match bucket.over(key) {
+                Some(over) => SharedCondition::Over {
+                    bucket: bucket_name,
+                    key: key.into(),
+                    revision: over.entry.revision,
+                },
+                None => SharedCondition::At {
+                    bucket: bucket_name,
+                    key: key.into(),
+                    revision: found.map(|entry| entry.revision),
+                },
+            };
+            transaction.conditions.push(condition);
         }
         let whole = batch.replace.iter().copied();
         let whole = whole.chain(batch.expect.iter().map(|(id, _)| *id));
@@ -242,6 +251,13 @@ impl Plan {
         let last = batch.writes.last();
         let last = last.and_then(|write| changed.get(&(write.bucket, write.key.as_bytes())));
         let last = last.map(|change| change.after.is_some());
+        let is_kept = changes.iter().any(|change| change.bucket.history > 0);
+        let author = Author {
+            by: batch.by.as_deref().map(Into::into),
+            undo: batch.undo,
+        };
+        let is_told = is_kept && (author.by.is_some() || author.undo);
+        transaction.author = is_told.then_some(author);
         let is_kept = |change: &Change| {
             let is_there = change.before.is_some() && !batch.replace.contains(&change.id);
             is_there && !put.contains(&(change.id, change.key()))

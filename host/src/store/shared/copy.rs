@@ -129,7 +129,7 @@ fn write(path: &Path, kind: BackendKind, snapshot: &Snapshot) -> io::Result<()> 
             .map(|bucket| BucketHead {
                 name: bucket.config.name.clone(),
                 revision: bucket.revision,
-                entries: bucket.table.len(),
+                entries: bucket.table.len() + bucket.over.as_ref().map_or(0, |over| over.len()),
             })
             .collect(),
     };
@@ -143,7 +143,7 @@ fn write(path: &Path, kind: BackendKind, snapshot: &Snapshot) -> io::Result<()> 
     file.write_all(&head_len.to_le_bytes())?;
     file.write_all(&head)?;
     for bucket in buckets {
-        for record in bucket.table.iter() {
+        for record in bucket.held() {
             let value = record.entry.value.to_bytes();
             let key = record.key_bytes();
             // Keys and values have bounds far below.

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,7 +14,9 @@ use tokio::runtime::Builder;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::pause::Pause;
-use super::{Engine, EngineError, Event, Loaded, Outcome, SharedChange, Transaction};
+use super::{
+    Author, Ending, Engine, EngineError, Event, Left, Loaded, Outcome, SharedChange, Transaction,
+};
 use crate::store::Revision;
 use crate::store::backend::Wake;
 use crate::store::shared::health::Health;
@@ -31,6 +33,7 @@ pub(in crate::store) enum Incoming {
     Changes {
         revision: Revision,
         changes: Vec<SharedChange>,
+        author: Option<Author>,
     },
     /// All of these buckets: what is not in it is not there any more.
     Content {
@@ -39,6 +42,8 @@ pub(in crate::store) enum Incoming {
     },
     /// Everything up to here has arrived.
     Current(Revision),
+    /// How long entries live that were asked for.
+    Left(Vec<(Ending, Left)>),
 }
 
 /// What arrived and was not looked at.
@@ -64,6 +69,7 @@ pub(in crate::store) struct Link {
     wanted: watch::Sender<Vec<Wanted>>,
     shared: Arc<Shared>,
     timeout: Duration,
+    ending_max: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -77,6 +83,7 @@ enum Ask {
         Arc<Transaction>,
         oneshot::Sender<Result<Outcome, EngineError>>,
     ),
+    Left(Vec<Ending>),
     /// After what was given before it in this way.
     InOrder(Pin<Box<dyn Future<Output = ()> + Send>>),
     Close,
@@ -92,6 +99,8 @@ struct Shared {
     wake: Wake,
     applied: watch::Sender<Applied>,
     health: Mutex<Health>,
+    /// How long entries live was asked, and not answered yet.
+    asks_left: AtomicBool,
     /// Who has it keeps what arrives from being delivered.
     delivery: tokio::sync::Mutex<()>,
     /// To be told the store's revision of the first state that has this one of the engine's.
@@ -122,16 +131,17 @@ impl Link {
             wake,
             applied: watch::Sender::new(Applied::default()),
             health: Mutex::new(Health::new()),
+            asks_left: AtomicBool::new(false),
             delivery: tokio::sync::Mutex::new(()),
             notes: Mutex::default(),
         });
-        let following = Arc::clone(&shared);
+        let (following, answering) = (Arc::clone(&shared), Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name(format!("store-{name}"))
             .spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        () = answer(engine.clone(), asked) => {}
+                        () = answer(engine.clone(), asked, answering) => {}
                         () = follow(engine, seen, &following) => {}
                     }
                 });
@@ -143,6 +153,7 @@ impl Link {
             wanted,
             shared,
             timeout,
+            ending_max: E::ENDING_MAX,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -213,6 +224,20 @@ impl Link {
         done
     }
 
+    /// Of how many entries it may be asked now how long they live: none while an answer is due.
+    pub(in crate::store) fn ending_max(&self) -> usize {
+        match self.shared.asks_left.load(Ordering::Acquire) {
+            true => 0,
+            false => self.ending_max,
+        }
+    }
+
+    /// Asks how long entries live. The answer arrives like what the log tells; there may be none.
+    pub(in crate::store) fn ask_left(&self, entries: Vec<Ending>) {
+        self.shared.asks_left.store(true, Ordering::Release);
+        let _ = self.asks.send(Ask::Left(entries));
+    }
+
     /// Has something done after what was given before it in this way.
     pub(in crate::store) fn in_order(&self, work: impl Future<Output = ()> + Send + 'static) {
         let _ = self.asks.send(Ask::InOrder(Box::pin(work)));
@@ -257,6 +282,11 @@ impl Link {
         self.timeout
     }
 
+    /// Whether the engine is away.
+    pub(in crate::store) fn is_lost(&self) -> bool {
+        locked(&self.shared.health).lost.is_some()
+    }
+
     /// Whether the engine is there, and since when not.
     pub(in crate::store) fn health(&self) -> Health {
         locked(&self.shared.health).clone()
@@ -282,7 +312,11 @@ fn closed() -> EngineError {
 }
 
 /// Does what is asked for, until it is to close or nobody can ask any more.
-async fn answer<E: Engine>(engine: E, mut asked: mpsc::UnboundedReceiver<Ask>) {
+async fn answer<E: Engine>(
+    engine: E,
+    mut asked: mpsc::UnboundedReceiver<Ask>,
+    shared: Arc<Shared>,
+) {
     let (in_order, mut next) =
         mpsc::unbounded_channel::<Pin<Box<dyn Future<Output = ()> + Send>>>();
     tokio::spawn(async move {
@@ -300,6 +334,13 @@ async fn answer<E: Engine>(engine: E, mut asked: mpsc::UnboundedReceiver<Ask>) {
             Ask::Commit(transaction, done) => drop(tokio::spawn(async move {
                 drop(done.send(engine.commit(&transaction).await));
             })),
+            Ask::Left(entries) => {
+                let shared = Arc::clone(&shared);
+                drop(tokio::spawn(async move {
+                    let left = engine.left(&entries).await;
+                    shared.left(entries, left);
+                }));
+            }
             Ask::InOrder(work) => drop(in_order.send(work)),
             Ask::Close => return,
         }
@@ -378,15 +419,19 @@ async fn follow<E: Engine>(engine: E, mut wanted: watch::Receiver<Vec<Wanted>>, 
                 Some(Event::Changes {
                     revision,
                     mut changes,
+                    author,
                 }) => {
                     changes.retain(|change| {
                         have.get(&change.bucket)
                             .is_none_or(|known| *known < revision)
                     });
                     at = at.max(Some(revision));
-                    shared
-                        .deliver(Incoming::Changes { revision, changes })
-                        .await;
+                    let incoming = Incoming::Changes {
+                        revision,
+                        changes,
+                        author,
+                    };
+                    shared.deliver(incoming).await;
                 }
                 Some(Event::Current(revision)) => {
                     at = at.max(Some(revision));
@@ -418,6 +463,8 @@ impl Shared {
         let revision = match &incoming {
             Incoming::Changes { revision, .. } | Incoming::Current(revision) => *revision,
             Incoming::Content { loaded, .. } => loaded.revision,
+            // It says nothing of how far the log has come.
+            Incoming::Left(_) => return,
         };
         locked(&self.health).there(revision);
         let mut inbox = locked(&self.inbox);
@@ -427,6 +474,21 @@ impl Shared {
         }
         inbox.arrivals.push_back(incoming);
         drop(inbox);
+        self.wake.wake();
+    }
+
+    fn left(&self, entries: Vec<Ending>, left: Result<Vec<Left>, EngineError>) {
+        match left {
+            // One of these at most waits beside what the log tells.
+            Ok(left) => {
+                let answers = entries.into_iter().zip(left).collect();
+                locked(&self.inbox)
+                    .arrivals
+                    .push_back(Incoming::Left(answers));
+            }
+            Err(error) => tracing::debug!(%error, "how long entries live was not answered"),
+        }
+        self.asks_left.store(false, Ordering::Release);
         self.wake.wake();
     }
 

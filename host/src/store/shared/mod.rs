@@ -11,7 +11,8 @@
 //! | what a failover can lose | nothing | what the promoted replica had not yet received; `replicas` waits for some of them |
 //! | writes of other programs | seen, of any key below the prefix | must use this program's script |
 //! | a transaction | 128 writes, 1.5 MiB, unless the server is told otherwise | 16,384 writes, 4 MiB |
-//! | a time to live | whole seconds, 2 at least, by a clock that does not jump; a change of leader begins it anew | milliseconds by the server's wall clock |
+//! | a time to live | whole seconds, 2 at least, by a clock that does not jump; a change of leader begins it anew; removed some hundred a second | milliseconds by the server's wall clock; removed 1,024 at a time |
+//! | who wrote | the value of a key beside the bucket's | a field of the log |
 //! | the log | up to the compaction | the newest `log_entries` transactions |
 
 use super::Revision;
@@ -49,6 +50,9 @@ use redis::Redis;
 #[cfg(any(feature = "etcd", feature = "redis"))]
 const TTL_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 
+/// So long before the end of an entry, by this proxy's clock, the engine is asked for it.
+pub(super) const LEAD: Duration = Duration::from_millis(500);
+
 /// Entries of some buckets as of one revision.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Loaded {
@@ -66,8 +70,8 @@ pub(super) struct SharedEntry {
     /// That which wrote it last.
     pub(super) revision: Revision,
     /// When it is absent, as wall-clock milliseconds since 1970; none: it stays. By the clock of the server (Redis) or
-    /// of the proxy that wrote it (etcd), so it is for showing, and for a proxy that has lost the engine: what counts is
-    /// the change that the log tells. None too if a program of somebody else's gave the entry its lease in etcd.
+    /// of the proxy that wrote it (etcd), so while the engine is there it is asked, see [`Engine::left`], and for a proxy
+    /// that has lost it this counts. None too if a program of somebody else's gave the entry its lease in etcd.
     pub(super) expires_at_ms: Option<u64>,
 }
 
@@ -78,6 +82,37 @@ pub(super) struct Transaction {
     pub(super) conditions: Vec<Condition>,
     /// At most one for each key.
     pub(super) writes: Vec<SharedWrite>,
+    /// Who makes it, for those who keep a history.
+    pub(super) author: Option<Author>,
+}
+
+/// Longest text of an author that is read.
+#[cfg(any(feature = "etcd", feature = "redis"))]
+const AUTHOR_BYTES_MAX: usize = 4096;
+
+/// Who made a transaction: goes through the log with it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Author {
+    /// None is a proxy itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) by: Option<Box<str>>,
+    /// Whether it puts back what was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) undo: bool,
+}
+
+#[cfg(any(feature = "etcd", feature = "redis"))]
+impl Author {
+    /// As it is written in a log.
+    fn text(&self) -> String {
+        // It has nothing that is no JSON.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// None if it is not what [`Self::text`] makes.
+    fn parse(text: &[u8]) -> Option<Self> {
+        (text.len() <= AUTHOR_BYTES_MAX).then(|| serde_json::from_slice(text).ok())?
+    }
 }
 
 /// What the engine checks itself, since this proxy may be behind.
@@ -88,6 +123,12 @@ pub(super) enum Condition {
         bucket: Box<str>,
         key: Box<str>,
         revision: Option<Revision>,
+    },
+    /// The entry was last written at this revision and is over, or is gone.
+    Over {
+        bucket: Box<str>,
+        key: Box<str>,
+        revision: Revision,
     },
     /// Nothing of the bucket was written after this revision: for what depends on the whole bucket. In etcd a key that
     /// expired, or was deleted by another program, goes unnoticed.
@@ -168,6 +209,8 @@ pub(super) enum Event {
     Changes {
         revision: Revision,
         changes: Vec<SharedChange>,
+        /// Who made it, if that was told to the engine.
+        author: Option<Author>,
     },
     /// The engine is there, and this proxy has everything up to this revision: sent when it catches up after a loss, and
     /// from time to time.
@@ -188,8 +231,31 @@ pub(super) struct SharedChange {
     pub(super) after: Option<SharedEntry>,
 }
 
+/// An entry whose end is near, by this proxy's clock.
+#[derive(Debug, Clone)]
+pub(super) struct Ending {
+    pub(super) bucket: Box<str>,
+    pub(super) key: Box<str>,
+    pub(super) revision: Revision,
+    pub(super) expires_at_ms: u64,
+}
+
+/// How long an entry lives, by the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// It is over after this time for sure, and at most a second earlier.
+    Until(Duration),
+    /// It lives longer than this: then it is time to ask again.
+    Longer(Duration),
+    /// Only the log tells.
+    Unknown,
+}
+
 /// A place that several proxies share. Clones are handles of one connection.
 pub(super) trait Engine: Clone + Send + Sync + 'static {
+    /// Most entries that [`Self::left`] is asked for at once.
+    const ENDING_MAX: usize;
+
     /// Everything of these buckets at one revision. Never blocks the engine, however much it is.
     fn load(
         &self,
@@ -202,6 +268,12 @@ pub(super) trait Engine: Clone + Send + Sync + 'static {
         &self,
         transaction: &Transaction,
     ) -> impl Future<Output = Result<Outcome, EngineError>> + Send;
+
+    /// How long each of these entries lives: what engines remove by themselves, they may remove late when there is much.
+    fn left(
+        &self,
+        entries: &[Ending],
+    ) -> impl Future<Output = Result<Vec<Left>, EngineError>> + Send;
 
     /// Tells every transaction after `from` that touches these buckets, until the receiver is gone or there is a gap.
     /// `from` comes from this engine: a load, or an event. Reconnects by itself, with growing pauses. Engines do their

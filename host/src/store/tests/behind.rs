@@ -18,8 +18,8 @@ fn elsewhere(shelf: &Shelf, bucket: &str, key: &str, value: Option<&str>) {
         }),
     };
     let transaction = Transaction {
-        conditions: Vec::new(),
         writes: vec![write],
+        ..Transaction::default()
     };
     let done = wait(shelf.commit(&transaction)).unwrap();
     assert!(matches!(done, Outcome::Applied(_)), "{done:?}");

@@ -230,6 +230,29 @@ fn what_the_disk_refuses_to_end_ends_when_it_takes_writes_again() {
 }
 
 #[test]
+fn what_is_in_memory_ends_whatever_the_disk_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let hand = Hand::new();
+    let faults = Arc::new(Faults::default());
+    let backends =
+        Backends::with_embedded(faulty(dir.path(), SyncPolicy::Always, Arc::clone(&faults)));
+    let store = Store::with_backends(&[embedded("e"), memory("m")], backends, hand.clock());
+    let store = store.unwrap();
+    let (e, m) = (id(&store, "e"), id(&store, "m"));
+    wait(store.commit(put_for(e, "k", "1", millis(100)))).unwrap();
+    wait(store.commit(put_for(m, "first", "1", millis(100)))).unwrap();
+    wait(store.commit(put_for(m, "second", "1", millis(300)))).unwrap();
+    faults.sync.store(true, Ordering::SeqCst);
+    for key in ["first", "second"] {
+        hand.advance(200);
+        until(&store, |snapshot| is_absent(snapshot, m, key));
+        assert!(!is_absent(&store.snapshot(), e, "k"));
+    }
+    faults.sync.store(false, Ordering::SeqCst);
+    until(&store, |snapshot| is_absent(snapshot, e, "k"));
+}
+
+#[test]
 fn a_touch_that_the_disk_refused_does_not_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let hand = Hand::new();

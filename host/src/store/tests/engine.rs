@@ -2,11 +2,12 @@
 
 use crate::store::Revision;
 use crate::store::shared::{
-    Condition, Engine, EngineError, Event, Life, Loaded, Outcome, SharedChange, SharedEntry,
-    Transaction,
+    Author, Condition, Ending, Engine, EngineError, Event, Left, Life, Loaded, Outcome,
+    SharedChange, SharedEntry, Transaction,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// What several stores share.
@@ -21,11 +22,13 @@ struct State {
     revision: Revision,
     entries: BTreeMap<(Box<str>, Box<str>), SharedEntry>,
     changed: BTreeMap<Box<str>, Revision>,
-    log: Vec<(Revision, Vec<SharedChange>)>,
+    log: Vec<(Revision, Vec<SharedChange>, Option<Author>)>,
     /// What is in the log after this.
     trimmed: Revision,
     /// How often it went back.
     life: u64,
+    /// Its clock, in milliseconds.
+    now: u64,
     away: bool,
     /// Followers are told nothing, as if it took long.
     silent: bool,
@@ -37,7 +40,10 @@ struct State {
 impl Shelf {
     pub(super) fn new() -> Self {
         Self {
-            state: Arc::default(),
+            state: Arc::new(Mutex::new(State {
+                now: 1_000_000,
+                ..State::default()
+            })),
             moved: watch::Sender::new(()),
         }
     }
@@ -63,6 +69,11 @@ impl Shelf {
         self.change(|state| state.behind = behind);
     }
 
+    /// Sets its clock on. It deletes nothing by itself.
+    pub(super) fn advance(&self, millis: u64) {
+        self.change(|state| state.now += millis);
+    }
+
     /// Followers that were not told everything have missed something.
     pub(super) fn trim(&self) {
         self.change(|state| {
@@ -81,6 +92,26 @@ impl Shelf {
             let life = state.life + 1;
             *state = backup.0;
             (state.life, state.trimmed) = (life, state.revision);
+            state.log.clear();
+        });
+    }
+
+    /// As it was then, with one write since that its followers were not told of.
+    pub(super) fn restore_and_write(&self, backup: Backup, bucket: &str, key: &str, value: &str) {
+        self.change(|state| {
+            let life = state.life + 1;
+            *state = backup.0;
+            let revision = Revision(state.revision.0 + 1);
+            let entry = SharedEntry {
+                bucket: bucket.into(),
+                key: key.into(),
+                value: value.as_bytes().into(),
+                revision,
+                expires_at_ms: None,
+            };
+            state.entries.insert((bucket.into(), key.into()), entry);
+            state.changed.insert(bucket.into(), revision);
+            (state.life, state.revision, state.trimmed) = (life, revision, revision);
             state.log.clear();
         });
     }
@@ -112,14 +143,14 @@ impl Shelf {
         self.state().entries.get(&at)?.expires_at_ms
     }
 
-    /// Deletes what has a deadline, as the engine's clock would.
+    /// Deletes what is over by its clock.
     pub(super) fn expire(&self) {
         self.change(|state| {
             let revision = Revision(state.revision.0 + 1);
             let ended = state
                 .entries
                 .values()
-                .filter(|it| it.expires_at_ms.is_some());
+                .filter(|it| it.expires_at_ms.is_some_and(|end| end <= state.now));
             let ended: Vec<_> = ended
                 .map(|it| (it.bucket.clone(), it.key.clone()))
                 .collect();
@@ -134,7 +165,7 @@ impl Shelf {
             });
             let changes: Vec<_> = changes.collect();
             state.revision = revision;
-            state.log.push((revision, changes));
+            state.log.push((revision, changes, None));
         });
     }
 }
@@ -159,6 +190,14 @@ impl State {
                 let at = (bucket.clone(), key.clone());
                 self.entries.get(&at).map(|entry| entry.revision) == *revision
             }
+            Condition::Over {
+                bucket,
+                key,
+                revision,
+            } => {
+                let found = self.entries.get(&(bucket.clone(), key.clone()));
+                found.is_none_or(|entry| entry.revision == *revision)
+            }
             Condition::Unchanged { bucket, since } => {
                 self.changed.get(bucket).is_none_or(|at| at <= since)
             }
@@ -167,6 +206,8 @@ impl State {
 }
 
 impl Engine for Shelf {
+    const ENDING_MAX: usize = 1000;
+
     async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
         let state = self.state();
         state.check()?;
@@ -205,7 +246,7 @@ impl Engine for Shelf {
                     revision,
                     expires_at_ms: match value.life {
                         Life::Lasting => None,
-                        Life::For(ttl) => Some(ttl.as_millis() as u64),
+                        Life::For(ttl) => Some(state.now + ttl.as_millis() as u64),
                         Life::AsBefore => before,
                     },
                 });
@@ -217,11 +258,25 @@ impl Engine for Shelf {
                 let (bucket, key) = at;
                 changes.push(SharedChange { bucket, key, after });
             }
-            state.log.push((revision, changes));
+            let author = transaction.author.clone();
+            state.log.push((revision, changes, author));
             Outcome::Applied(revision)
         };
         self.moved.send_replace(());
         Ok(outcome)
+    }
+
+    async fn left(&self, entries: &[Ending]) -> Result<Vec<Left>, EngineError> {
+        let state = self.state();
+        state.check()?;
+        let left =
+            entries.iter().map(
+                |entry| match entry.expires_at_ms.saturating_sub(state.now) {
+                    left @ 1001.. => Left::Longer(Duration::from_millis(left - 1000)),
+                    left => Left::Until(Duration::from_millis(left)),
+                },
+            );
+        Ok(left.collect())
     }
 
     async fn follow(&self, buckets: Vec<Box<str>>, from: Revision, events: mpsc::Sender<Event>) {
@@ -231,7 +286,7 @@ impl Engine for Shelf {
         loop {
             let next = {
                 let state = self.state();
-                let next = state.log.iter().find(|(revision, _)| *revision > at);
+                let next = state.log.iter().find(|(revision, ..)| *revision > at);
                 if state.silent {
                     None
                 } else if state.away {
@@ -239,7 +294,7 @@ impl Engine for Shelf {
                     (!std::mem::replace(&mut was_away, true)).then_some(lost)
                 } else if state.life != life || at < state.trimmed {
                     Some(Event::Gap)
-                } else if let Some((revision, changes)) = next {
+                } else if let Some((revision, changes, author)) = next {
                     at = *revision;
                     let changes = changes.iter().filter(|it| buckets.contains(&it.bucket));
                     let changes: Vec<_> = changes.cloned().collect();
@@ -248,6 +303,7 @@ impl Engine for Shelf {
                         false => Event::Changes {
                             revision: at,
                             changes,
+                            author: author.clone(),
                         },
                     })
                 } else {

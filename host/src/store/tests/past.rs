@@ -1,6 +1,8 @@
 //! The past of keys, and back to it, on both backends.
 
 use super::deadlines::{Hand, put_for, until};
+use super::engine::Shelf;
+use super::fleet::{converge, node_with, shared};
 use super::*;
 use crate::store::{Event, Past, UndoError};
 use proptest::prelude::*;
@@ -402,5 +404,40 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn who_wrote_is_told_to_every_process() {
+    let (hand, shelf) = (Hand::new(), Shelf::new());
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let keeping = BucketConfig {
+        history: 5,
+        ..shared("e")
+    };
+    let stores = dirs.each_ref().map(|dir| {
+        let buckets = [keeping.clone(), memory("own")];
+        node_with(&buckets, &shelf, dir.path(), &hand).unwrap()
+    });
+    let e = id(&stores[0], "e");
+    let by = |by: Option<&str>, value: &str, undo| WriteBatch {
+        by: by.map(Into::into),
+        undo,
+        ..put(e, "k", value)
+    };
+    wait(stores[0].commit(by(Some("ann"), "1", false))).unwrap();
+    wait(stores[1].commit(by(Some("ben"), "2", true))).unwrap();
+    wait(stores[0].commit(by(None, "3", false))).unwrap();
+    converge(&shelf, &stores);
+    for store in &stores {
+        let rows = wait(store.history(e, "k")).unwrap();
+        let told: Vec<_> = rows
+            .iter()
+            .map(|row| (row.by.as_deref(), row.undo))
+            .collect();
+        assert_eq!(
+            told,
+            [(None, false), (Some("ben"), true), (Some("ann"), false)]
+        );
     }
 }

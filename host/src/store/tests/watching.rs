@@ -1,6 +1,7 @@
 //! Watching: nothing is missed, nothing comes twice, and who would miss something is told.
 
 use super::deadlines::{Hand, put_for};
+use super::fleet::{converge, fleet};
 use super::*;
 use crate::store::log::{Ending, Group};
 use std::collections::BTreeMap;
@@ -211,4 +212,41 @@ fn what_is_watched_beside_writers_adds_up_to_what_there_is() {
         let there: BTreeMap<_, _> = there.map(|(key, value, _)| (key, value)).collect();
         assert_eq!(seen, there);
     });
+}
+
+#[test]
+fn a_place_where_another_process_was_is_waited_for() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(2, &hand);
+    let (one, other) = (&stores[0], &stores[1]);
+    let e = id(one, "e");
+    wait(one.commit(put(e, "k", "1"))).unwrap();
+    converge(&shelf, &stores);
+    shelf.be_silent(true);
+    let at = |revision| Position {
+        revision,
+        life: None,
+    };
+    std::thread::scope(|scope| {
+        let commits = shelf.commits();
+        let writing = scope.spawn(move || wait(one.commit(put(e, "k", "2"))));
+        while shelf.commits() == commits {
+            std::thread::yield_now();
+        }
+        let there = at(shelf.revision());
+        assert!(matches!(
+            other.watch(e, Some(there)),
+            Err(WatchError::Foreign { .. })
+        ));
+        let watching = scope.spawn(move || {
+            let watch = wait(other.watch_from(e, Some(there)));
+            watch.map(|watch| watch.position())
+        });
+        shelf.be_silent(false);
+        assert_eq!(watching.join().unwrap().unwrap(), there);
+        writing.join().unwrap().unwrap();
+    });
+    // Not for ever.
+    let never = wait(other.watch_from(e, Some(at(Revision(1_000)))));
+    assert!(matches!(never, Err(WatchError::Foreign { .. })));
 }

@@ -4,7 +4,7 @@ use super::connect::{Connection, Failure, answered, revision};
 use super::{Inner, keys, leases, overdue};
 use crate::store::shared::ended::Ended;
 use crate::store::shared::pause::Pause;
-use crate::store::shared::{Event, Revision, SharedChange, SharedEntry};
+use crate::store::shared::{Author, Event, Revision, SharedChange, SharedEntry};
 use etcd_client::proto::PbEvent;
 use etcd_client::{WatchOptions, WatchResponse, WatchStream};
 use std::future::Future;
@@ -138,7 +138,7 @@ struct Watcher<'a> {
     at: &'a mut Revision,
     pause: &'a mut Pause,
     /// The revision that is being received, and what of it is in the followed buckets.
-    group: Option<(Revision, Vec<SharedChange>)>,
+    group: Option<(Revision, Vec<SharedChange>, Option<Author>)>,
     /// When it was last known that nothing is missing.
     current: Instant,
 }
@@ -258,12 +258,16 @@ impl Watcher<'_> {
         if self
             .group
             .as_ref()
-            .is_some_and(|(revision, _)| *revision != of)
+            .is_some_and(|(revision, ..)| *revision != of)
         {
             self.flush().await?;
         }
-        let (_, changes) = self.group.get_or_insert_with(|| (of, Vec::new()));
+        let (_, changes, author) = self.group.get_or_insert_with(|| (of, Vec::new(), None));
         let Some((bucket, key)) = self.inner.keys.parse(&pair.key) else {
+            let marked = self.inner.keys.marked(&pair.key);
+            if marked.is_some_and(|bucket| self.buckets.iter().any(|it| **it == *bucket)) {
+                *author = Author::parse(&pair.value);
+            }
             return Ok(());
         };
         if !self.buckets.iter().any(|followed| **followed == *bucket) {
@@ -289,10 +293,15 @@ impl Watcher<'_> {
         match self.group.take() {
             None => Ok(()),
             // Nothing of it is ours, but nothing before it is missing.
-            Some((revision, changes)) if changes.is_empty() => self.current(revision).await,
-            Some((revision, changes)) => {
+            Some((revision, changes, _)) if changes.is_empty() => self.current(revision).await,
+            Some((revision, changes, author)) => {
                 *self.at = revision;
-                self.tell(Event::Changes { revision, changes }).await
+                let event = Event::Changes {
+                    revision,
+                    changes,
+                    author,
+                };
+                self.tell(event).await
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Where entries are in etcd: `prefix/bucket/key`, the value as it is, so that any program can read and write them.
 //!
 //! Keys of the store are not empty, so two kinds of keys are free: `prefix/bucket/` is written by each transaction that
-//! deletes, because a deleted key leaves no revision that a later condition could be compared with; `prefix/` is written
-//! to learn how far the log has come, where the server cannot be asked.
+//! deletes, because a deleted key leaves no revision that a later condition could be compared with, and by each that is to
+//! tell who made it, with that as its value; `prefix/` is written to learn how far the log has come, where the server cannot be asked.
 
 /// Makes and reads keys.
 #[derive(Debug, Clone)]
@@ -30,6 +30,13 @@ impl Keys {
 
     pub(super) fn entry(&self, bucket: &str, key: &str) -> String {
         format!("{}{bucket}/{key}", self.prefix)
+    }
+
+    /// The bucket whose mark this key is; none for any other key.
+    pub(super) fn marked<'k>(&self, key: &'k [u8]) -> Option<&'k str> {
+        let rest = key.strip_prefix(self.prefix.as_bytes())?;
+        let bucket = std::str::from_utf8(rest).ok()?.strip_suffix('/')?;
+        (!bucket.is_empty() && !bucket.contains('/')).then_some(bucket)
     }
 
     /// Bucket and key of an entry; none for what is no entry of the store's.
@@ -69,6 +76,10 @@ mod tests {
             b"a/b/c/\n",
         ] {
             assert_eq!(keys.parse(other), None, "{other:?}");
+        }
+        assert_eq!(keys.marked(keys.bucket("c").as_bytes()), Some("c"));
+        for other in [&b"a/b/"[..], b"a/b/c", b"a/b/c/d/", b"a/c/"] {
+            assert_eq!(keys.marked(other), None, "{other:?}");
         }
         assert_eq!(end("a/b/c/"), b"a/b/c0");
     }

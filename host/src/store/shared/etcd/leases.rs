@@ -4,9 +4,9 @@
 //! is in the number of its lease, which whoever asks for a lease may choose. The number also says that the lease is one
 //! of ours, with one entry, and may be given back when that entry is written anew.
 
-use super::EngineError;
 use super::connect::{Connection, Failure, answered};
 use super::overdue::Known;
+use super::{EngineError, Left};
 use crate::store::shared::TTL_MAX;
 use etcd_client::LeaseGrantOptions;
 use std::collections::VecDeque;
@@ -31,6 +31,9 @@ const ATTEMPTS: usize = 8;
 const UNUSED_MAX: usize = 4096;
 /// Leases given back at once.
 const GIVEN_BACK_AT_ONCE: usize = 16;
+
+/// Leases asked for at once how long they last.
+const ASKED_AT_ONCE: usize = 64;
 
 /// The leases that this proxy knows of.
 pub(super) struct Leases {
@@ -141,6 +144,53 @@ impl Leases {
             }
         }
     }
+}
+
+/// How long leases last. The server revokes no more than some hundred in a second, so what is over may be there for long.
+pub(super) async fn left(
+    connection: &Connection,
+    timeout: Duration,
+    leases: Vec<Option<i64>>,
+) -> Result<Vec<Left>, Failure> {
+    let mut answers = vec![None; leases.len()];
+    let mut asked = JoinSet::new();
+    let mut next = leases.into_iter().enumerate();
+    loop {
+        let more = asked.len() < ASKED_AT_ONCE;
+        if let Some((index, lease)) = more.then(|| next.next()).flatten() {
+            let Some(lease) = lease else { continue };
+            let connection = connection.clone();
+            asked.spawn(async move {
+                let mut client = connection.leases();
+                let question = client.time_to_live(lease, None);
+                let answer = answered(&connection.endpoint, timeout, question).await;
+                (index, answer, Instant::now())
+            });
+            continue;
+        }
+        match asked.join_next().await {
+            Some(Ok((index, answer, at))) => {
+                let answer = answer?;
+                // One that is gone already has no length.
+                answers[index] = (answer.granted_ttl() > 0).then(|| (answer.ttl(), at));
+            }
+            // It panicked, which was logged: nothing is known of it.
+            Some(Err(_)) => {}
+            None => break,
+        }
+    }
+    let left = |(seconds, at): (i64, Instant)| {
+        // What is told is cut to whole seconds.
+        let at_most = Duration::from_secs(u64::try_from(seconds.saturating_add(1)).unwrap_or(0));
+        match seconds > 1 {
+            true => Left::Longer(at_most - Duration::from_secs(2)),
+            false => Left::Until(at_most.saturating_sub(at.elapsed())),
+        }
+    };
+    Ok(answers
+        .into_iter()
+        .map(|answer| answer.map_or(Left::Unknown, left))
+        .collect())
 }
 
 /// Why there is no lease.

@@ -13,8 +13,8 @@ mod overdue;
 use super::kept::Kept;
 use super::settings::EtcdSettings;
 use super::{
-    Condition, Engine, EngineError, Event, Life, Loaded, Outcome, Revision, SharedEntry,
-    SharedWrite, Transaction,
+    Author, Condition, Ending, Engine, EngineError, Event, Left, Life, Loaded, Outcome, Revision,
+    SharedEntry, SharedWrite, Transaction,
 };
 use connect::{Connection, Connector, Failure, answered, revision};
 use etcd_client::{
@@ -88,6 +88,9 @@ impl Etcd {
 }
 
 impl Engine for Etcd {
+    // One question each.
+    const ENDING_MAX: usize = 1024;
+
     async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
         let mut failed = None;
         for _ in 0..LOADS_MAX {
@@ -122,6 +125,22 @@ impl Engine for Etcd {
                 self.inner.outcome(&connection, done).await
             }
             done => self.inner.outcome(&connection, done).await,
+        }
+    }
+
+    async fn left(&self, entries: &[Ending]) -> Result<Vec<Left>, EngineError> {
+        let inner = &self.inner;
+        let connection = inner.connection().await?;
+        let keys = entries
+            .iter()
+            .map(|entry| inner.keys.entry(&entry.bucket, &entry.key));
+        let leases = keys.map(|key| inner.leases.of(&key)).collect();
+        match leases::left(&connection, inner.settings.timeout, leases).await {
+            Ok(left) => Ok(left),
+            Err(failure) => {
+                inner.failed(&connection, &failure).await;
+                Err(failure.unsent())
+            }
         }
     }
 
@@ -241,7 +260,7 @@ impl Inner {
             .collect();
         let txn = Txn::new()
             .when(self.compares(&transaction.conditions))
-            .and_then(self.operations(&transaction.writes, &leases));
+            .and_then(self.operations(transaction, &leases));
         let mut kv = connection.kv();
         let answer = answered(&connection.endpoint, self.settings.timeout, kv.txn(txn)).await;
         let answer = match answer {
@@ -332,6 +351,15 @@ impl Inner {
                 let at = revision.map_or(0, |revision| signed(revision.0));
                 Compare::mod_revision(key, CompareOp::Equal, at)
             }
+            // Until its lease is revoked it is there; once it is gone, the log will tell.
+            Condition::Over {
+                bucket,
+                key,
+                revision,
+            } => {
+                let key = self.keys.entry(bucket, key);
+                Compare::mod_revision(key, CompareOp::Equal, signed(revision.0))
+            }
             Condition::Unchanged { bucket, since } => {
                 let next = signed(since.0).saturating_add(1);
                 Compare::mod_revision(self.keys.bucket(bucket), CompareOp::Less, next).with_prefix()
@@ -340,10 +368,12 @@ impl Inner {
         conditions.iter().map(compare).collect()
     }
 
-    fn operations(&self, writes: &[SharedWrite], leases: &[Option<i64>]) -> Vec<TxnOp> {
-        let mut operations: Vec<TxnOp> = deleted_in(writes)
+    fn operations(&self, transaction: &Transaction, leases: &[Option<i64>]) -> Vec<TxnOp> {
+        let writes = &transaction.writes;
+        let (marked, author) = self.marks(transaction);
+        let mut operations: Vec<TxnOp> = marked
             .into_iter()
-            .map(|bucket| TxnOp::put(self.keys.bucket(bucket), "", None))
+            .map(|bucket| TxnOp::put(self.keys.bucket(bucket), &*author, None))
             .collect();
         operations.extend(writes.iter().zip(leases).map(|(write, lease)| {
             let key = self.keys.entry(&write.bucket, &write.key);
@@ -363,10 +393,24 @@ impl Inner {
         operations
     }
 
+    /// The buckets whose mark a transaction writes, and what to: those from which something is deleted, or all if it is to
+    /// be told who makes it and there is room for that.
+    fn marks<'t>(&self, transaction: &'t Transaction) -> (BTreeSet<&'t str>, String) {
+        let writes = &transaction.writes;
+        let author = transaction.author.as_ref().map(Author::text);
+        let all: BTreeSet<_> = writes.iter().map(|write| &*write.bucket).collect();
+        match author {
+            Some(author) if writes.len() + all.len() <= self.settings.transaction_writes_max => {
+                (all, author)
+            }
+            _ => (deleted_in(writes), String::new()),
+        }
+    }
+
     /// What etcd would refuse.
     fn check_size(&self, transaction: &Transaction) -> Result<(), EngineError> {
         let settings = &self.settings;
-        let operations = transaction.writes.len() + deleted_in(&transaction.writes).len();
+        let operations = transaction.writes.len() + self.marks(transaction).0.len();
         let most = operations.max(transaction.conditions.len());
         if most > settings.transaction_writes_max {
             return Err(EngineError::TooLarge(format!(
@@ -381,7 +425,9 @@ impl Inner {
             prefix + write.bucket.len() + write.key.len() + value
         };
         let condition_bytes = |condition: &Condition| match condition {
-            Condition::At { bucket, key, .. } => prefix + bucket.len() + key.len(),
+            Condition::At { bucket, key, .. } | Condition::Over { bucket, key, .. } => {
+                prefix + bucket.len() + key.len()
+            }
             Condition::Unchanged { bucket, .. } => prefix + 2 * bucket.len(),
         };
         let bytes = transaction.writes.iter().map(write_bytes).sum::<usize>()

@@ -24,10 +24,13 @@ local function current(record)
     return at, ends
 end
 
--- The log comes first: if something else is at its key, nothing is done.
-local function append(parts)
+-- The log comes first: if something else is at its key, nothing is done. An empty author is none.
+local function append(parts, author)
     revision = revision + 1
-    redis.call('XADD', log, 'MAXLEN', '~', length, whole(revision) .. '-0',
-        'token', token, 'before', before, 'writes', table.concat(parts))
+    local fields = {'token', token, 'before', before, 'writes', table.concat(parts)}
+    if author ~= '' then
+        fields[7], fields[8] = 'author', author
+    end
+    redis.call('XADD', log, 'MAXLEN', '~', length, whole(revision) .. '-0', unpack(fields))
     redis.call('HSET', head, 'revision', whole(revision), 'token', token)
 end

@@ -1,7 +1,7 @@
 -- One transaction. KEYS: head, log, changed, then entries and ends of each bucket. ARGV: token, length of the log, the
 -- numbers of buckets, conditions and writes; the buckets' names; for each condition its kind, bucket, key and revision;
--- for each write its kind, bucket, key, time to live in milliseconds and value. The time is 0 for what stays, and
--- "as before" for what ends when the entry before it would have.
+-- for each write its kind, bucket, key, time to live in milliseconds and value; who makes it. The time is 0 for what stays,
+-- and "as before" for what ends when the entry before it would have.
 -- Returns 1 if it was applied and 0 if a condition did not hold, and the revision then.
 local buckets, conditions, writes = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local argument = 5 + buckets
@@ -45,7 +45,7 @@ for _ = 1, writes do
 end
 if #parts == 0 then return {1, whole(revision)} end
 
-append(parts)
+append(parts, ARGV[#ARGV])
 for _, write in ipairs(todo) do
     local bucket, key, over, value = write[1], write[2], write[3], write[4]
     if value then

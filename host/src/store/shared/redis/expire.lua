@@ -15,7 +15,7 @@ for bucket = 1, #ARGV - 3 do
 end
 if #parts == 0 then return 0 end
 
-append(parts)
+append(parts, '')
 for _, over in ipairs(todo) do
     redis.call('HDEL', over[1], over[4])
     redis.call('ZREM', over[2], over[4])

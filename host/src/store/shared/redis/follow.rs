@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 /// Transactions asked for at once.
 const PIECE_TRANSACTIONS: usize = 64;
-/// Entries removed at once because they have expired.
-const EXPIRED_AT_ONCE: usize = 1024;
+/// Entries removed at once because they have expired: the server does nothing else meanwhile.
+const EXPIRED_AT_ONCE: u64 = 1024;
 
 /// Follows until the receiver is gone or there is a gap.
 pub(super) async fn follow(
@@ -84,8 +84,13 @@ impl Reader<'_> {
         let mut end = Revision(0);
         loop {
             if Instant::now() >= look_at {
-                end = self.look().await?;
-                look_at = Instant::now() + self.inner.settings.heartbeat;
+                let more;
+                (end, more) = self.look().await?;
+                look_at = Instant::now();
+                // While there is more to remove, nobody waits between two pieces, and each is read before the next.
+                if !more {
+                    look_at += self.inner.settings.heartbeat;
+                }
             }
             let missing = end > self.at.0;
             let read = self.read(look_at).await;
@@ -104,15 +109,14 @@ impl Reader<'_> {
         }
     }
 
-    /// Removes what has expired, and looks whether the end of the log is ours.
-    async fn look(&mut self) -> Result<Revision, Ended> {
-        match self.expire().await {
+    /// Removes some of what has expired, and looks whether the end of the log is ours. Returns that, and whether there may be
+    /// more to remove.
+    async fn look(&mut self) -> Result<(Revision, bool), Ended> {
+        let expired = match self.expire().await {
             // It can still be followed, and what has expired is removed later.
-            Err(error) if takes_no_writes(&error) => {}
-            expired => {
-                expired.map_err(|error| self.lost(&error))?;
-            }
-        }
+            Err(error) if takes_no_writes(&error) => 0,
+            expired => expired.map_err(|error| self.lost(&error))?,
+        };
         let end = head(self.inner, self.connection).await;
         let end = end.map_err(|error| self.lost(&error))?;
         let (at, token) = &*self.at;
@@ -122,7 +126,7 @@ impl Reader<'_> {
         if end.revision == *at {
             self.current().await?;
         }
-        Ok(end.revision)
+        Ok((end.revision, expired >= EXPIRED_AT_ONCE))
     }
 
     /// Tells that it has everything there was when it looked.
@@ -178,7 +182,11 @@ impl Reader<'_> {
         self.send(if changes.is_empty() {
             Event::Current(revision)
         } else {
-            Event::Changes { revision, changes }
+            Event::Changes {
+                revision,
+                changes,
+                author: logged.author,
+            }
         })
         .await
     }

@@ -20,8 +20,8 @@ mod record;
 use super::kept::Kept;
 use super::settings::RedisSettings;
 use super::{
-    Condition, Engine, EngineError, Event, Life, Loaded, Outcome, Revision, SharedWrite, TTL_MAX,
-    Transaction,
+    Author, Condition, Ending, Engine, EngineError, Event, LEAD, Left, Life, Loaded, Outcome,
+    Revision, SharedWrite, TTL_MAX, Transaction,
 };
 use ::redis::{RedisError, RedisResult, Script, ScriptInvocation};
 use connect::{Connection, Connector};
@@ -38,6 +38,8 @@ const TRANSACTION_WRITES_MAX: usize = 16_384;
 const TRANSACTION_BYTES_MAX: usize = 4 << 20;
 /// Positions in the log that a follower may begin at.
 const POSITIONS_MAX: usize = 4096;
+/// So long an entry that is over is still found, so that what prolonged it at the last moment is here by then.
+const LATE: Duration = Duration::from_millis(100);
 
 /// A handle to Redis.
 #[derive(Clone)]
@@ -109,6 +111,9 @@ impl Redis {
 }
 
 impl Engine for Redis {
+    // One question for all.
+    const ENDING_MAX: usize = 65_536;
+
     async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
         let (loaded, token) = load::load(&self.inner, buckets).await?;
         self.inner.positions.add(loaded.revision, token);
@@ -129,6 +134,28 @@ impl Engine for Redis {
             }
             done => self.inner.outcome(&connection, done).await,
         }
+    }
+
+    async fn left(&self, entries: &[Ending]) -> Result<Vec<Left>, EngineError> {
+        let connection = self.inner.connection().await?;
+        let mut redis = connection.redis.clone();
+        let time: RedisResult<(u64, u64)> = ::redis::cmd("TIME").query_async(&mut redis).await;
+        let (seconds, micros) = match time {
+            Ok(time) => time,
+            Err(error) => {
+                self.inner.failed(&connection, &error).await;
+                return Err(connect::unsent(&connection.address, &error));
+            }
+        };
+        let now = seconds.saturating_mul(1000).saturating_add(micros / 1000);
+        let left = |entry: &Ending| {
+            let left = Duration::from_millis(entry.expires_at_ms.saturating_sub(now));
+            match left > 2 * LEAD {
+                true => Left::Longer(left - LEAD),
+                false => Left::Until(left + LATE),
+            }
+        };
+        Ok(entries.iter().map(left).collect())
     }
 
     async fn follow(&self, buckets: Vec<Box<str>>, from: Revision, events: mpsc::Sender<Event>) {
@@ -223,7 +250,9 @@ impl Inner {
             .conditions
             .iter()
             .map(|condition| match condition {
-                Condition::At { bucket, .. } | Condition::Unchanged { bucket, .. } => bucket,
+                Condition::At { bucket, .. }
+                | Condition::Over { bucket, .. }
+                | Condition::Unchanged { bucket, .. } => bucket,
             });
         for bucket in conditions.chain(transaction.writes.iter().map(|write| &write.bucket)) {
             places.insert(bucket, 0);
@@ -250,6 +279,10 @@ impl Inner {
                 } => {
                     let at = revision.map_or_else(String::new, |revision| revision.to_string());
                     call.arg("at").arg(places[&**bucket]).arg(&**key).arg(at);
+                }
+                // To the script what is over is absent.
+                Condition::Over { bucket, key, .. } => {
+                    call.arg("at").arg(places[&**bucket]).arg(&**key).arg("");
                 }
                 Condition::Unchanged { bucket, since } => {
                     call.arg("unchanged")
@@ -280,6 +313,12 @@ impl Inner {
                 }
             }
         }
+        call.arg(
+            transaction
+                .author
+                .as_ref()
+                .map_or_else(String::new, Author::text),
+        );
         call
     }
 

@@ -1,6 +1,6 @@
 //! What entries and transactions look like in Redis, and how they are read back.
 
-use crate::store::shared::{Revision, SharedChange, SharedEntry};
+use crate::store::shared::{Author, Revision, SharedChange, SharedEntry};
 use redis::Value;
 
 /// What tells one transaction from any other: written with it, and named by the one after it.
@@ -15,6 +15,7 @@ pub(super) struct Logged {
     pub(super) before: Token,
     /// All of it, in any bucket.
     pub(super) changes: Vec<SharedChange>,
+    pub(super) author: Option<Author>,
 }
 
 /// An entry of a hash: `revision:end:value`. None if it is not of that form.
@@ -59,7 +60,7 @@ fn transaction(entry: &Value) -> Option<Logged> {
     };
     let id = std::str::from_utf8(bytes(id)?).ok()?;
     let revision = Revision(id.strip_suffix("-0")?.parse().ok()?);
-    let (mut token, mut before, mut writes) = (None, None, None);
+    let (mut token, mut before, mut writes, mut author) = (None, None, None, None);
     for pair in array(fields)?.chunks(2) {
         let [field, value] = pair else { return None };
         let value = bytes(value)?;
@@ -67,6 +68,7 @@ fn transaction(entry: &Value) -> Option<Logged> {
             b"token" => token = Some(value),
             b"before" => before = Some(value),
             b"writes" => writes = Some(value),
+            b"author" => author = Author::parse(value),
             _ => {}
         }
     }
@@ -75,6 +77,7 @@ fn transaction(entry: &Value) -> Option<Logged> {
         token: token?.into(),
         before: before?.into(),
         changes: changes(revision, writes?)?,
+        author,
     })
 }
 

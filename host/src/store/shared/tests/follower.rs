@@ -53,7 +53,9 @@ impl Follower {
         let event = timeout(SOON, self.events.recv()).await;
         let event = event.expect("a follower is told something in time");
         match event.expect("the last event is a gap") {
-            Event::Changes { revision, changes } => {
+            Event::Changes {
+                revision, changes, ..
+            } => {
                 assert!(revision > self.at, "{revision} after {}", self.at);
                 assert!(!changes.is_empty(), "nothing at {revision}");
                 self.at = revision;

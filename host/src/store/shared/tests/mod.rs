@@ -119,7 +119,11 @@ async fn commit(
     conditions: Vec<Condition>,
     writes: Vec<SharedWrite>,
 ) -> Result<Outcome, EngineError> {
-    let transaction = Transaction { conditions, writes };
+    let transaction = Transaction {
+        conditions,
+        writes,
+        author: None,
+    };
     let done = timeout(SOON, engine.commit(&transaction)).await;
     done.expect("a commit ends in time")
 }
@@ -129,6 +133,7 @@ async fn write_when_back(engine: &impl Engine, writes: Vec<SharedWrite>) -> Revi
     let transaction = Transaction {
         conditions: Vec::new(),
         writes,
+        author: None,
     };
     let applied = async {
         loop {

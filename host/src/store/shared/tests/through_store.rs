@@ -8,12 +8,13 @@ use crate::store::shared::link::Link;
 use crate::store::tests::conformance::{Bed, conforms, steps};
 use crate::store::tests::histories::{Nodes, is_explained};
 use crate::store::{
-    BackendKind, BucketConfig, BucketId, CommitError, SharedSettings, Store, ValueKind, Write,
-    WriteBatch,
+    Action, BackendKind, BucketConfig, BucketId, CommitError, SharedSettings, Store, ValueKind,
+    Write, WriteBatch,
 };
 use proptest::test_runner::{Config, TestRunner};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -178,4 +179,73 @@ pub(super) fn histories_are_linearizable<S: Server>(kills: usize) {
         _dirs: dirs,
     };
     is_explained(&mut fleet, kills);
+}
+
+/// Thousands of entries that end at about the same time are absent within a second of it, and none before: servers may need
+/// longer to remove them.
+pub(super) fn thousands_are_absent_within_a_second_of_their_end<S: Server>() {
+    const BATCH: usize = 100;
+    const BATCHES: usize = 30;
+    let runtime = runtime();
+    let Some(server) = runtime.block_on(S::start()) else {
+        return;
+    };
+    let dir = TempDir::new().expect("a directory");
+    let bucket = BucketConfig::new("e", KIND, ValueKind::Bytes);
+    let store = store_on(
+        server.engine(&server.address(), "many"),
+        dir.path(),
+        std::slice::from_ref(&bucket),
+    );
+    let bucket = BucketId(0);
+    let stays = WriteBatch {
+        writes: vec![Write::put(bucket, "stays", b"v".to_vec())],
+        ..WriteBatch::default()
+    };
+    runtime
+        .block_on(store.commit(stays))
+        .expect("it is written");
+    for part in 0..BATCHES {
+        let ttl = Some(Duration::from_secs(10));
+        let write = |key| {
+            let value = b"v"[..].into();
+            Write::new(bucket, format!("{part}.{key}"), Action::Put { value, ttl })
+        };
+        let batch = WriteBatch {
+            writes: (0..BATCH).map(write).collect(),
+            ..WriteBatch::default()
+        };
+        runtime
+            .block_on(store.commit(batch))
+            .expect("it is written");
+    }
+    let snapshot = store.snapshot();
+    let all = snapshot.bucket(bucket).expect("it is there").sorted();
+    let ends: Vec<_> = all
+        .iter()
+        .filter_map(|(_, entry)| entry.deadline)
+        .map(|deadline| deadline.time())
+        .collect();
+    assert_eq!(ends.len(), BATCH * BATCHES);
+    let (first, last) = (ends.iter().min(), ends.iter().max());
+    let (first, last) = (*first.expect("some end"), *last.expect("some end"));
+    loop {
+        let left = store.snapshot().bucket(bucket).map_or(0, |it| it.len());
+        let now = SystemTime::now();
+        if left <= 1 {
+            break;
+        }
+        // What is told of an end is rounded up by a quarter of a second.
+        assert!(now + Duration::from_millis(300) > first || left as usize == ends.len() + 1);
+        // This machine may be busy.
+        let late = now.duration_since(last).unwrap_or_default();
+        assert!(
+            late < Duration::from_secs(3),
+            "{left} are left {late:?} after their end"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let found = store.snapshot();
+    let found = found.bucket(bucket).expect("it is there");
+    assert!(found.get("stays").is_some());
 }

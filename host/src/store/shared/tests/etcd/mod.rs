@@ -23,6 +23,11 @@ fn the_store_conforms() {
 }
 
 #[test]
+fn thousands_are_absent_within_a_second_of_their_end() {
+    through_store::thousands_are_absent_within_a_second_of_their_end::<EtcdServer>();
+}
+
+#[test]
 fn histories_of_three_proxies_are_linearizable_also_beside_kills() {
     through_store::histories_are_linearizable::<EtcdServer>(3);
 }

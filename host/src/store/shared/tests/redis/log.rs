@@ -113,3 +113,27 @@ fn a_short_log_is_kept_short_and_a_small_absence_is_no_gap() {
         assert_eq!(follower.told.len(), 150);
     });
 }
+
+#[test]
+fn many_that_end_at_once_are_removed_at_once() {
+    const MANY: usize = 40_000;
+    with_server(async |server: RedisServer| {
+        let engine = server.engine(&server.address(), "many");
+        let mut follower = Follower::start(&engine).await;
+        let ttl = Duration::from_secs(3);
+        let mut newest = Revision(0);
+        for part in 0..4 {
+            let keys = (0..MANY / 4).map(|key| format!("{part}.{key}"));
+            let writes = keys.map(|key| set_for(ONE, &key, "v", ttl));
+            newest = write(&engine, writes.collect()).await;
+        }
+        let begun = std::time::Instant::now();
+        follower.reaches(newest).await;
+        while !follower.state.is_empty() {
+            assert!(follower.next().await, "a gap instead of an end");
+        }
+        // A thousand with each look would take eight seconds.
+        let after = begun.elapsed();
+        assert!(after < ttl + Duration::from_secs(4), "gone after {after:?}");
+    });
+}

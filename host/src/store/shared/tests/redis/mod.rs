@@ -24,6 +24,11 @@ fn the_store_conforms() {
 }
 
 #[test]
+fn thousands_are_absent_within_a_second_of_their_end() {
+    through_store::thousands_are_absent_within_a_second_of_their_end::<RedisServer>();
+}
+
+#[test]
 fn histories_of_three_proxies_are_linearizable() {
     // Killed, it may lose the last second: this is what `appendfsync everysec` promises.
     through_store::histories_are_linearizable::<RedisServer>(0);

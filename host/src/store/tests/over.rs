@@ -1,0 +1,193 @@
+//! Entries that proxies share and that are over, while their engine has not told so.
+
+use super::deadlines::{Hand, put_for, until};
+use super::engine::Shelf;
+use super::fleet::{converge, fleet, node, until_lost};
+use super::*;
+use crate::store::log::Ending;
+use std::time::Duration;
+
+const MANY: usize = 5_000;
+
+fn seconds(seconds: u64) -> Option<Duration> {
+    Some(Duration::from_secs(seconds))
+}
+
+fn keys(store: &Store) -> Vec<String> {
+    let keys = contents(store, id(store, "e")).into_iter();
+    keys.map(|(key, ..)| key).collect()
+}
+
+fn until_keys(store: &Store, expected: &[&str]) {
+    let e = id(store, "e");
+    until(store, |snapshot| {
+        snapshot.bucket(e).unwrap().len() == expected.len() as u64
+    });
+    assert_eq!(keys(store), expected);
+}
+
+/// Lets the writer look at its clock some times, with what an engine answers between.
+fn some_looks(store: &Store) {
+    let own = id(store, "own");
+    for round in 0..50 {
+        wait(store.commit(put(own, "k", &round.to_string()))).unwrap();
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_is_over_by_the_engine_is_gone_before_it_deletes_it_and_told_of_once() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(2, &hand);
+    let e = id(&stores[0], "e");
+    let many = (0..MANY).map(|key| {
+        let (value, ttl) = (b"v"[..].into(), seconds(10));
+        Write::new(e, format!("k{key}"), Action::Put { value, ttl })
+    });
+    wait(stores[0].commit(batch(many.collect()))).unwrap();
+    wait(stores[0].commit(put(e, "stays", "1"))).unwrap();
+    converge(&shelf, &stores);
+    let revision = shelf.revision();
+    let mut watch = stores[1].watch(e, None).unwrap();
+    // These proxies' clock is far ahead of the engine's, which is there to tell.
+    hand.advance(3_600_000);
+    for store in &stores {
+        some_looks(store);
+        assert_eq!(keys(store).len(), MANY + 1);
+    }
+    shelf.advance(10_000);
+    hand.advance(10_000);
+    for store in &stores {
+        until_keys(store, &["stays"]);
+        let snapshot = store.snapshot();
+        assert_eq!(snapshot.bucket(e).unwrap().revision(), revision);
+        assert_eq!(snapshot.bucket(e).unwrap().bytes(), 6);
+    }
+    assert_eq!(shelf.contents("e").len(), MANY + 1);
+    shelf.expire();
+    let group = wait(watch.next()).unwrap();
+    assert_eq!(group.revision, shelf.revision());
+    let how: Vec<_> = group.changes().map(|(_, entry)| entry.err()).collect();
+    assert_eq!(how, vec![Some(Ending::Expired); MANY]);
+    converge(&shelf, &stores);
+    // Nothing more is told.
+    wait(stores[0].commit(put(e, "next", "1"))).unwrap();
+    assert_eq!(
+        wait(watch.next()).unwrap().changes().next().unwrap().0,
+        "next"
+    );
+}
+
+#[test]
+fn what_the_engine_still_holds_can_be_made_anew() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(2, &hand);
+    let e = id(&stores[0], "e");
+    wait(stores[0].commit(put_for(e, "k", "41", seconds(1)))).unwrap();
+    wait(stores[0].commit(put_for(e, "n", "41", seconds(1)))).unwrap();
+    converge(&shelf, &stores);
+    let mut watch = stores[1].watch(e, None).unwrap();
+    shelf.advance(1_000);
+    hand.advance(1_000);
+    stores.iter().for_each(|store| until_keys(store, &[]));
+    let touch = Action::Touch { ttl: seconds(1) };
+    let gone = wait(stores[0].commit(batch(vec![Write::new(e, "k", touch)])));
+    assert!(
+        matches!(gone, Err(CommitError::Conflict { found: None, .. })),
+        "{gone:?}"
+    );
+    let first = Write::put(e, "k", b"new"[..].to_vec()).expecting(Expect::Absent);
+    wait(stores[0].commit(batch(vec![first]))).unwrap();
+    let add = Action::Increment { by: 1, ttl: None };
+    let sum = wait(stores[1].commit(batch(vec![Write::new(e, "n", add)]))).unwrap();
+    assert_eq!(sum.number, Some(1));
+    converge(&shelf, &stores);
+    for (key, value) in [("k", "new"), ("n", "1")] {
+        let group = wait(watch.next()).unwrap();
+        let (told, entry) = group.changes().next().unwrap();
+        let text = entry.unwrap().value.to_bytes().into_owned();
+        assert_eq!((told, text.as_slice()), (key, value.as_bytes()));
+    }
+}
+
+#[test]
+fn without_the_engine_the_own_clock_ends_entries_and_is_doubted_when_it_is_back() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(1, &hand);
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    for key in ["over", "prolonged"] {
+        wait(store.commit(put_for(e, key, "1", seconds(5)))).unwrap();
+    }
+    wait(store.commit(put_for(e, "long", "1", seconds(600)))).unwrap();
+    wait(store.commit(put(e, "stays", "1"))).unwrap();
+    let all = ["long", "over", "prolonged", "stays"];
+    shelf.be_away(true);
+    until_lost(store, true);
+    some_looks(store);
+    assert_eq!(keys(store), all);
+    hand.advance(5_000);
+    until_keys(store, &["long", "stays"]);
+    // The engine's clock has not come so far: this proxy's is ahead.
+    shelf.be_away(false);
+    until_keys(store, &all);
+    shelf.be_away(true);
+    until_lost(store, true);
+    some_looks(store);
+    assert_eq!(keys(store), all, "it said how long they live");
+    hand.advance(5_000);
+    until_keys(store, &["long", "stays"]);
+    // Now it has, and another proxy has prolonged one in time.
+    let dir = tempfile::tempdir().unwrap();
+    shelf.be_silent(true);
+    shelf.be_away(false);
+    let other = node(&shelf, dir.path(), &hand).unwrap();
+    let mut watch = store.watch(e, None).unwrap();
+    std::thread::scope(|scope| {
+        let commits = shelf.commits();
+        let prolong = put_for(e, "prolonged", "2", seconds(3_600));
+        let prolonging = scope.spawn(|| wait(other.commit(prolong)));
+        while shelf.commits() == commits {
+            std::thread::yield_now();
+        }
+        shelf.advance(5_000);
+        shelf.be_silent(false);
+        prolonging.join().unwrap().unwrap();
+    });
+    until_keys(store, &["long", "prolonged", "stays"]);
+    let group = wait(watch.next()).unwrap();
+    let (key, entry) = group.changes().next().unwrap();
+    assert_eq!((key, entry.is_ok()), ("prolonged", true));
+    some_looks(store);
+    assert_eq!(keys(store), ["long", "prolonged", "stays"]);
+    shelf.expire();
+    let group = wait(watch.next()).unwrap();
+    let how: Vec<_> = group.changes().map(|(key, it)| (key, it.err())).collect();
+    assert_eq!(how, [("over", Some(Ending::Expired))]);
+}
+
+#[test]
+fn a_start_from_the_copy_finds_nothing_that_is_over() {
+    let (hand, shelf) = (Hand::new(), Shelf::new());
+    let dir = tempfile::tempdir().unwrap();
+    let store = node(&shelf, dir.path(), &hand).unwrap();
+    let e = id(&store, "e");
+    wait(store.commit(put_for(e, "brief", "1", seconds(5)))).unwrap();
+    wait(store.commit(put(e, "stays", "1"))).unwrap();
+    store.close();
+    drop(store);
+    shelf.be_away(true);
+    hand.advance(5_000);
+    for _ in 0..2 {
+        let store = node(&shelf, dir.path(), &hand).unwrap();
+        until_keys(&store, &["stays"]);
+        store.close();
+    }
+    // What counts is the engine, once it is there.
+    let store = node(&shelf, dir.path(), &hand).unwrap();
+    until_keys(&store, &["stays"]);
+    shelf.be_away(false);
+    until_keys(&store, &["brief", "stays"]);
+    shelf.advance(5_000);
+    hand.advance(5_000);
+    until_keys(&store, &["stays"]);
+}
