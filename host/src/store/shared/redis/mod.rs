@@ -16,6 +16,7 @@ mod follow;
 mod keys;
 mod load;
 mod record;
+mod replicas;
 
 use super::kept::Kept;
 use super::settings::RedisSettings;
@@ -27,6 +28,7 @@ use ::redis::{RedisError, RedisResult, Script, ScriptInvocation};
 use connect::{Connection, Connector};
 use keys::Keys;
 use record::Token;
+use replicas::Rounds;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -52,6 +54,8 @@ struct Inner {
     /// For commits.
     connection: Kept<Connection>,
     positions: Positions,
+    /// Of waiting for replicas on that connection.
+    rounds: Rounds<Connection>,
     commit: Script,
     expire: Script,
 }
@@ -92,6 +96,7 @@ impl Redis {
                 keys,
                 connection: Kept::new(),
                 positions: Positions::default(),
+                rounds: Rounds::default(),
                 commit: Script::new(concat!(
                     "#!lua\n",
                     include_str!("append.lua"),
@@ -194,23 +199,26 @@ impl Inner {
         if wanted == 0 {
             return Ok(());
         }
-        let limit = self.settings.replicas_timeout;
-        let mut wait = ::redis::cmd("WAIT");
-        wait.arg(wanted).arg(millis(limit));
-        let mut redis = connection.redis.clone();
-        let have: RedisResult<u32> = wait.query_async(&mut redis).await;
-        let address = &connection.address;
+        let (limit, address) = (self.settings.replicas_timeout, &connection.address);
+        let wait = async {
+            let mut wait = ::redis::cmd("WAIT");
+            wait.arg(wanted).arg(millis(limit));
+            let mut redis = connection.redis.clone();
+            let have: RedisResult<u32> = wait.query_async(&mut redis).await;
+            if let Err(error) = &have {
+                self.failed(connection, error).await;
+            }
+            have.map_err(|error| connect::shown(address, &error))
+        };
+        let is_it = |other: &Connection| other.is(connection);
+        let have = self.rounds.join(connection.clone(), is_it, wait).await;
         let reason = match have {
             Ok(have) if have >= wanted => return Ok(()),
             Ok(have) => format!(
                 "redis {address}: written, but {have} of {wanted} replicas have it after {limit:?}: a failover may lose it"
             ),
             Err(error) => {
-                self.failed(connection, &error).await;
-                format!(
-                    "written, but whether replicas have it is unknown: {}",
-                    connect::shown(address, &error)
-                )
+                format!("written, but whether replicas have it is unknown: {error}")
             }
         };
         Err(EngineError::Unknown(reason))
