@@ -10,6 +10,7 @@ use super::*;
 
 mod changes;
 pub(super) mod conformance;
+mod crowd;
 mod data_file;
 mod deadlines;
 mod engine;

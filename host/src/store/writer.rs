@@ -33,7 +33,7 @@ const ENDED_MAX: usize = 65_536;
 /// How often snapshots that readers still held are looked at again.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
 /// Where marks are kept: no name that a config can give.
-const MARKS: &str = "throwbar:marks";
+pub(super) const MARKS: &str = "throwbar:marks";
 
 /// What the thread is asked to do.
 pub(super) enum Command {

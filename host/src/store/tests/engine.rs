@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{mpsc, watch};
 
+/// Most writes of a transaction.
+pub(super) const WRITES_MAX: usize = 4096;
+
 /// What several stores share.
 #[derive(Clone)]
 pub(super) struct Shelf {
@@ -20,6 +23,7 @@ struct State {
     revision: Revision,
     entries: BTreeMap<(Box<str>, Box<str>), SharedEntry>,
     changed: BTreeMap<Box<str>, Revision>,
+    sized: BTreeMap<Box<str>, Revision>,
     log: Vec<(Revision, Vec<SharedChange>)>,
     /// What is in the log after this.
     trimmed: Revision,
@@ -28,6 +32,8 @@ struct State {
     away: bool,
     /// Followers are told nothing, as if it took long.
     silent: bool,
+    /// It does what it is asked, and never answers.
+    mute: bool,
     commits: u64,
 }
 
@@ -54,6 +60,10 @@ impl Shelf {
 
     pub(super) fn be_silent(&self, silent: bool) {
         self.change(|state| state.silent = silent);
+    }
+
+    pub(super) fn be_mute(&self) {
+        self.change(|state| state.mute = true);
     }
 
     /// Followers that were not told everything have missed something.
@@ -113,6 +123,7 @@ impl Shelf {
             let changes = ended.into_iter().map(|at| {
                 state.entries.remove(&at);
                 state.changed.insert(at.0.clone(), revision);
+                state.sized.insert(at.0.clone(), revision);
                 SharedChange {
                     bucket: at.0,
                     key: at.1,
@@ -149,6 +160,9 @@ impl State {
             Condition::Unchanged { bucket, since } => {
                 self.changed.get(bucket).is_none_or(|at| at <= since)
             }
+            Condition::Sized { bucket, since } => {
+                self.sized.get(bucket).is_none_or(|at| at <= since)
+            }
         }
     }
 }
@@ -167,7 +181,20 @@ impl Engine for Shelf {
         })
     }
 
+    fn check_count(&self, count: usize) -> Result<(), EngineError> {
+        if count > WRITES_MAX {
+            let reason = format!("{count} writes do not fit the shelf");
+            return Err(EngineError::TooLarge(reason));
+        }
+        Ok(())
+    }
+
+    fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
+        self.check_count(transaction.writes.len())
+    }
+
     async fn commit(&self, transaction: &Transaction) -> Result<Outcome, EngineError> {
+        self.check(transaction)?;
         let outcome = {
             let mut state = self.state();
             state.check()?;
@@ -192,16 +219,24 @@ impl Engine for Shelf {
                 });
                 match &after {
                     Some(entry) => state.entries.insert(at.clone(), entry.clone()),
-                    None => state.entries.remove(&at),
+                    None => {
+                        state.sized.insert(at.0.clone(), revision);
+                        state.entries.remove(&at)
+                    }
                 };
                 state.changed.insert(at.0.clone(), revision);
                 let (bucket, key) = at;
                 changes.push(SharedChange { bucket, key, after });
             }
             state.log.push((revision, changes));
+            let sized = transaction.sized.iter();
+            state.sized.extend(sized.map(|it| (it.clone(), revision)));
             Outcome::Applied(revision)
         };
         self.moved.send_replace(());
+        if self.state().mute {
+            std::future::pending::<()>().await;
+        }
         Ok(outcome)
     }
 

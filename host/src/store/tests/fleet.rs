@@ -34,18 +34,27 @@ fn node_with(
 
 /// Stores on one shelf, with one clock.
 pub(super) fn fleet(nodes: usize, hand: &Hand) -> (Shelf, Vec<Store>, tempfile::TempDir) {
+    fleet_of(nodes, &[shared("e"), memory("own")], hand)
+}
+
+/// The same with these buckets.
+pub(super) fn fleet_of(
+    nodes: usize,
+    buckets: &[BucketConfig],
+    hand: &Hand,
+) -> (Shelf, Vec<Store>, tempfile::TempDir) {
     let (shelf, dir) = (Shelf::new(), tempfile::tempdir().unwrap());
     let stores = (0..nodes).map(|number| {
         let dir = dir.path().join(number.to_string());
         fs::create_dir(&dir).unwrap();
-        node(&shelf, &dir, hand).unwrap()
+        node_with(buckets, &shelf, &dir, hand).unwrap()
     });
     let stores = stores.collect();
     (shelf, stores, dir)
 }
 
 /// Waits until all have what the shelf has, down to the revisions.
-fn converge(shelf: &Shelf, stores: &[Store]) {
+pub(super) fn converge(shelf: &Shelf, stores: &[Store]) {
     let (revision, expected) = (shelf.revision(), shelf.contents("e"));
     for store in stores {
         let e = id(store, "e");

@@ -108,6 +108,14 @@ impl Engine for Etcd {
         )))
     }
 
+    fn check_count(&self, count: usize) -> Result<(), EngineError> {
+        self.inner.check_count(count)
+    }
+
+    fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
+        self.inner.check_size(transaction)
+    }
+
     async fn commit(&self, transaction: &Transaction) -> Result<Outcome, EngineError> {
         self.inner.check_size(transaction)?;
         let connection = self.inner.connection().await?;
@@ -238,8 +246,8 @@ impl Inner {
             .filter_map(|write| self.leases.of(&self.keys.entry(&write.bucket, &write.key)))
             .collect();
         let txn = Txn::new()
-            .when(self.compares(&transaction.conditions))
-            .and_then(self.operations(&transaction.writes, &leases));
+            .when(self.compares(transaction))
+            .and_then(self.operations(transaction, &leases));
         let mut kv = connection.kv();
         let answer = answered(&connection.endpoint, self.settings.timeout, kv.txn(txn)).await;
         let answer = match answer {
@@ -319,7 +327,7 @@ impl Inner {
         })
     }
 
-    fn compares(&self, conditions: &[Condition]) -> Vec<Compare> {
+    fn compares(&self, transaction: &Transaction) -> Vec<Compare> {
         let compare = |condition: &Condition| match condition {
             Condition::At {
                 bucket,
@@ -334,16 +342,34 @@ impl Inner {
                 let next = signed(since.0).saturating_add(1);
                 Compare::mod_revision(self.keys.bucket(bucket), CompareOp::Less, next).with_prefix()
             }
+            Condition::Sized { bucket, since } => {
+                let next = signed(since.0).saturating_add(1);
+                Compare::mod_revision(self.keys.bucket(bucket), CompareOp::Less, next)
+            }
         };
-        conditions.iter().map(compare).collect()
+        let is_full = self.has_no_room_for_sizes(transaction);
+        let conditions = transaction.conditions.iter();
+        conditions
+            .filter(|it| !(is_full && matches!(it, Condition::Sized { .. })))
+            .map(compare)
+            .collect()
     }
 
-    fn operations(&self, writes: &[SharedWrite], leases: &[Option<i64>]) -> Vec<TxnOp> {
-        let mut operations: Vec<TxnOp> = deleted_in(writes)
+    /// Whether what counts for the limits of buckets would make it too large.
+    fn has_no_room_for_sizes(&self, transaction: &Transaction) -> bool {
+        let operations = transaction.writes.len() + marked_in(transaction, true).len();
+        let most = operations.max(transaction.conditions.len());
+        most > self.settings.transaction_writes_max
+    }
+
+    fn operations(&self, transaction: &Transaction, leases: &[Option<i64>]) -> Vec<TxnOp> {
+        let with_sizes = !self.has_no_room_for_sizes(transaction);
+        let mut operations: Vec<TxnOp> = marked_in(transaction, with_sizes)
             .into_iter()
             .map(|bucket| TxnOp::put(self.keys.bucket(bucket), "", None))
             .collect();
-        operations.extend(writes.iter().zip(leases).map(|(write, lease)| {
+        let writes = transaction.writes.iter();
+        operations.extend(writes.zip(leases).map(|(write, lease)| {
             let key = self.keys.entry(&write.bucket, &write.key);
             match &write.value {
                 Some(value) => {
@@ -356,18 +382,24 @@ impl Inner {
         operations
     }
 
+    fn check_count(&self, count: usize) -> Result<(), EngineError> {
+        let most = self.settings.transaction_writes_max;
+        if count > most {
+            return Err(EngineError::TooLarge(format!(
+                "transaction of {count} writes or conditions is too large, expected at most {most} \
+                 (`transaction_writes_max`; --max-txn-ops of etcd)"
+            )));
+        }
+        Ok(())
+    }
+
     /// What etcd would refuse.
     fn check_size(&self, transaction: &Transaction) -> Result<(), EngineError> {
         let settings = &self.settings;
-        let operations = transaction.writes.len() + deleted_in(&transaction.writes).len();
-        let most = operations.max(transaction.conditions.len());
-        if most > settings.transaction_writes_max {
-            return Err(EngineError::TooLarge(format!(
-                "transaction of {most} writes or conditions is too large, expected at most {} \
-                 (`transaction_writes_max`; --max-txn-ops of etcd)",
-                settings.transaction_writes_max
-            )));
-        }
+        let operations = transaction.writes.len() + marked_in(transaction, false).len();
+        let conditions = transaction.conditions.iter();
+        let conditions = conditions.filter(|it| !matches!(it, Condition::Sized { .. }));
+        self.check_count(operations.max(conditions.count()))?;
         let prefix = self.keys.prefix().len() + WRITE_BYTES;
         let write_bytes = |write: &SharedWrite| {
             let value = write.value.as_ref().map_or(0, |value| value.bytes.len());
@@ -375,7 +407,9 @@ impl Inner {
         };
         let condition_bytes = |condition: &Condition| match condition {
             Condition::At { bucket, key, .. } => prefix + bucket.len() + key.len(),
-            Condition::Unchanged { bucket, .. } => prefix + 2 * bucket.len(),
+            Condition::Unchanged { bucket, .. } | Condition::Sized { bucket, .. } => {
+                prefix + 2 * bucket.len()
+            }
         };
         let bytes = transaction.writes.iter().map(write_bytes).sum::<usize>()
             + transaction
@@ -394,10 +428,13 @@ impl Inner {
     }
 }
 
-/// The buckets from which something is deleted.
-fn deleted_in(writes: &[SharedWrite]) -> BTreeSet<&str> {
-    let deletes = writes.iter().filter(|write| write.value.is_none());
-    deletes.map(|write| &*write.bucket).collect()
+/// The buckets of which it is noted that it was there: those from which something is deleted, and with its sizes those too.
+fn marked_in(transaction: &Transaction, with_sizes: bool) -> BTreeSet<&str> {
+    let deletes = transaction.writes.iter();
+    let deletes = deletes.filter(|write| write.value.is_none());
+    let sized = transaction.sized.iter().filter(|_| with_sizes);
+    let sized = sized.map(|bucket| &**bucket);
+    deletes.map(|write| &*write.bucket).chain(sized).collect()
 }
 
 /// A revision as etcd has it. None comes near the bound.

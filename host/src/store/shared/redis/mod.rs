@@ -120,6 +120,14 @@ impl Engine for Redis {
         Ok(loaded)
     }
 
+    fn check_count(&self, count: usize) -> Result<(), EngineError> {
+        check_count(count)
+    }
+
+    fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
+        check_size(transaction)
+    }
+
     async fn commit(&self, transaction: &Transaction) -> Result<Outcome, EngineError> {
         check_size(transaction)?;
         let token = token()?;
@@ -227,13 +235,10 @@ impl Inner {
     /// The call of the script that does a transaction.
     fn call(&self, token: &str, transaction: &Transaction) -> ScriptInvocation<'_> {
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
-        let conditions = transaction
-            .conditions
-            .iter()
-            .map(|condition| match condition {
-                Condition::At { bucket, .. } | Condition::Unchanged { bucket, .. } => bucket,
-            });
-        for bucket in conditions.chain(transaction.writes.iter().map(|write| &write.bucket)) {
+        let conditions = transaction.conditions.iter().map(Condition::bucket);
+        let writes = transaction.writes.iter().map(|write| &*write.bucket);
+        let sized = transaction.sized.iter().map(|bucket| &**bucket);
+        for bucket in conditions.chain(writes).chain(sized) {
             places.insert(bucket, 0);
         }
         // From 1, as Lua counts.
@@ -245,25 +250,23 @@ impl Inner {
         self.begin(&mut call, token, places.keys().copied());
         call.arg(places.len())
             .arg(transaction.conditions.len())
-            .arg(transaction.writes.len());
+            .arg(transaction.writes.len())
+            .arg(transaction.sized.len());
         for bucket in places.keys() {
             call.arg(*bucket);
         }
         for condition in &transaction.conditions {
+            let place = places[condition.bucket()];
             match condition {
-                Condition::At {
-                    bucket,
-                    key,
-                    revision,
-                } => {
+                Condition::At { key, revision, .. } => {
                     let at = revision.map_or_else(String::new, |revision| revision.to_string());
-                    call.arg("at").arg(places[&**bucket]).arg(&**key).arg(at);
+                    call.arg("at").arg(place).arg(&**key).arg(at);
                 }
-                Condition::Unchanged { bucket, since } => {
-                    call.arg("unchanged")
-                        .arg(places[&**bucket])
-                        .arg("")
-                        .arg(since.0);
+                Condition::Unchanged { since, .. } => {
+                    call.arg("unchanged").arg(place).arg("").arg(since.0);
+                }
+                Condition::Sized { since, .. } => {
+                    call.arg("sized").arg(place).arg("").arg(since.0);
                 }
             }
         }
@@ -286,6 +289,9 @@ impl Inner {
                         .arg("");
                 }
             }
+        }
+        for bucket in &transaction.sized {
+            call.arg(places[&**bucket]);
         }
         call
     }
@@ -320,13 +326,19 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
 }
 
-fn check_size(transaction: &Transaction) -> Result<(), EngineError> {
-    let most = transaction.writes.len().max(transaction.conditions.len());
-    if most > TRANSACTION_WRITES_MAX {
+fn check_count(count: usize) -> Result<(), EngineError> {
+    if count > TRANSACTION_WRITES_MAX {
         return Err(EngineError::TooLarge(format!(
-            "transaction of {most} writes or conditions is too large, expected at most {TRANSACTION_WRITES_MAX} in redis"
+            "transaction of {count} writes or conditions is too large, expected at most {TRANSACTION_WRITES_MAX} in redis"
         )));
     }
+    Ok(())
+}
+
+fn check_size(transaction: &Transaction) -> Result<(), EngineError> {
+    let conditions = transaction.conditions.iter();
+    let conditions = conditions.filter(|it| !matches!(it, Condition::Sized { .. }));
+    check_count(transaction.writes.len().max(conditions.count()))?;
     let bytes_of = |write: &SharedWrite| {
         let value = write.value.as_ref().map_or(0, |value| value.bytes.len());
         write.bucket.len() + write.key.len() + value
