@@ -7,18 +7,21 @@ use crate::harness::{Admin, Request, Setup, TestProxy, TestUpstream, eventually,
 use serde_json::{Value, json};
 use std::time::Instant;
 
+mod crowd;
+
 /// A server and proxies on it.
 struct Fleet {
     server: Server,
     proxies: Vec<TestProxy>,
 }
 
-/// Routes by the shared bucket `upstreams`; `notes` is shared, too, `own` is not.
+/// Routes by the shared bucket `upstreams`; `notes` and `few` are shared, too, `own` is not.
 fn config(engine: Engine, server: &Server) -> String {
     let name = engine.name();
     format!(
         "{}\n[buckets.upstreams]\nbackend = \"{name}\"\nhistory = 2\n\
          [buckets.notes]\nbackend = \"{name}\"\nvalues = \"bytes\"\nhistory = 5\n\
+         [buckets.few]\nbackend = \"{name}\"\nvalues = \"bytes\"\nkeys_max = 10\n\
          [buckets.own]\nvalues = \"bytes\"\n\
          [plugins.router]\nsource = \"builtin:by-header\"\nbuckets = {{ upstreams = \"read\" }}\n\
          settings = {{ header = \"x-id\", port-header = \"x-port\" }}\n{PATIENT}\n\
@@ -486,8 +489,19 @@ async fn what_cannot_be_is_refused_with_a_reason(engine: Engine) {
         "{}",
         refused.text()
     );
-    // Without the server, and nothing kept of it, there is nothing to begin with.
+    let set: serde_json::Map<String, Value> =
+        (0..20_000).map(|n| (format!("k{n}"), "v".into())).collect();
+    let set = json!({ "set": set }).to_string();
+    let dry = "/v1/kv/notes/batch?dry_run=true";
+    let refused = admin.post(dry, set).await;
+    assert_eq!(refused.status, 413, "{}", refused.text());
+    let few = admin.post(dry, r#"{"set":{"k":"v"}}"#).await;
+    assert_eq!(few.status, 200, "{}", few.text());
+    assert_eq!(admin.get("/v1/kv/notes/k").await.status, 404);
     fleet.server.kill().await;
+    let refused = admin.post(dry, r#"{"set":{"k":"v"}}"#).await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    // Without the server, and nothing kept of it, there is nothing to begin with.
     let dir = tempfile::tempdir().expect("a directory can be made");
     let text = Setup::new(config(engine, &fleet.server)).text();
     std::fs::write(dir.path().join("throwbar.toml"), &text).expect("written");

@@ -61,7 +61,7 @@ impl Hold {
             let committer = self.committer;
             // What arrives has to be applied meanwhile.
             drop(self.next);
-            return committer.commit(backend, &batch, &notes).await;
+            return committer.commit(backend, batch, &notes).await;
         }
         let (done, answer) = oneshot::channel();
         let pending = Pending {

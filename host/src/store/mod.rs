@@ -250,11 +250,7 @@ impl Store {
         let first = writer::configure(&Snapshot::empty(), buckets, &mut backends)?;
         let newest = Arc::new(ArcSwap::from_pointee(first));
         backends.follow();
-        let committer = Committer {
-            newest: Arc::clone(&newest),
-            links,
-            clock: clock.clone(),
-        };
+        let committer = Committer::new(Arc::clone(&newest), links, clock.clone());
         let copies = keep_copies(&committer).map_err(OpenError::Thread)?;
         let (publish, published) = tokio::sync::watch::channel(Revision::default());
         let log = Arc::new(Log::default());
@@ -361,7 +357,7 @@ impl Store {
         let place = Arc::clone(&self.inner.places).acquire_owned().await;
         let committer = &self.inner.committer;
         if let Some(backend) = committer.backend_of(&batch)? {
-            return committer.commit(backend, &batch, &notes).await;
+            return committer.commit(backend, batch, &notes).await;
         }
         let (done, answer) = oneshot::channel();
         let pending = Pending {
@@ -401,7 +397,7 @@ impl Store {
             let (committer, links) = (committer.clone(), Arc::clone(&committer.links));
             let link = links.get(backend).ok_or_else(closed)?;
             link.in_order(async move {
-                done(committer.commit(backend, &batch, &[]).await);
+                done(committer.commit(backend, batch, &[]).await);
                 drop(permit);
             });
             return Ok(());

@@ -11,6 +11,7 @@ use super::*;
 mod behind;
 mod changes;
 pub(super) mod conformance;
+mod crowd;
 mod data_file;
 mod deadlines;
 mod engine;

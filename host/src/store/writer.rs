@@ -33,7 +33,7 @@ use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, Val
 /// How often snapshots that readers still held are looked at again.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
 /// Where marks are kept: no name that a config can give.
-const MARKS: &str = "throwbar:marks";
+pub(super) const MARKS: &str = "throwbar:marks";
 
 /// What the thread is asked to do.
 pub(super) enum Command {

@@ -81,9 +81,8 @@ impl<E: Engine> Artifacts<E> {
 
     async fn commit(&self, writes: Vec<SharedWrite>) -> Result<(), DepotError> {
         let transaction = Transaction {
-            author: None,
-            conditions: Vec::new(),
             writes,
+            ..Transaction::default()
         };
         let mut attempt = 1;
         loop {

@@ -1,33 +1,33 @@
 //! Writes to buckets that proxies share.
 //!
-//! A batch is applied to the state that this process has, to learn what would come of it, and on which entries that depends.
-//! What it depends on goes to the engine as conditions of one transaction, with what is to be written. If they hold, the
-//! outcome is the right one at that moment, a refusal as much as a success; if not, this process was behind, waits until it
-//! has seen more, and begins anew. Then it waits until its own readers see the write. A put or delete that requires nothing
-//! depends on nothing, unless there is nothing to change.
+//! A batch is applied to the state that this process has, to learn what would come of it, and on which entries that depends
+//! (`plan.rs`). What it depends on goes to the engine as conditions of one transaction, with what is to be written. If they
+//! hold, the outcome is the right one at that moment, a refusal as much as a success; if not, this process was behind, waits
+//! for its turn (`turns.rs`) and until it has seen more, and begins anew, as long as the engine's timeout. Then it waits until
+//! its own readers see the write. A put or delete that requires nothing depends on nothing, unless there is nothing to change,
+//! or it makes a bucket grow that is close to a limit (`room.rs`). A dry run is the same without the writes.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use ahash::RandomState;
 use arc_swap::ArcSwap;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::link::{Applied, Link};
-use super::{Author, Links, Transaction};
-use super::{Condition as SharedCondition, EngineError, Life, Outcome, SharedValue, SharedWrite};
-use crate::store::apply::apply;
-use crate::store::backend::Change;
+use super::link::{Applied, Link, Progress};
+use super::pause::Pause;
+use super::plan::{Plan, is_long, writes_min};
+use super::room::Room;
+use super::turns::{Turn, Turns};
+use super::{EngineError, Links, Outcome};
 use crate::store::clock::Clock;
-use crate::store::{
-    Action, BackendKind, BucketId, CommitError, Committed, Condition, Deadline, Expect, Revision,
-    Snapshot, WriteBatch,
-};
+use crate::store::{BackendKind, CommitError, Committed, Revision, Snapshot, WriteBatch};
 
-/// How often a batch is tried while other processes write first what it depends on.
-const ATTEMPTS_MAX: usize = 64;
+/// Pauses before a batch is tried again that was not refused, nor could be written yet. Short: what it waits for is mostly
+/// here sooner, and ends the pause.
+const PAUSE_FIRST: Duration = Duration::from_millis(2);
+const PAUSE_LONGEST: Duration = Duration::from_millis(20);
 
 /// What is needed to commit; clones share it.
 #[derive(Clone)]
@@ -35,9 +35,25 @@ pub(in crate::store) struct Committer {
     pub(in crate::store) newest: Arc<ArcSwap<Snapshot>>,
     pub(in crate::store) links: Arc<Links>,
     pub(in crate::store) clock: Clock,
+    turns: Arc<Turns>,
+    room: Arc<Room>,
 }
 
 impl Committer {
+    pub(in crate::store) fn new(
+        newest: Arc<ArcSwap<Snapshot>>,
+        links: Arc<Links>,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            newest,
+            links,
+            clock,
+            turns: Arc::new(Turns::new()),
+            room: Arc::default(),
+        }
+    }
+
     /// The backend that proxies share and that a batch writes to; none if it only writes to this process's own.
     pub(in crate::store) fn backend_of(
         &self,
@@ -74,62 +90,115 @@ impl Committer {
     pub(in crate::store) async fn commit(
         &self,
         backend: BackendKind,
-        batch: &WriteBatch,
+        mut batch: WriteBatch,
         notes: &[Arc<AtomicU64>],
     ) -> Result<Committed, CommitError> {
         let closed = || CommitError::Unavailable(format!("{} is not open", backend.as_str()));
         let link = self.links.get(backend).ok_or_else(closed)?;
+        let is_dry = std::mem::take(&mut batch.dry_run);
+        let batch = Arc::new(batch);
+        let deadline = Instant::now() + link.timeout();
+        let mut pause = Pause::between(PAUSE_FIRST, PAUSE_LONGEST);
         let mut progress = link.progress();
-        for _ in 0..ATTEMPTS_MAX {
-            let applied = *progress.borrow_and_update();
-            let snapshot = self.newest.load_full();
-            let mut next = Snapshot::clone(&snapshot);
-            let (now, mut changes) = (self.clock.now(), Vec::new());
-            let outcome = apply(&mut next, batch, now, &mut changes);
-            if batch.dry_run || outcome.as_ref().is_err_and(is_certain) {
-                return outcome;
+        let (mut turn, mut has_waited) = (None, false);
+        loop {
+            let known = *progress.borrow_and_update();
+            let mut plan = self.judge(link, &batch, (backend, known)).await?;
+            if is_dry {
+                link.check(&plan.transaction).map_err(refused)?;
+                plan = plan.without_writes();
             }
-            let known = (backend, applied.revision);
-            let plan = Plan::new(&snapshot, known, batch, &outcome, (&changes, now));
-            if plan.transaction.conditions.is_empty() && plan.transaction.writes.is_empty() {
-                return outcome;
+            // It holds room until readers see what it adds.
+            let Some(kept) = self.room.keep(&self.newest, &plan.growths) else {
+                // What takes the room is on its way, or will not be.
+                sleep_until(deadline.min(Instant::now() + pause.next())).await;
+                in_time(link, deadline)?;
+                continue;
+            };
+            plan.guard(&kept.growing, &kept.shrinking);
+            let (lines, depends) = self.turns.lines_of(&plan.transaction);
+            // Nobody goes before those who are in line, and close to a limit all go one after the other.
+            let is_late = !has_waited && plan.outcome.is_ok() && self.turns.has_line(&lines);
+            let needs_turn = !kept.growing.is_empty() || is_late;
+            let has_turn = turn
+                .as_ref()
+                .is_some_and(|turn: &Turn<'_>| turn.is_in(&lines));
+            if needs_turn && !has_turn {
+                drop((kept, turn.take()));
+                turn = self.turns.take(lines, deadline).await;
+                in_time(link, deadline)?;
+                has_waited = true;
+                continue;
             }
-            match link
-                .commit_noting(Arc::clone(&plan.transaction), notes)
-                .await
-            {
+            let transaction = Arc::new(plan.transaction);
+            let writes = transaction.writes.len();
+            if transaction.conditions.is_empty() && writes == 0 && !is_dry {
+                return plan.outcome;
+            }
+            if !depends {
+                // It had to wait for those before it, and nobody need wait for it.
+                turn = None;
+            }
+            let notes = if writes == 0 { &[] } else { notes };
+            match link.commit_noting(transaction, notes).await {
                 Ok(Outcome::Applied(revision)) => {
-                    let committed = outcome?;
-                    if plan.transaction.writes.is_empty() {
+                    let committed = plan.outcome?;
+                    if writes == 0 {
                         return Ok(committed);
                     }
-                    let applied = seen(link, revision).await?;
-                    return Ok(plan.committed(batch, committed, revision, applied.seen));
+                    let seen = seen(link, known, revision).await?.seen;
+                    return Ok(Plan::committed(
+                        plan.last,
+                        &batch,
+                        committed,
+                        (revision, seen),
+                    ));
                 }
-                Ok(Outcome::Conflict(at)) if applied.revision < at => {
-                    // Whatever comes next may be what it depends on.
-                    let more = tokio::time::timeout(link.timeout(), progress.changed()).await;
-                    if !matches!(more, Ok(Ok(()))) {
-                        return Err(behind(link, at));
+                Ok(Outcome::Conflict(at)) => {
+                    drop(kept);
+                    if !has_turn {
+                        drop(turn.take());
+                        turn = self.turns.take(lines, deadline).await;
+                        has_waited = true;
+                    }
+                    let until = deadline.min(Instant::now() + pause.next());
+                    catch_up(&mut progress, known, at, until).await;
+                    if Instant::now() >= deadline {
+                        return Err(late(link, known, at));
                     }
                 }
-                // It depends on something that went by itself.
-                Ok(Outcome::Conflict(_)) => tokio::time::sleep(Duration::from_millis(1)).await,
+                // Nothing was to be written.
+                Err(EngineError::Unknown(reason)) if writes == 0 => {
+                    return Err(CommitError::Unavailable(reason));
+                }
                 Err(error) => return Err(refused(error)),
             }
         }
-        Err(CommitError::Unavailable(
-            "other processes have always written first".into(),
-        ))
     }
-}
 
-/// Whether a refusal needs no confirmation: it does not depend on the state, or on what only grows.
-fn is_certain(error: &CommitError) -> bool {
-    !matches!(
-        error,
-        CommitError::Conflict { .. } | CommitError::BucketConflict { .. }
-    )
+    /// What would come of a batch, on a thread that may take its time if that is long.
+    async fn judge(
+        &self,
+        link: &Link,
+        batch: &Arc<WriteBatch>,
+        (backend, known): (BackendKind, Progress),
+    ) -> Result<Plan, CommitError> {
+        let snapshot = self.newest.load_full();
+        let writes = writes_min(&snapshot, batch);
+        link.check_count(writes).map_err(refused)?;
+        let (known, now) = ((backend, known.applied.revision), self.clock.now());
+        if !is_long(&snapshot, batch) {
+            return Plan::new(&snapshot, known, batch, now);
+        }
+        let batch = Arc::clone(batch);
+        let judged =
+            tokio::task::spawn_blocking(move || Plan::new(&snapshot, known, &batch, now)).await;
+        judged.unwrap_or_else(|error| {
+            Err(CommitError::Unavailable(format!(
+                "judging the batch: {error}"
+            )))
+        })
+    }
 }
 
 fn refused(error: EngineError) -> CommitError {
@@ -142,170 +211,57 @@ fn refused(error: EngineError) -> CommitError {
     }
 }
 
-fn behind(link: &Link, at: Revision) -> CommitError {
-    CommitError::Unavailable(format!(
-        "this process has not seen revision {at} of what is shared within {:?}",
-        link.timeout()
-    ))
-}
-
-/// Waits until readers see a revision.
-async fn seen(link: &Link, revision: Revision) -> Result<Applied, CommitError> {
-    let deadline = Instant::now() + link.timeout();
-    let mut progress = link.progress();
-    let seen = progress.wait_for(|applied| applied.revision >= revision);
-    match timeout_at(deadline, seen).await {
-        Ok(Ok(applied)) => Ok(*applied),
-        _ => Err(CommitError::Unknown(format!(
-            "written at revision {revision}, which this process has not seen within {:?}",
+/// Whether there is time for one more try.
+fn in_time(link: &Link, deadline: Instant) -> Result<(), CommitError> {
+    match Instant::now() < deadline {
+        true => Ok(()),
+        false => Err(CommitError::Unavailable(format!(
+            "writes before it, to the same keys or to a bucket close to a limit, took all of {:?}",
             link.timeout()
         ))),
     }
 }
 
-/// A batch as the engine is asked for it.
-struct Plan {
-    transaction: Arc<Transaction>,
-    /// Whether the entry of the last write is there afterwards, if it is changed.
-    last: Option<bool>,
+/// Waits until this process has seen what a batch depended on, for a moment only: the engine's revision may count what is
+/// no concern of ours.
+async fn catch_up(
+    progress: &mut watch::Receiver<Progress>,
+    known: Progress,
+    at: Revision,
+    until: Instant,
+) {
+    if known.applied.revision >= at {
+        // It depends on something that went by itself.
+        return sleep_until(until).await;
+    }
+    let is_there = |it: &Progress| it.applied.revision >= at || it.loads != known.loads;
+    // If the store is closed, the next try says so.
+    let _ = timeout_at(until, progress.wait_for(is_there)).await;
 }
 
-impl Plan {
-    fn new(
-        snapshot: &Snapshot,
-        (backend, known): (BackendKind, Revision),
-        batch: &WriteBatch,
-        outcome: &Result<Committed, CommitError>,
-        (changes, now): (&[Change], u64),
-    ) -> Self {
-        let is_here = |id: BucketId| {
-            let bucket = snapshot.bucket(id);
-            bucket.filter(|bucket| bucket.config.backend == backend)
-        };
-        let changed: HashMap<(BucketId, &[u8]), &Change, RandomState> = changes
-            .iter()
-            .map(|change| ((change.id, change.key()), change))
-            .collect();
-        let mut read: HashMap<(BucketId, &str), bool, RandomState> = HashMap::default();
-        // Keys that are written otherwise than by counting.
-        let mut put: HashSet<(BucketId, &[u8]), RandomState> = HashSet::default();
-        for write in &batch.writes {
-            let at = (write.bucket, &*write.key);
-            let is_blind = write.expect == Expect::Any
-                && matches!(write.action, Action::Put { .. } | Action::Delete)
-                && outcome.is_ok()
-                && changed.contains_key(&(at.0, at.1.as_bytes()));
-            *read.entry(at).or_default() |= !is_blind;
-            if !matches!(write.action, Action::Increment { .. }) {
-                put.insert((at.0, at.1.as_bytes()));
-            }
-        }
-        let mut transaction = Transaction::default();
-        for ((id, key), depends) in read {
-            let Some(bucket) = is_here(id).filter(|_| depends) else {
-                continue;
-            };
-            let (bucket_name, found) = (bucket.config.name.as_str().into(), bucket.get(key));
-            let condition = match bucket.over(key) {
-                Some(over) => SharedCondition::Over {
-                    bucket: bucket_name,
-                    key: key.into(),
-                    revision: over.entry.revision,
-                },
-                None => SharedCondition::At {
-                    bucket: bucket_name,
-                    key: key.into(),
-                    revision: found.map(|entry| entry.revision),
-                },
-            };
-            transaction.conditions.push(condition);
-        }
-        let whole = batch.replace.iter().copied();
-        let whole = whole.chain(batch.expect.iter().map(|(id, _)| *id));
-        let whole = whole.chain(batch.conditions.iter().filter_map(|it| match it {
-            Condition::Unchanged(id, _) => Some(*id),
-            Condition::Unmarked(..) => None,
-        }));
-        let mut whole: Vec<BucketId> = whole.collect();
-        whole.sort_unstable();
-        whole.dedup();
-        for bucket in whole.into_iter().filter_map(is_here) {
-            transaction.conditions.push(SharedCondition::Unchanged {
-                bucket: bucket.config.name.as_str().into(),
-                // The state has everything up to there.
-                since: bucket.revision.max(known),
-            });
-        }
-        for condition in &batch.conditions {
-            let Condition::Unmarked(key, _) = condition else {
-                continue;
-            };
-            if let Some(marks) = snapshot.marks_on(backend).and_then(is_here) {
-                transaction.conditions.push(SharedCondition::At {
-                    bucket: marks.config.name.as_str().into(),
-                    key: (&**key).into(),
-                    revision: marks.get(key).map(|mark| mark.revision),
-                });
-            }
-        }
-        let last = batch.writes.last();
-        let last = last.and_then(|write| changed.get(&(write.bucket, write.key.as_bytes())));
-        let last = last.map(|change| change.after.is_some());
-        let is_kept = changes.iter().any(|change| change.bucket.history > 0);
-        let author = Author {
-            by: batch.by.as_deref().map(Into::into),
-            undo: batch.undo,
-        };
-        let is_told = is_kept && (author.by.is_some() || author.undo);
-        transaction.author = is_told.then_some(author);
-        let is_kept = |change: &Change| {
-            let is_there = change.before.is_some() && !batch.replace.contains(&change.id);
-            is_there && !put.contains(&(change.id, change.key()))
-        };
-        let life = |change: &Change, deadline: Option<Deadline>| match deadline {
-            // Its deadline is by another clock than `now`.
-            _ if is_kept(change) => Life::AsBefore,
-            None => Life::Lasting,
-            Some(deadline) => {
-                let left = deadline.millis().saturating_sub(now).max(1);
-                Life::For(Duration::from_millis(left))
-            }
-        };
-        transaction.writes = changes
-            .iter()
-            .map(|change| SharedWrite {
-                bucket: change.bucket.name.as_str().into(),
-                key: String::from_utf8_lossy(change.key()).into(),
-                value: change.after.as_ref().map(|record| SharedValue {
-                    bytes: record.entry.value.to_bytes().into(),
-                    life: life(change, record.entry.deadline),
-                }),
-            })
-            .collect();
-        Self {
-            transaction: Arc::new(transaction),
-            last,
-        }
-    }
+/// Why a batch met nothing but conflicts.
+fn late(link: &Link, known: Progress, at: Revision) -> CommitError {
+    let timeout = link.timeout();
+    CommitError::Unavailable(if known.applied.revision < at {
+        format!("this process has not seen revision {at} of what is shared within {timeout:?}")
+    } else {
+        format!("other processes have always written first, for {timeout:?}")
+    })
+}
 
-    /// What the batch did, with the engine's revision.
-    fn committed(
-        &self,
-        batch: &WriteBatch,
-        planned: Committed,
-        revision: Revision,
-        seen: Revision,
-    ) -> Committed {
-        let entry = match self.last {
-            Some(is_there) => is_there.then_some(revision),
-            None if batch.writes.is_empty() => None,
-            None => planned.entry,
-        };
-        Committed {
-            revision,
-            seen,
-            entry,
-            ..planned
-        }
+/// Waits until readers see a revision of what was `known` before it was written.
+async fn seen(link: &Link, known: Progress, revision: Revision) -> Result<Applied, CommitError> {
+    let deadline = Instant::now() + link.timeout();
+    let mut progress = link.progress();
+    // An engine that has gone back gives revisions that were seen before with other content.
+    let went_back = revision < known.applied.revision;
+    let is_seen =
+        |it: &Progress| it.applied.revision >= revision && (!went_back || it.loads != known.loads);
+    match timeout_at(deadline, progress.wait_for(is_seen)).await {
+        Ok(Ok(progress)) => Ok(progress.applied),
+        _ => Err(CommitError::Unknown(format!(
+            "written at revision {revision}, which this process has not seen within {:?}",
+            link.timeout()
+        ))),
     }
 }

@@ -49,7 +49,7 @@ pub(in crate::store) fn keep(newest: &ArcSwap<Snapshot>, links: &Arc<Links>, sto
         let is_last = stop.recv_timeout(pause) != Err(RecvTimeoutError::Timeout);
         let began = Instant::now();
         for (kind, link) in links.iter() {
-            let applied = link.progress().borrow().revision;
+            let applied = link.progress().borrow().applied.revision;
             let known = written.iter().position(|(other, _)| *other == kind);
             if applied == Revision::default() {
                 continue;

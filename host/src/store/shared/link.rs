@@ -11,8 +11,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::notes::Notes;
 use super::pause::Pause;
 use super::{
     Author, Ending, Engine, EngineError, Event, Left, Loaded, Outcome, SharedChange, Transaction,
@@ -25,6 +26,8 @@ use crate::store::shared::health::Health;
 const EVENTS_MAX: usize = 256;
 /// Arrivals that wait for the writer.
 const INBOX_MAX: usize = 1024;
+/// Transactions that are under way, whether or not somebody waits for them.
+const COMMITS_MAX: usize = 1024;
 
 /// What arrived from the engine, in its order.
 #[derive(Debug)]
@@ -63,9 +66,24 @@ pub(in crate::store) struct Applied {
     pub(in crate::store) seen: Revision,
 }
 
+/// The same, with what tells whether the engine may have gone back since.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) applied: Applied,
+    /// How often all there was came anew, in place of what follows.
+    pub(super) loads: u64,
+}
+
+/// Whether an engine takes such a transaction, as far as can be told without asking it.
+type Check = Box<dyn Fn(&Transaction) -> Result<(), EngineError> + Send + Sync>;
+
 /// A connection to an engine, and what came of it. Ends when it is closed.
 pub(in crate::store) struct Link {
+    /// Bounded by `places`, and for what is done in order by those who give it; there is hardly ever a load.
     asks: mpsc::UnboundedSender<Ask>,
+    places: Arc<Semaphore>,
+    check_count: Box<dyn Fn(usize) -> Result<(), EngineError> + Send + Sync>,
+    check: Check,
     wanted: watch::Sender<Vec<Wanted>>,
     shared: Arc<Shared>,
     timeout: Duration,
@@ -82,6 +100,7 @@ enum Ask {
     Commit(
         Arc<Transaction>,
         oneshot::Sender<Result<Outcome, EngineError>>,
+        OwnedSemaphorePermit,
     ),
     Left(Vec<Ending>),
     /// After what was given before it in this way.
@@ -97,14 +116,13 @@ struct Shared {
     inbox: Mutex<Inbox>,
     room: Notify,
     wake: Wake,
-    applied: watch::Sender<Applied>,
+    progress: watch::Sender<Progress>,
+    /// Loads that the writer has taken.
+    loads: AtomicU64,
     health: Mutex<Health>,
     /// How long entries live was asked, and not answered yet.
     asks_left: AtomicBool,
-    /// Who has it keeps what arrives from being delivered.
-    delivery: tokio::sync::Mutex<()>,
-    /// To be told the store's revision of the first state that has this one of the engine's.
-    notes: Mutex<Vec<(Revision, Vec<Arc<AtomicU64>>)>>,
+    notes: Notes,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,12 +147,13 @@ impl Link {
             inbox: Mutex::default(),
             room: Notify::new(),
             wake,
-            applied: watch::Sender::new(Applied::default()),
+            progress: watch::Sender::new(Progress::default()),
+            loads: AtomicU64::new(0),
             health: Mutex::new(Health::new()),
             asks_left: AtomicBool::new(false),
-            delivery: tokio::sync::Mutex::new(()),
-            notes: Mutex::default(),
+            notes: Notes::default(),
         });
+        let (counting, checking) = (engine.clone(), engine.clone());
         let (following, answering) = (Arc::clone(&shared), Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name(format!("store-{name}"))
@@ -150,6 +169,9 @@ impl Link {
             })?;
         Ok(Self {
             asks,
+            places: Arc::new(Semaphore::new(COMMITS_MAX)),
+            check_count: Box::new(move |count| counting.check_count(count)),
+            check: Box::new(move |transaction| checking.check(transaction)),
             wanted,
             shared,
             timeout,
@@ -196,13 +218,29 @@ impl Link {
         self.wanted.send_replace(buckets);
     }
 
+    /// Whether the engine takes so many writes or conditions at once.
+    pub(super) fn check_count(&self, count: usize) -> Result<(), EngineError> {
+        (self.check_count)(count)
+    }
+
+    /// Whether the engine takes a transaction of this size.
+    pub(super) fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
+        (self.check)(transaction)
+    }
+
     /// Applies a transaction, all or none.
     pub(in crate::store) async fn commit(
         &self,
         transaction: Arc<Transaction>,
     ) -> Result<Outcome, EngineError> {
+        let place = Arc::clone(&self.places).acquire_owned();
+        let place = tokio::time::timeout(self.timeout, place).await;
+        let place = place.map_err(|_| {
+            EngineError::Unavailable(format!("{COMMITS_MAX} writes are under way already"))
+        })?;
         let (done, answer) = oneshot::channel();
-        let _ = self.asks.send(Ask::Commit(transaction, done));
+        let place = place.map_err(|_| closed())?;
+        let _ = self.asks.send(Ask::Commit(transaction, done, place));
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
@@ -216,10 +254,10 @@ impl Link {
         if notes.is_empty() {
             return self.commit(transaction).await;
         }
-        let _undelivered = self.shared.delivery.lock().await;
+        let awaited = self.shared.notes.wait_for(&transaction);
         let done = self.commit(transaction).await;
         if let Ok(Outcome::Applied(revision)) = done {
-            locked(&self.shared.notes).push((revision, notes.to_vec()));
+            awaited.applied(revision, notes.to_vec());
         }
         done
     }
@@ -238,7 +276,7 @@ impl Link {
         let _ = self.asks.send(Ask::Left(entries));
     }
 
-    /// Has something done after what was given before it in this way.
+    /// Has something done after what was given before it in this way. Whoever gives it bounds how much that is.
     pub(in crate::store) fn in_order(&self, work: impl Future<Output = ()> + Send + 'static) {
         let _ = self.asks.send(Ask::InOrder(Box::pin(work)));
     }
@@ -247,34 +285,32 @@ impl Link {
     /// writer's.
     pub(in crate::store) fn take(&self) -> (VecDeque<Incoming>, Option<Instant>) {
         let taken = std::mem::take(&mut *locked(&self.shared.inbox));
+        let loads = taken.arrivals.iter();
+        let loads = loads.filter(|it| matches!(it, Incoming::Content { .. }));
+        let loads = loads.count() as u64;
+        self.shared.loads.fetch_add(loads, Ordering::Relaxed);
         self.shared.room.notify_one();
         (taken.arrivals, taken.current_at)
     }
 
     /// The state `seen`, which nobody can see yet, has everything up to `revision`.
     pub(in crate::store) fn note(&self, revision: Revision, seen: Revision) {
-        locked(&self.shared.notes).retain(|(at, notes)| {
-            let is_in = *at <= revision;
-            if is_in {
-                for note in notes {
-                    note.store(seen.0, Ordering::Release);
-                }
-            }
-            !is_in
-        });
+        self.shared.notes.tell(revision, seen);
     }
 
-    /// Readers see it, and with it all that there was at a time, if that is known.
+    /// Readers see it, and with it all that there was at a time, if that is known. The writer's.
     pub(in crate::store) fn applied(&self, applied: Applied, current_at: Option<Instant>) {
         if let Some(at) = current_at {
             locked(&self.shared.health).current(at);
         }
-        self.shared.applied.send_replace(applied);
+        let loads = self.shared.loads.load(Ordering::Relaxed);
+        let progress = Progress { applied, loads };
+        self.shared.progress.send_replace(progress);
     }
 
     /// How far readers see, and a way to learn when they see more.
-    pub(in crate::store) fn progress(&self) -> watch::Receiver<Applied> {
-        self.shared.applied.subscribe()
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.shared.progress.subscribe()
     }
 
     /// Longest time that an answer of the engine takes.
@@ -311,12 +347,34 @@ fn closed() -> EngineError {
     EngineError::Unavailable("store is closed".into())
 }
 
+/// Tells whoever waits what became of a transaction that was sent: dropped before, that nobody knows.
+struct Answer(Option<oneshot::Sender<Result<Outcome, EngineError>>>);
+
+impl Answer {
+    fn send(mut self, answer: Result<Outcome, EngineError>) {
+        if let Some(done) = self.0.take() {
+            // Whoever no longer waits does not need an answer.
+            let _ = done.send(answer);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            let reason = "store was closed before there was an answer".into();
+            let _ = done.send(Err(EngineError::Unknown(reason)));
+        }
+    }
+}
+
 /// Does what is asked for, until it is to close or nobody can ask any more.
 async fn answer<E: Engine>(
     engine: E,
     mut asked: mpsc::UnboundedReceiver<Ask>,
     shared: Arc<Shared>,
 ) {
+    // As many as those who give it allow.
     let (in_order, mut next) =
         mpsc::unbounded_channel::<Pin<Box<dyn Future<Output = ()> + Send>>>();
     tokio::spawn(async move {
@@ -331,8 +389,11 @@ async fn answer<E: Engine>(
             Ask::Load(buckets, done) => drop(tokio::spawn(async move {
                 done(engine.load(&buckets).await);
             })),
-            Ask::Commit(transaction, done) => drop(tokio::spawn(async move {
-                drop(done.send(engine.commit(&transaction).await));
+            // Its place is taken until the engine has answered, even if nobody waits for that.
+            Ask::Commit(transaction, done, place) => drop(tokio::spawn(async move {
+                let answer = Answer(Some(done));
+                answer.send(engine.commit(&transaction).await);
+                drop(place);
             })),
             Ask::Left(entries) => {
                 let shared = Arc::clone(&shared);
@@ -459,7 +520,7 @@ impl Shared {
             }
             room.await;
         }
-        let _delivery = self.delivery.lock().await;
+        self.notes.until_answered(&incoming).await;
         let revision = match &incoming {
             Incoming::Changes { revision, .. } | Incoming::Current(revision) => *revision,
             Incoming::Content { loaded, .. } => loaded.revision,

@@ -30,14 +30,18 @@ mod health;
 mod kept;
 pub(super) mod link;
 mod links;
+mod notes;
 mod pause;
+mod plan;
 #[cfg(feature = "redis")]
 mod redis;
+mod room;
 pub mod settings;
 #[cfg(test)]
 mod tests;
 #[cfg(any(feature = "etcd", feature = "redis"))]
 mod tls;
+mod turns;
 
 #[cfg(feature = "etcd")]
 use etcd::Etcd;
@@ -84,6 +88,8 @@ pub(super) struct Transaction {
     pub(super) writes: Vec<SharedWrite>,
     /// Who makes it, for those who keep a history.
     pub(super) author: Option<Author>,
+    /// Buckets for whose limits it counts how this changes what they hold: see [`Condition::Sized`].
+    pub(super) sized: Vec<Box<str>>,
 }
 
 /// Longest text of an author that is read.
@@ -133,6 +139,22 @@ pub(super) enum Condition {
     /// Nothing of the bucket was written after this revision: for what depends on the whole bucket. In etcd a key that
     /// expired, or was deleted by another program, goes unnoticed.
     Unchanged { bucket: Box<str>, since: Revision },
+    /// After this revision nothing of the bucket was deleted, and no transaction has it among its [`Transaction::sized`].
+    /// In etcd a key that expired, or was deleted by another program, goes unnoticed; and a transaction that is as large as
+    /// can be has neither this nor that.
+    Sized { bucket: Box<str>, since: Revision },
+}
+
+impl Condition {
+    /// The bucket that it is about.
+    pub(super) fn bucket(&self) -> &str {
+        match self {
+            Self::At { bucket, .. }
+            | Self::Over { bucket, .. }
+            | Self::Unchanged { bucket, .. }
+            | Self::Sized { bucket, .. } => bucket,
+        }
+    }
 }
 
 /// One entry set or deleted.
@@ -261,6 +283,18 @@ pub(super) trait Engine: Clone + Send + Sync + 'static {
         &self,
         buckets: &[Box<str>],
     ) -> impl Future<Output = Result<Loaded, EngineError>> + Send;
+
+    /// Whether it takes so many writes, or conditions, at once.
+    ///
+    /// # Errors
+    /// [`EngineError::TooLarge`].
+    fn check_count(&self, count: usize) -> Result<(), EngineError>;
+
+    /// Whether it takes such a transaction, as far as that can be told without asking it.
+    ///
+    /// # Errors
+    /// What [`Self::commit`] would say.
+    fn check(&self, transaction: &Transaction) -> Result<(), EngineError>;
 
     /// Applies a transaction, all or none. A transaction whose writes change nothing may or may not be a revision.
     /// If the future is dropped it may still be applied.

@@ -1,4 +1,4 @@
-//! How long to wait before an engine that is lost is tried again.
+//! How long to wait before something is tried again that failed.
 
 use std::time::Duration;
 
@@ -7,23 +7,34 @@ const LONGEST: Duration = Duration::from_secs(5);
 
 /// Pauses that double, each shortened by chance, so that a fleet does not come back all at once.
 pub(super) struct Pause {
+    first: Duration,
+    longest: Duration,
     next: Duration,
 }
 
 impl Pause {
+    /// Those of an engine that is lost.
     pub(super) fn new() -> Self {
-        Self { next: FIRST }
+        Self::between(FIRST, LONGEST)
+    }
+
+    pub(super) fn between(first: Duration, longest: Duration) -> Self {
+        Self {
+            first,
+            longest,
+            next: first,
+        }
     }
 
     /// The engine answered: the next pause is a short one.
     pub(super) fn reset(&mut self) {
-        self.next = FIRST;
+        self.next = self.first;
     }
 
     /// The pause to make now: between half of it and all of it.
     pub(super) fn next(&mut self) -> Duration {
         let full = self.next;
-        self.next = (full * 2).min(LONGEST);
+        self.next = (full * 2).min(self.longest);
         let half = full / 2;
         let chance = getrandom::u32().unwrap_or(u32::MAX);
         half + half.mul_f64(f64::from(chance) / f64::from(u32::MAX))

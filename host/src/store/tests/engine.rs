@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
+/// Most writes of a transaction.
+pub(super) const WRITES_MAX: usize = 4096;
+
 /// What several stores share.
 #[derive(Clone)]
 pub(super) struct Shelf {
@@ -22,6 +25,7 @@ struct State {
     revision: Revision,
     entries: BTreeMap<(Box<str>, Box<str>), SharedEntry>,
     changed: BTreeMap<Box<str>, Revision>,
+    sized: BTreeMap<Box<str>, Revision>,
     log: Vec<(Revision, Vec<SharedChange>, Option<Author>)>,
     /// What is in the log after this.
     trimmed: Revision,
@@ -34,6 +38,8 @@ struct State {
     silent: bool,
     /// Followers are told what changed, and never that this is all.
     behind: bool,
+    /// It does what it is asked, and never answers.
+    mute: bool,
     commits: u64,
 }
 
@@ -67,6 +73,10 @@ impl Shelf {
 
     pub(super) fn be_behind(&self, behind: bool) {
         self.change(|state| state.behind = behind);
+    }
+
+    pub(super) fn be_mute(&self) {
+        self.change(|state| state.mute = true);
     }
 
     /// Sets its clock on. It deletes nothing by itself.
@@ -157,6 +167,7 @@ impl Shelf {
             let changes = ended.into_iter().map(|at| {
                 state.entries.remove(&at);
                 state.changed.insert(at.0.clone(), revision);
+                state.sized.insert(at.0.clone(), revision);
                 SharedChange {
                     bucket: at.0,
                     key: at.1,
@@ -201,6 +212,9 @@ impl State {
             Condition::Unchanged { bucket, since } => {
                 self.changed.get(bucket).is_none_or(|at| at <= since)
             }
+            Condition::Sized { bucket, since } => {
+                self.sized.get(bucket).is_none_or(|at| at <= since)
+            }
         }
     }
 }
@@ -221,7 +235,20 @@ impl Engine for Shelf {
         })
     }
 
+    fn check_count(&self, count: usize) -> Result<(), EngineError> {
+        if count > WRITES_MAX {
+            let reason = format!("{count} writes do not fit the shelf");
+            return Err(EngineError::TooLarge(reason));
+        }
+        Ok(())
+    }
+
+    fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
+        self.check_count(transaction.writes.len())
+    }
+
     async fn commit(&self, transaction: &Transaction) -> Result<Outcome, EngineError> {
+        self.check(transaction)?;
         let outcome = {
             let mut state = self.state();
             state.check()?;
@@ -252,7 +279,10 @@ impl Engine for Shelf {
                 });
                 match &after {
                     Some(entry) => state.entries.insert(at.clone(), entry.clone()),
-                    None => state.entries.remove(&at),
+                    None => {
+                        state.sized.insert(at.0.clone(), revision);
+                        state.entries.remove(&at)
+                    }
                 };
                 state.changed.insert(at.0.clone(), revision);
                 let (bucket, key) = at;
@@ -260,9 +290,14 @@ impl Engine for Shelf {
             }
             let author = transaction.author.clone();
             state.log.push((revision, changes, author));
+            let sized = transaction.sized.iter();
+            state.sized.extend(sized.map(|it| (it.clone(), revision)));
             Outcome::Applied(revision)
         };
         self.moved.send_replace(());
+        if self.state().mute {
+            std::future::pending::<()>().await;
+        }
         Ok(outcome)
     }
 

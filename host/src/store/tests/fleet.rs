@@ -34,11 +34,20 @@ pub(super) fn node_with(
 
 /// Stores on one shelf, with one clock.
 pub(super) fn fleet(nodes: usize, hand: &Hand) -> (Shelf, Vec<Store>, tempfile::TempDir) {
+    fleet_of(nodes, &[shared("e"), memory("own")], hand)
+}
+
+/// The same with these buckets.
+pub(super) fn fleet_of(
+    nodes: usize,
+    buckets: &[BucketConfig],
+    hand: &Hand,
+) -> (Shelf, Vec<Store>, tempfile::TempDir) {
     let (shelf, dir) = (Shelf::new(), tempfile::tempdir().unwrap());
     let stores = (0..nodes).map(|number| {
         let dir = dir.path().join(number.to_string());
         fs::create_dir(&dir).unwrap();
-        node(&shelf, &dir, hand).unwrap()
+        node_with(buckets, &shelf, &dir, hand).unwrap()
     });
     let stores = stores.collect();
     (shelf, stores, dir)

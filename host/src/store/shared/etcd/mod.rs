@@ -13,7 +13,7 @@ mod overdue;
 use super::kept::Kept;
 use super::settings::EtcdSettings;
 use super::{
-    Author, Condition, Ending, Engine, EngineError, Event, Left, Life, Loaded, Outcome, Revision,
+    Condition, Ending, Engine, EngineError, Event, Left, Life, Loaded, Outcome, Revision,
     SharedEntry, SharedWrite, Transaction,
 };
 use connect::{Connection, Connector, Failure, answered, revision};
@@ -110,6 +110,14 @@ impl Engine for Etcd {
         Err(EngineError::Unavailable(format!(
             "{reason} (while loading, {LOADS_MAX} times)"
         )))
+    }
+
+    fn check_count(&self, count: usize) -> Result<(), EngineError> {
+        self.inner.check_count(count)
+    }
+
+    fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
+        self.inner.check_size(transaction)
     }
 
     async fn commit(&self, transaction: &Transaction) -> Result<Outcome, EngineError> {
@@ -259,7 +267,7 @@ impl Inner {
             .filter_map(|write| self.leases.of(&self.keys.entry(&write.bucket, &write.key)))
             .collect();
         let txn = Txn::new()
-            .when(self.compares(&transaction.conditions))
+            .when(self.compares(transaction))
             .and_then(self.operations(transaction, &leases));
         let mut kv = connection.kv();
         let answer = answered(&connection.endpoint, self.settings.timeout, kv.txn(txn)).await;
@@ -340,7 +348,7 @@ impl Inner {
         })
     }
 
-    fn compares(&self, conditions: &[Condition]) -> Vec<Compare> {
+    fn compares(&self, transaction: &Transaction) -> Vec<Compare> {
         let compare = |condition: &Condition| match condition {
             Condition::At {
                 bucket,
@@ -364,18 +372,34 @@ impl Inner {
                 let next = signed(since.0).saturating_add(1);
                 Compare::mod_revision(self.keys.bucket(bucket), CompareOp::Less, next).with_prefix()
             }
+            Condition::Sized { bucket, since } => {
+                let next = signed(since.0).saturating_add(1);
+                Compare::mod_revision(self.keys.bucket(bucket), CompareOp::Less, next)
+            }
         };
-        conditions.iter().map(compare).collect()
+        let is_full = self.has_no_room_for_sizes(transaction);
+        let conditions = transaction.conditions.iter();
+        conditions
+            .filter(|it| !(is_full && matches!(it, Condition::Sized { .. })))
+            .map(compare)
+            .collect()
+    }
+
+    /// Whether what counts for the limits of buckets would make it too large.
+    fn has_no_room_for_sizes(&self, transaction: &Transaction) -> bool {
+        let operations = transaction.writes.len() + marked_in(transaction, true).len();
+        let most = operations.max(transaction.conditions.len());
+        most > self.settings.transaction_writes_max
     }
 
     fn operations(&self, transaction: &Transaction, leases: &[Option<i64>]) -> Vec<TxnOp> {
-        let writes = &transaction.writes;
         let (marked, author) = self.marks(transaction);
         let mut operations: Vec<TxnOp> = marked
             .into_iter()
             .map(|bucket| TxnOp::put(self.keys.bucket(bucket), &*author, None))
             .collect();
-        operations.extend(writes.iter().zip(leases).map(|(write, lease)| {
+        let writes = transaction.writes.iter();
+        operations.extend(writes.zip(leases).map(|(write, lease)| {
             let key = self.keys.entry(&write.bucket, &write.key);
             match &write.value {
                 Some(value) => {
@@ -393,32 +417,39 @@ impl Inner {
         operations
     }
 
-    /// The buckets whose mark a transaction writes, and what to: those from which something is deleted, or all if it is to
-    /// be told who makes it and there is room for that.
+    /// The buckets whose mark a transaction writes, and what to: those of which it is noted that it was there, or all if it is
+    /// to be told who makes it and there is room for that.
     fn marks<'t>(&self, transaction: &'t Transaction) -> (BTreeSet<&'t str>, String) {
-        let writes = &transaction.writes;
-        let author = transaction.author.as_ref().map(Author::text);
-        let all: BTreeSet<_> = writes.iter().map(|write| &*write.bucket).collect();
-        match author {
-            Some(author) if writes.len() + all.len() <= self.settings.transaction_writes_max => {
-                (all, author)
+        let marked = marked_in(transaction, !self.has_no_room_for_sizes(transaction));
+        let written = transaction.writes.iter().map(|write| &*write.bucket);
+        let all: BTreeSet<_> = written.chain(marked.iter().copied()).collect();
+        let operations = transaction.writes.len() + all.len();
+        match &transaction.author {
+            Some(author) if operations <= self.settings.transaction_writes_max => {
+                (all, author.text())
             }
-            _ => (deleted_in(writes), String::new()),
+            _ => (marked, String::new()),
         }
+    }
+
+    fn check_count(&self, count: usize) -> Result<(), EngineError> {
+        let most = self.settings.transaction_writes_max;
+        if count > most {
+            return Err(EngineError::TooLarge(format!(
+                "transaction of {count} writes or conditions is too large, expected at most {most} \
+                 (`transaction_writes_max`; --max-txn-ops of etcd)"
+            )));
+        }
+        Ok(())
     }
 
     /// What etcd would refuse.
     fn check_size(&self, transaction: &Transaction) -> Result<(), EngineError> {
         let settings = &self.settings;
-        let operations = transaction.writes.len() + self.marks(transaction).0.len();
-        let most = operations.max(transaction.conditions.len());
-        if most > settings.transaction_writes_max {
-            return Err(EngineError::TooLarge(format!(
-                "transaction of {most} writes or conditions is too large, expected at most {} \
-                 (`transaction_writes_max`; --max-txn-ops of etcd)",
-                settings.transaction_writes_max
-            )));
-        }
+        let operations = transaction.writes.len() + marked_in(transaction, false).len();
+        let conditions = transaction.conditions.iter();
+        let conditions = conditions.filter(|it| !matches!(it, Condition::Sized { .. }));
+        self.check_count(operations.max(conditions.count()))?;
         let prefix = self.keys.prefix().len() + WRITE_BYTES;
         let write_bytes = |write: &SharedWrite| {
             let value = write.value.as_ref().map_or(0, |value| value.bytes.len());
@@ -428,7 +459,9 @@ impl Inner {
             Condition::At { bucket, key, .. } | Condition::Over { bucket, key, .. } => {
                 prefix + bucket.len() + key.len()
             }
-            Condition::Unchanged { bucket, .. } => prefix + 2 * bucket.len(),
+            Condition::Unchanged { bucket, .. } | Condition::Sized { bucket, .. } => {
+                prefix + 2 * bucket.len()
+            }
         };
         let bytes = transaction.writes.iter().map(write_bytes).sum::<usize>()
             + transaction
@@ -453,10 +486,13 @@ fn keeps_lease(write: &SharedWrite) -> bool {
     value.is_some_and(|value| value.life == Life::AsBefore)
 }
 
-/// The buckets from which something is deleted.
-fn deleted_in(writes: &[SharedWrite]) -> BTreeSet<&str> {
-    let deletes = writes.iter().filter(|write| write.value.is_none());
-    deletes.map(|write| &*write.bucket).collect()
+/// The buckets of which it is noted that it was there: those from which something is deleted, and with its sizes those too.
+fn marked_in(transaction: &Transaction, with_sizes: bool) -> BTreeSet<&str> {
+    let deletes = transaction.writes.iter();
+    let deletes = deletes.filter(|write| write.value.is_none());
+    let sized = transaction.sized.iter().filter(|_| with_sizes);
+    let sized = sized.map(|bucket| &**bucket);
+    deletes.map(|write| &*write.bucket).chain(sized).collect()
 }
 
 /// A revision as etcd has it. None comes near the bound.

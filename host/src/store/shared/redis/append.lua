@@ -24,13 +24,33 @@ local function current(record)
     return at, ends
 end
 
--- The log comes first: if something else is at its key, nothing is done. An empty author is none.
+-- The log comes first: if something else is at its key, nothing is done. No author, or an empty one, is none.
 local function append(parts, author)
     revision = revision + 1
     local fields = {'token', token, 'before', before, 'writes', table.concat(parts)}
-    if author ~= '' then
+    if author and author ~= '' then
         fields[7], fields[8] = 'author', author
     end
     redis.call('XADD', log, 'MAXLEN', '~', length, whole(revision) .. '-0', unpack(fields))
     redis.call('HSET', head, 'revision', whole(revision), 'token', token)
+end
+
+-- What counts for the limits of a bucket was changed.
+local function sized(name)
+    redis.call('HSET', changed, 'size:' .. name, whole(revision))
+end
+
+-- Deletes what is over, all under one revision: each its bucket's entries, ends and name, and the key.
+local function remove(over)
+    local parts = {}
+    for _, it in ipairs(over) do
+        parts[#parts + 1] = 'd' .. text(it[3]) .. text(it[4])
+    end
+    append(parts)
+    for _, it in ipairs(over) do
+        redis.call('HDEL', it[1], it[4])
+        redis.call('ZREM', it[2], it[4])
+        redis.call('HSET', changed, it[3], whole(revision))
+        sized(it[3])
+    end
 end

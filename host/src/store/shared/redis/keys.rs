@@ -1,7 +1,8 @@
 //! Where data is in Redis: five kinds of keys, all in the slot of the prefix.
 //!
 //! `{prefix}:head` is a hash of the newest revision and its token; `{prefix}:log` a stream with an entry for each
-//! transaction, its id `revision-0`; `{prefix}:changed` a hash of each bucket's last revision, deletions included;
+//! transaction, its id `revision-0`; `{prefix}:changed` a hash of each bucket's last revision, deletions included,
+//! and below `size:BUCKET` that of the last transaction that counts for its limits;
 //! `{prefix}:entries:BUCKET` a hash of key → `revision:end:value`; `{prefix}:ends:BUCKET` a sorted set of the keys that
 //! have an end, by it. Ends are milliseconds since 1970, 0 for none.
 

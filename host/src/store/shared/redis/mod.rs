@@ -16,6 +16,7 @@ mod follow;
 mod keys;
 mod load;
 mod record;
+mod replicas;
 
 use super::kept::Kept;
 use super::settings::RedisSettings;
@@ -27,6 +28,7 @@ use ::redis::{RedisError, RedisResult, Script, ScriptInvocation};
 use connect::{Connection, Connector};
 use keys::Keys;
 use record::Token;
+use replicas::Rounds;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -54,6 +56,8 @@ struct Inner {
     /// For commits.
     connection: Kept<Connection>,
     positions: Positions,
+    /// Of waiting for replicas on that connection.
+    rounds: Rounds<Connection>,
     commit: Script,
     expire: Script,
 }
@@ -94,6 +98,7 @@ impl Redis {
                 keys,
                 connection: Kept::new(),
                 positions: Positions::default(),
+                rounds: Rounds::default(),
                 commit: Script::new(concat!(
                     "#!lua\n",
                     include_str!("append.lua"),
@@ -118,6 +123,14 @@ impl Engine for Redis {
         let (loaded, token) = load::load(&self.inner, buckets).await?;
         self.inner.positions.add(loaded.revision, token);
         Ok(loaded)
+    }
+
+    fn check_count(&self, count: usize) -> Result<(), EngineError> {
+        check_count(count)
+    }
+
+    fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
+        check_size(transaction)
     }
 
     async fn commit(&self, transaction: &Transaction) -> Result<Outcome, EngineError> {
@@ -221,23 +234,26 @@ impl Inner {
         if wanted == 0 {
             return Ok(());
         }
-        let limit = self.settings.replicas_timeout;
-        let mut wait = ::redis::cmd("WAIT");
-        wait.arg(wanted).arg(millis(limit));
-        let mut redis = connection.redis.clone();
-        let have: RedisResult<u32> = wait.query_async(&mut redis).await;
-        let address = &connection.address;
+        let (limit, address) = (self.settings.replicas_timeout, &connection.address);
+        let wait = async {
+            let mut wait = ::redis::cmd("WAIT");
+            wait.arg(wanted).arg(millis(limit));
+            let mut redis = connection.redis.clone();
+            let have: RedisResult<u32> = wait.query_async(&mut redis).await;
+            if let Err(error) = &have {
+                self.failed(connection, error).await;
+            }
+            have.map_err(|error| connect::shown(address, &error))
+        };
+        let is_it = |other: &Connection| other.is(connection);
+        let have = self.rounds.join(connection.clone(), is_it, wait).await;
         let reason = match have {
             Ok(have) if have >= wanted => return Ok(()),
             Ok(have) => format!(
                 "redis {address}: written, but {have} of {wanted} replicas have it after {limit:?}: a failover may lose it"
             ),
             Err(error) => {
-                self.failed(connection, &error).await;
-                format!(
-                    "written, but whether replicas have it is unknown: {}",
-                    connect::shown(address, &error)
-                )
+                format!("written, but whether replicas have it is unknown: {error}")
             }
         };
         Err(EngineError::Unknown(reason))
@@ -246,15 +262,10 @@ impl Inner {
     /// The call of the script that does a transaction.
     fn call(&self, token: &str, transaction: &Transaction) -> ScriptInvocation<'_> {
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
-        let conditions = transaction
-            .conditions
-            .iter()
-            .map(|condition| match condition {
-                Condition::At { bucket, .. }
-                | Condition::Over { bucket, .. }
-                | Condition::Unchanged { bucket, .. } => bucket,
-            });
-        for bucket in conditions.chain(transaction.writes.iter().map(|write| &write.bucket)) {
+        let conditions = transaction.conditions.iter().map(Condition::bucket);
+        let writes = transaction.writes.iter().map(|write| &*write.bucket);
+        let sized = transaction.sized.iter().map(|bucket| &**bucket);
+        for bucket in conditions.chain(writes).chain(sized) {
             places.insert(bucket, 0);
         }
         // From 1, as Lua counts.
@@ -266,29 +277,27 @@ impl Inner {
         self.begin(&mut call, token, places.keys().copied());
         call.arg(places.len())
             .arg(transaction.conditions.len())
-            .arg(transaction.writes.len());
+            .arg(transaction.writes.len())
+            .arg(transaction.sized.len());
         for bucket in places.keys() {
             call.arg(*bucket);
         }
         for condition in &transaction.conditions {
+            let place = places[condition.bucket()];
             match condition {
-                Condition::At {
-                    bucket,
-                    key,
-                    revision,
-                } => {
+                Condition::At { key, revision, .. } => {
                     let at = revision.map_or_else(String::new, |revision| revision.to_string());
-                    call.arg("at").arg(places[&**bucket]).arg(&**key).arg(at);
+                    call.arg("at").arg(place).arg(&**key).arg(at);
                 }
                 // To the script what is over is absent.
-                Condition::Over { bucket, key, .. } => {
-                    call.arg("at").arg(places[&**bucket]).arg(&**key).arg("");
+                Condition::Over { key, .. } => {
+                    call.arg("at").arg(place).arg(&**key).arg("");
                 }
-                Condition::Unchanged { bucket, since } => {
-                    call.arg("unchanged")
-                        .arg(places[&**bucket])
-                        .arg("")
-                        .arg(since.0);
+                Condition::Unchanged { since, .. } => {
+                    call.arg("unchanged").arg(place).arg("").arg(since.0);
+                }
+                Condition::Sized { since, .. } => {
+                    call.arg("sized").arg(place).arg("").arg(since.0);
                 }
             }
         }
@@ -313,12 +322,11 @@ impl Inner {
                 }
             }
         }
-        call.arg(
-            transaction
-                .author
-                .as_ref()
-                .map_or_else(String::new, Author::text),
-        );
+        for bucket in &transaction.sized {
+            call.arg(places[&**bucket]);
+        }
+        let author = transaction.author.as_ref();
+        call.arg(author.map_or_else(String::new, Author::text));
         call
     }
 
@@ -352,13 +360,19 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
 }
 
-fn check_size(transaction: &Transaction) -> Result<(), EngineError> {
-    let most = transaction.writes.len().max(transaction.conditions.len());
-    if most > TRANSACTION_WRITES_MAX {
+fn check_count(count: usize) -> Result<(), EngineError> {
+    if count > TRANSACTION_WRITES_MAX {
         return Err(EngineError::TooLarge(format!(
-            "transaction of {most} writes or conditions is too large, expected at most {TRANSACTION_WRITES_MAX} in redis"
+            "transaction of {count} writes or conditions is too large, expected at most {TRANSACTION_WRITES_MAX} in redis"
         )));
     }
+    Ok(())
+}
+
+fn check_size(transaction: &Transaction) -> Result<(), EngineError> {
+    let conditions = transaction.conditions.iter();
+    let conditions = conditions.filter(|it| !matches!(it, Condition::Sized { .. }));
+    check_count(transaction.writes.len().max(conditions.count()))?;
     let bytes_of = |write: &SharedWrite| {
         let value = write.value.as_ref().map_or(0, |value| value.bytes.len());
         write.bucket.len() + write.key.len() + value

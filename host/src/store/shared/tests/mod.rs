@@ -119,11 +119,21 @@ async fn commit(
     conditions: Vec<Condition>,
     writes: Vec<SharedWrite>,
 ) -> Result<Outcome, EngineError> {
-    let transaction = Transaction {
-        conditions,
-        writes,
-        author: None,
-    };
+    commit_whole(
+        engine,
+        Transaction {
+            conditions,
+            writes,
+            ..Transaction::default()
+        },
+    )
+    .await
+}
+
+async fn commit_whole(
+    engine: &impl Engine,
+    transaction: Transaction,
+) -> Result<Outcome, EngineError> {
     let done = timeout(SOON, engine.commit(&transaction)).await;
     done.expect("a commit ends in time")
 }
@@ -131,9 +141,8 @@ async fn commit(
 /// Commits until it is applied: for servers that come back.
 async fn write_when_back(engine: &impl Engine, writes: Vec<SharedWrite>) -> Revision {
     let transaction = Transaction {
-        conditions: Vec::new(),
         writes,
-        author: None,
+        ..Transaction::default()
     };
     let applied = async {
         loop {

@@ -103,6 +103,42 @@ pub(super) async fn a_deleted_key_is_a_change_of_its_bucket<S: Server>(server: S
     assert!(matches!(two, Ok(Outcome::Applied(_))), "{two:?}");
 }
 
+pub(super) async fn what_counts_for_a_limit_is_noticed_by_who_asks<S: Server>(server: S) {
+    let engine = engine(&server);
+    let guarded = async |since, writes: Vec<SharedWrite>| {
+        let guard = Condition::Sized {
+            bucket: ONE.into(),
+            since,
+        };
+        let transaction = Transaction {
+            conditions: vec![guard],
+            sized: writes.iter().map(|write| write.bucket.clone()).collect(),
+            writes,
+            author: None,
+        };
+        commit_whole(&engine, transaction).await
+    };
+    let first = write(&engine, vec![set(ONE, "a", "1"), set(ONE, "b", "1")]).await;
+    // Who does not say that it counts is not noticed, and neither is what is elsewhere.
+    write(&engine, vec![set(ONE, "a", "2"), set(TWO, "a", "1")]).await;
+    write(&engine, vec![delete(TWO, "a")]).await;
+    let Ok(Outcome::Applied(second)) = guarded(first, vec![set(ONE, "c", "1")]).await else {
+        panic!("nothing that counts has changed");
+    };
+    let late = guarded(first, vec![set(ONE, "d", "1")]).await;
+    assert!(
+        matches!(late, Ok(Outcome::Conflict(at)) if at >= second),
+        "{late:?}"
+    );
+    let next = guarded(second, vec![]).await;
+    assert!(matches!(next, Ok(Outcome::Applied(_))), "{next:?}");
+    write(&engine, vec![delete(ONE, "a")]).await;
+    let late = guarded(second, vec![set(ONE, "d", "1")]).await;
+    assert!(matches!(late, Ok(Outcome::Conflict(_))), "{late:?}");
+    let keys = load(&engine).await.entries.len();
+    assert_eq!(keys, 2);
+}
+
 pub(super) async fn an_entry_is_gone_for_everybody_within_a_second_of_its_time<S: Server>(
     server: S,
 ) {
@@ -412,6 +448,7 @@ macro_rules! conformance {
             suite::followers_see_the_same_transactions_of_many_writers,
             suite::exactly_one_of_two_racing_writers_wins,
             suite::a_deleted_key_is_a_change_of_its_bucket,
+            suite::what_counts_for_a_limit_is_noticed_by_who_asks,
             suite::an_entry_is_gone_for_everybody_within_a_second_of_its_time,
             suite::a_cut_connection_loses_nothing,
             suite::a_silent_network_is_noticed,

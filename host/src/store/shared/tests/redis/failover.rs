@@ -100,6 +100,33 @@ fn a_write_that_replicas_do_not_have_in_time_is_not_acknowledged() {
 }
 
 #[test]
+fn writers_wait_together_for_a_replica_that_is_not_there() {
+    with_server(async |server: RedisServer| {
+        let engine = engine(RedisSettings {
+            replicas: 1,
+            replicas_timeout: Duration::from_secs(1),
+            ..server.settings.clone()
+        });
+        let began = std::time::Instant::now();
+        let mut writers = tokio::task::JoinSet::new();
+        for writer in 0..12 {
+            let engine = engine.clone();
+            writers.spawn(async move {
+                let put = set(ONE, &format!("{writer}"), "v");
+                commit(&engine, vec![], vec![put]).await
+            });
+        }
+        for error in writers.join_all().await {
+            assert!(matches!(error, Err(EngineError::Unknown(_))), "{error:?}");
+        }
+        // One after the other it would be twelve seconds.
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(6), "{took:?}");
+        assert_eq!(load(&engine).await.entries.len(), 12);
+    });
+}
+
+#[test]
 fn a_replica_is_not_taken_for_its_master() {
     with_server(async |server: RedisServer| {
         let Some(replica) = server.replica().await else {

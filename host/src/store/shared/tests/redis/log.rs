@@ -17,6 +17,38 @@ fn everything_deleted_under_a_follower_is_a_gap() {
 }
 
 #[test]
+fn what_is_over_is_removed_by_who_expects_it() {
+    with_server(async |server: RedisServer| {
+        let engine = server.engine(&server.address(), "over");
+        let life = Duration::from_millis(100);
+        let brief = set_for(ONE, "brief", "v", life);
+        let written = write(&engine, vec![brief, set(ONE, "stays", "v")]).await;
+        // Nobody follows, so nobody else removes it.
+        let over = async {
+            loop {
+                let conditions = vec![at(ONE, "brief", Some(written)), at(ONE, "no", None)];
+                match commit(&engine, conditions, vec![]).await {
+                    Ok(Outcome::Applied(_)) => {}
+                    Ok(Outcome::Conflict(revision)) => return revision,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        let over = timeout(SOON, over).await.expect("it ends");
+        assert_eq!(over.0, written.0 + 1, "its end is in the log");
+        let loaded = load(&engine).await;
+        assert_eq!((loaded.entries.len(), loaded.revision), (1, over));
+        // Once it is known to be over, that is no conflict.
+        let again = commit(
+            &engine,
+            vec![at(ONE, "brief", None)],
+            vec![set(ONE, "brief", "w")],
+        );
+        assert_eq!(again.await, Ok(Outcome::Applied(Revision(over.0 + 1))));
+    });
+}
+
+#[test]
 fn a_deleted_log_is_a_gap() {
     with_server(async |server: RedisServer| {
         let relay = Relay::start(server.address()).await;

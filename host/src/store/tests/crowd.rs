@@ -1,0 +1,220 @@
+//! Many who write at once to what they share, and what a process says that has not seen the newest of it.
+
+use super::engine::{Shelf, WRITES_MAX};
+use super::fleet::{converge, fleet, fleet_of};
+use super::*;
+use crate::store::tests::deadlines::Hand;
+use futures_util::FutureExt;
+
+/// Stores on one shelf whose bucket holds at most so many keys.
+fn limited(nodes: usize, keys_max: u64) -> (Shelf, Vec<Store>, tempfile::TempDir) {
+    let config = BucketConfig {
+        keys_max,
+        ..BucketConfig::new("e", BackendKind::Etcd, ValueKind::Bytes)
+    };
+    fleet_of(nodes, &[config], &Hand::new())
+}
+
+fn increment(e: BucketId, key: &str) -> WriteBatch {
+    let by = Action::Increment { by: 1, ttl: None };
+    batch(vec![Write::new(e, key, by)])
+}
+
+/// What the second store says to a batch while it has not seen yet that the first one wrote another.
+fn said_before_it_sees(
+    (shelf, stores): (&Shelf, &[Store]),
+    unseen: WriteBatch,
+    batch: WriteBatch,
+) -> Result<Committed, CommitError> {
+    converge(shelf, stores);
+    shelf.be_silent(true);
+    let (one, other) = (&stores[0], &stores[1]);
+    let before = shelf.revision();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(move || wait(one.commit(unseen)));
+        while shelf.revision() == before {
+            std::thread::yield_now();
+        }
+        let commits = shelf.commits();
+        let said = scope.spawn(move || wait(other.commit(batch)));
+        while shelf.commits() == commits && !said.is_finished() {
+            std::thread::yield_now();
+        }
+        shelf.be_silent(false);
+        first.join().unwrap().unwrap();
+        said.join().unwrap()
+    })
+}
+
+#[test]
+fn what_others_have_just_made_possible_is_not_refused() {
+    let (shelf, stores, _dir) = limited(2, 2);
+    let e = id(&stores[0], "e");
+    wait(stores[0].commit(put(e, "a", "no number"))).unwrap();
+    wait(stores[0].commit(put(e, "b", "1"))).unwrap();
+    // There is room again.
+    let gone = batch(vec![write(e, "b", None)]);
+    let said = said_before_it_sees((&shelf, &stores), gone, put(e, "c", "1"));
+    assert_eq!(said.map(|done| done.created), Ok(1));
+    // It is a number now.
+    let said = said_before_it_sees((&shelf, &stores), put(e, "a", "41"), increment(e, "a"));
+    assert_eq!(said.map(|done| done.number), Ok(Some(42)));
+    // What is refused is refused because it is so.
+    let said = wait(stores[1].commit(put(e, "d", "1")));
+    assert!(matches!(said, Err(CommitError::Quota { .. })), "{said:?}");
+}
+
+#[test]
+fn a_limit_holds_however_many_write_at_once() {
+    for nodes in [1, 2] {
+        let (shelf, stores, _dir) = limited(nodes, 10);
+        let e = id(&stores[0], "e");
+        for key in 0..9 {
+            wait(stores[0].commit(put(e, &format!("held-{key}"), "1"))).unwrap();
+        }
+        for round in 0..10 {
+            converge(&shelf, &stores);
+            let made: usize = std::thread::scope(|scope| {
+                let writers = (0..16).map(|writer| {
+                    let store = &stores[writer % nodes];
+                    let put = put(e, &format!("{round}-{writer}"), "1");
+                    scope.spawn(move || match wait(store.commit(put)) {
+                        Ok(_) => 1,
+                        Err(CommitError::Quota { .. }) => 0,
+                        Err(error) => panic!("{error}"),
+                    })
+                });
+                let writers: Vec<_> = writers.collect();
+                writers.into_iter().map(|it| it.join().unwrap()).sum()
+            });
+            assert_eq!((made, shelf.contents("e").len()), (1, 10), "{nodes} nodes");
+            let keys = shelf.contents("e").into_iter().map(|it| it.0);
+            let new = keys.filter(|key| !key.starts_with("held"));
+            let delete = new.map(|key| write(e, &key, None)).collect();
+            wait(stores[0].commit(batch(delete))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn many_who_add_to_one_number_all_do() {
+    let (shelf, stores, _dir) = fleet(2, &Hand::new());
+    let e = id(&stores[0], "e");
+    std::thread::scope(|scope| {
+        for writer in 0..60 {
+            let store = &stores[writer % 2];
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    wait(store.commit(increment(e, "sum"))).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(shelf.contents("e")[0].1, "300");
+}
+
+#[test]
+fn a_write_that_was_sent_before_the_store_was_closed_may_have_been_made() {
+    let (shelf, stores, _dir) = fleet(1, &Hand::new());
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    shelf.be_mute();
+    let said = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| wait(store.commit(put(e, "k", "1"))));
+        while shelf.commits() == 0 {
+            std::thread::yield_now();
+        }
+        store.close();
+        writing.join().unwrap()
+    });
+    assert!(matches!(said, Err(CommitError::Unknown(_))), "{said:?}");
+    assert_eq!(shelf.contents("e").len(), 1);
+    let late = wait(store.commit(put(e, "k", "2")));
+    assert!(matches!(late, Err(CommitError::Unavailable(_))), "{late:?}");
+}
+
+#[test]
+fn a_write_to_an_engine_that_went_back_is_seen_before_it_is_answered() {
+    let (shelf, stores, _dir) = fleet(1, &Hand::new());
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    let backup = shelf.backup();
+    for round in 0..5 {
+        wait(store.commit(put(e, "k", &round.to_string()))).unwrap();
+    }
+    shelf.be_silent(true);
+    let commits = shelf.commits();
+    shelf.restore(backup);
+    shelf.be_silent(true);
+    let written = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| wait(store.commit(put(e, "k", "after"))));
+        while shelf.revision() == Revision(0) {
+            std::thread::yield_now();
+        }
+        shelf.be_silent(false);
+        writing.join().unwrap().unwrap()
+    });
+    assert!(written.revision < Revision(commits), "{written:?}");
+    let seen = contents(store, e);
+    assert_eq!((&*seen[0].1, seen[0].2), ("after", written.revision.0));
+}
+
+#[test]
+fn a_large_batch_is_judged_on_another_thread() {
+    let (_shelf, stores, _dir) = fleet(1, &Hand::new());
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    // Everybody would refuse it, so nobody else is asked.
+    let bad = |keys: u32| {
+        let writes = (0..keys).map(|key| write(e, &key.to_string(), Some("1")));
+        batch(writes.chain([write(e, "", Some("1"))]).collect())
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_time().build().unwrap();
+    let _inside = runtime.enter();
+    assert!(store.commit(bad(9)).now_or_never().is_some());
+    assert!(store.commit(bad(300)).now_or_never().is_none());
+    let said = wait(store.commit(bad(300)));
+    assert!(matches!(said, Err(CommitError::Invalid { .. })), "{said:?}");
+}
+
+#[test]
+fn a_dry_run_says_what_the_engine_would() {
+    let (shelf, stores, _dir) = fleet(2, &Hand::new());
+    let e = id(&stores[0], "e");
+    let dry = |batch: WriteBatch| WriteBatch {
+        dry_run: true,
+        ..batch
+    };
+    let many = |from: usize, to: usize| {
+        let writes = (from..to).map(|key| write(e, &format!("{key:05}"), Some("1")));
+        batch(writes.collect())
+    };
+    let too_large = |batch| match wait(stores[0].commit(batch)) {
+        Err(CommitError::TooLarge(reason)) => reason.contains("do not fit the shelf"),
+        other => panic!("{other:?}"),
+    };
+    assert!(too_large(dry(many(0, WRITES_MAX + 1))));
+    let told = wait(stores[0].commit(dry(many(0, WRITES_MAX)))).unwrap();
+    assert_eq!((told.created, told.entry), (WRITES_MAX as u64, None));
+    assert_eq!(shelf.contents("e"), []);
+    wait(stores[0].commit(many(0, WRITES_MAX))).unwrap();
+    wait(stores[0].commit(many(WRITES_MAX, WRITES_MAX + 9))).unwrap();
+    let replace = WriteBatch {
+        replace: vec![e],
+        ..put(e, "k", "1")
+    };
+    assert!(too_large(dry(replace.clone())));
+    assert!(too_large(replace));
+    // It knows what this process does not know yet.
+    let first = Write::put(e, "first", b"1".to_vec()).expecting(Expect::Absent);
+    let said = said_before_it_sees(
+        (&shelf, &stores),
+        put(e, "first", "1"),
+        dry(batch(vec![first])),
+    );
+    assert!(
+        matches!(said, Err(CommitError::Conflict { .. })),
+        "{said:?}"
+    );
+    shelf.be_away(true);
+    let said = wait(stores[0].commit(dry(put(e, "k", "1"))));
+    assert!(matches!(said, Err(CommitError::Unavailable(_))), "{said:?}");
+}
