@@ -19,6 +19,7 @@ pub mod backend;
 pub mod batch;
 pub mod bucket;
 mod clock;
+mod configure;
 pub mod data_file;
 mod delta;
 mod expiry;
@@ -58,7 +59,7 @@ pub use watch::{Position, Watch, WatchError};
 pub use shared::Health;
 pub use shared::settings::SharedSettings;
 
-use backend::Backends;
+use backend::{Backends, Fetcher};
 use clock::Clock;
 use log::Log;
 use shared::commit::Committer;
@@ -244,14 +245,18 @@ impl Store {
         clock: Clock,
     ) -> Result<Store, OpenError> {
         let (commands, queue) = channel();
-        backends.wake(commands.clone());
-        let links = Arc::clone(backends.links());
-        let first = writer::configure(&Snapshot::empty(), buckets, &mut backends)?;
+        let fetcher = Fetcher {
+            links: Arc::clone(backends.links()),
+            commands: commands.clone(),
+        };
+        let empty = Snapshot::empty();
+        let fetched = fetcher.fetch(&empty, buckets)?;
+        let first = configure::configure(&empty, buckets, fetched, &mut backends)?;
         let newest = Arc::new(ArcSwap::from_pointee(first));
         backends.follow();
         let committer = Committer {
             newest: Arc::clone(&newest),
-            links,
+            links: fetcher.links,
             clock: clock.clone(),
         };
         let copies = keep_copies(&committer).map_err(OpenError::Thread)?;
@@ -285,24 +290,6 @@ impl Store {
                 copies: Mutex::new(copies),
             }),
         })
-    }
-
-    /// Makes the buckets those of a new config: adds new ones, changes limits. A bucket no longer named stays
-    /// readable by id until restart but no longer by name, and takes no writes; its data on disk is kept, and it is
-    /// back, under its id, when a later config names it again with the same backend.
-    ///
-    /// # Errors
-    /// As for [`Self::open`]; the buckets are then as they were. If the future is dropped they may still change.
-    pub async fn reconfigure(&self, buckets: &[BucketConfig]) -> Result<(), OpenError> {
-        let (done, answer) = oneshot::channel();
-        if self.inner.places.is_closed() {
-            return Err(OpenError::Closed);
-        }
-        self.inner
-            .commands
-            .send(Command::Reconfigure(buckets.to_vec(), done))
-            .map_err(|_| OpenError::Closed)?;
-        answer.await.unwrap_or(Err(OpenError::Closed))
     }
 
     /// The newest state.

@@ -1,7 +1,6 @@
 //! The one thread that changes the store: checks batches in order, makes a group of them durable at once, publishes
 //! the state after them, and only then answers. It also deletes what has come to its end, by writes of its own.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -12,35 +11,35 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::apply::{apply, expire};
 use super::arrive::{Arrived, arrive};
-use super::backend::{Backends, Change, Wake, WriteError};
+use super::backend::{Backends, Change, Fetched, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
-use super::bucket::FLEET;
 use super::clock::Clock;
+use super::configure::configure;
 use super::data_file::FileTask;
 use super::expiry::Deadlines;
 use super::gathering::Gathering;
 use super::history::{self, Histories};
 use super::log::Log;
-use super::record::Record;
 use super::shared::link::Applied;
 use super::slack::Slack;
-use super::snapshot::{Bucket, Entry, Snapshot};
-use super::table::Table;
-use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
+use super::snapshot::Snapshot;
+use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision};
 
 /// Most entries that end in one transaction; others wait for the next.
 const ENDED_MAX: usize = 65_536;
 /// How often snapshots that readers still held are looked at again.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
-/// Where marks are kept: no name that a config can give.
-const MARKS: &str = "throwbar:marks";
-
 /// What the thread is asked to do.
 pub(super) enum Command {
     Commit(Pending),
     /// Nothing is applied until the next batch comes this way, the other end is dropped, or the time is over.
     Hold(oneshot::Sender<()>, Receiver<Pending>, Duration),
-    Reconfigure(Vec<BucketConfig>, oneshot::Sender<Result<(), OpenError>>),
+    /// With what was loaded for it.
+    Reconfigure(
+        Vec<BucketConfig>,
+        Vec<Fetched>,
+        oneshot::Sender<Result<(), OpenError>>,
+    ),
     /// Other processes have written to a backend.
     Arrived(Wake),
     File(FileTask),
@@ -154,9 +153,9 @@ impl Writer {
                         self.commit(vec![pending]);
                     }
                 }
-                Command::Reconfigure(buckets, done) => {
+                Command::Reconfigure(buckets, fetched, done) => {
                     // Whoever no longer waits does not need the answer.
-                    let _ = done.send(self.reconfigure(&buckets));
+                    let _ = done.send(self.reconfigure(&buckets, fetched));
                 }
                 Command::Arrived(wake) => self.follow(wake.take()),
                 Command::File(task) => task.run(&mut self.backends),
@@ -312,9 +311,13 @@ impl Writer {
         }
     }
 
-    fn reconfigure(&mut self, buckets: &[BucketConfig]) -> Result<(), OpenError> {
+    fn reconfigure(
+        &mut self,
+        buckets: &[BucketConfig],
+        fetched: Vec<Fetched>,
+    ) -> Result<(), OpenError> {
         let before = self.newest.load_full();
-        let next = configure(&before, buckets, &mut self.backends)?;
+        let next = configure(&before, buckets, fetched, &mut self.backends)?;
         self.deadlines.read(&before, &next);
         self.log.read(&next);
         self.past.read(&next);
@@ -367,131 +370,4 @@ fn fail(snapshot: &Snapshot, group: Vec<Pending>, reason: &str) -> Vec<Pending> 
         (pending.done)(Err(CommitError::Unavailable(reason.into())));
     }
     rest
-}
-
-impl Snapshot {
-    /// No bucket at all.
-    pub(super) fn empty() -> Self {
-        Self {
-            revision: Revision::default(),
-            buckets: Vec::new(),
-            names: Arc::default(),
-            marks: Arc::default(),
-            fleet: None,
-        }
-    }
-}
-
-/// The state with the buckets of a config: what `previous` has of them, else what the backends have.
-pub(super) fn configure(
-    previous: &Snapshot,
-    configs: &[BucketConfig],
-    backends: &mut Backends,
-) -> Result<Snapshot, OpenError> {
-    let mut next = previous.clone();
-    let mut names = BTreeMap::new();
-    next.fleet = None;
-    for config in configs {
-        let id = take(&mut next, config, backends)?;
-        if config.name == FLEET {
-            next.fleet = Some(id);
-            continue;
-        }
-        if names.insert(config.name.clone(), id).is_some() {
-            return Err(OpenError::Duplicate {
-                bucket: config.name.clone(),
-            });
-        }
-    }
-    let marks = marks(configs).into_iter();
-    let marks = marks.map(|config| take(&mut next, &config, backends));
-    next.marks = marks.collect::<Result<_, _>>()?;
-    next.names = Arc::new(names);
-    Ok(next)
-}
-
-/// The buckets of marks: one for what is this process's own, as durable as that, and one beside all that is shared.
-fn marks(configs: &[BucketConfig]) -> Vec<BucketConfig> {
-    let has = |backend| configs.iter().any(|config| config.backend == backend);
-    let own = match has(BackendKind::Embedded) {
-        true => BackendKind::Embedded,
-        false => BackendKind::Memory,
-    };
-    let shared = [BackendKind::Etcd, BackendKind::Redis];
-    let shared = shared.into_iter().filter(|backend| has(*backend));
-    std::iter::once(own)
-        .chain(shared)
-        .map(|backend| BucketConfig::new(MARKS, backend, ValueKind::Bytes))
-        .collect()
-}
-
-/// A bucket of a config: as it is, or as the backend has it.
-fn take(
-    next: &mut Snapshot,
-    config: &BucketConfig,
-    backends: &mut Backends,
-) -> Result<BucketId, OpenError> {
-    let known = next.buckets.iter().position(|bucket| {
-        bucket.config.name == config.name && bucket.config.backend == config.backend
-    });
-    let index = match known {
-        Some(index) => {
-            let bucket = &mut next.buckets[index];
-            let is_other = bucket.config.values != config.values;
-            if is_other {
-                bucket.table = converted(&bucket.table, config)?;
-            }
-            if is_other || bucket.config.lookup != config.lookup {
-                *bucket = made(config, bucket.table.clone(), bucket.revision)?;
-            }
-            bucket.config = Arc::new(config.clone());
-            index
-        }
-        None => {
-            let (bucket, newest) = load(config, backends)?;
-            next.revision = next.revision.max(newest);
-            next.buckets.push(bucket);
-            next.buckets.len() - 1
-        }
-    };
-    let id = u32::try_from(index).expect("a config holds fewer buckets");
-    Ok(BucketId(id))
-}
-
-/// A bucket as its backend has it, and the newest revision of that.
-fn load(config: &BucketConfig, backends: &mut Backends) -> Result<(Bucket, Revision), OpenError> {
-    let (loaded, newest) = backends.load(config)?;
-    Ok((made(config, loaded.table, loaded.revision)?, newest))
-}
-
-fn made(config: &BucketConfig, table: Table, revision: Revision) -> Result<Bucket, OpenError> {
-    let bucket = Bucket::new(Arc::new(config.clone()), table, revision);
-    bucket.map_err(|(key, reason)| OpenError::Key {
-        bucket: config.name.clone(),
-        key: key.into(),
-        reason,
-    })
-}
-
-/// The same entries as values of another kind.
-fn converted(table: &Table, config: &BucketConfig) -> Result<Table, OpenError> {
-    let records = table
-        .iter()
-        .map(|record| {
-            let value =
-                Value::parse(config.values, &record.entry.value.to_bytes()).map_err(|error| {
-                    OpenError::Value {
-                        bucket: config.name.clone(),
-                        key: record.key().to_owned(),
-                        reason: error.0,
-                    }
-                })?;
-            let entry = Entry {
-                value,
-                ..record.entry.clone()
-            };
-            Ok(Record::new(record.key(), entry))
-        })
-        .collect::<Result<Vec<_>, OpenError>>()?;
-    Ok(Table::load(records.into_iter()))
 }
