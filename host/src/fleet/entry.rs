@@ -109,6 +109,9 @@ pub(super) struct NodeEntry {
     /// The digest of its config.
     pub(super) config: String,
     pub(super) ready: bool,
+    /// Another process tells under its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) name_taken: bool,
     /// The newest revision of the store that it has.
     pub(super) revision: u64,
     /// By name.

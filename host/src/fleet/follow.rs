@@ -82,7 +82,10 @@ impl Fleet {
 
     /// Looks at every plugin, and takes what can be taken. The moment at which to look again, if there is one.
     async fn look(&self) -> Option<Instant> {
-        let entries = self.entries::<PluginEntry>(&self.store.snapshot(), PLUGIN);
+        let snapshot = self.store.snapshot();
+        // So that they are known from when they came.
+        drop(self.ages(&snapshot));
+        let entries = self.entries::<PluginEntry>(&snapshot, PLUGIN);
         let mut next: Option<Instant> = None;
         for (plugin, _, _) in &entries {
             if let Looked::Until(at) = self.look_at(plugin).await {

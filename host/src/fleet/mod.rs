@@ -106,6 +106,8 @@ pub struct Fleet {
     prune_due: AtomicBool,
     /// There is something to look at beside what the store tells.
     look: Notify,
+    /// Since when this node knows each entry as it is, by its own clock.
+    seen: Mutex<BTreeMap<String, (Revision, Instant)>>,
 }
 
 /// How far a node is with what was agreed on of one plugin.
@@ -181,6 +183,7 @@ impl Fleet {
             left: AtomicBool::new(false),
             prune_due: AtomicBool::new(false),
             look: Notify::new(),
+            seen: Mutex::default(),
         });
         fleet
             .plugins
@@ -216,6 +219,24 @@ impl Fleet {
             Some((name.to_owned(), entry.revision, value))
         });
         ours.collect()
+    }
+
+    /// For how long each entry of nodes and components is as it is. The clocks of nodes may differ: what they say of
+    /// themselves is no measure.
+    fn ages(&self, snapshot: &Snapshot) -> BTreeMap<String, Duration> {
+        let bucket = self.bucket(snapshot).and_then(|id| snapshot.bucket(id));
+        let now = Instant::now();
+        let mut seen = locked(&self.seen);
+        let all = bucket.iter().flat_map(|bucket| bucket.sorted());
+        let there = all.map(|(key, entry)| {
+            let known = seen.get(key).filter(|(at, _)| *at == entry.revision);
+            let since = known.map_or(now, |(_, since)| *since);
+            (key.to_owned(), (entry.revision, since))
+        });
+        *seen = there.collect();
+        let ages = seen.iter();
+        ages.map(|(key, (_, since))| (key.clone(), now - *since))
+            .collect()
     }
 
     /// What was agreed on of a plugin, and when.
