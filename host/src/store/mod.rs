@@ -23,6 +23,7 @@ mod configure;
 pub mod data_file;
 mod delta;
 mod expiry;
+mod gate;
 mod gathering;
 pub mod history;
 mod hold;
@@ -47,6 +48,7 @@ pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use clock::{Deadline, check_ttl};
 pub use data_file::SyncPolicy;
 pub use delta::{Changed, Delta};
+pub use gate::{Gate, Passage};
 pub use history::{Event, Past};
 pub use hold::Hold;
 pub use lookup::{LookupKind, LookupKinds};
@@ -110,6 +112,7 @@ struct Inner {
     published: tokio::sync::watch::Receiver<Revision>,
     log: Arc<Log>,
     past: Arc<history::Memory>,
+    gate: gate::GatePlace,
     /// A mark of this process, which its memory buckets do not outlive.
     life: u32,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -263,12 +266,14 @@ impl Store {
         let (publish, published) = tokio::sync::watch::channel(Revision::default());
         let log = Arc::new(Log::default());
         let past = Arc::new(history::Memory::default());
+        let gate = gate::GatePlace::default();
         let writer = Writer::new(
             Arc::clone(&newest),
             backends,
             clock,
             Arc::clone(&log),
             Arc::clone(&past),
+            gate::Waiting::at(Arc::clone(&gate)),
             publish,
         );
         let thread = std::thread::Builder::new()
@@ -284,6 +289,7 @@ impl Store {
                 published,
                 log,
                 past,
+                gate,
                 life: ahash::RandomState::new().hash_one(0) as u32,
                 writer: Mutex::new(Some(thread)),
                 committer,

@@ -14,6 +14,7 @@ mod data_file;
 mod deadlines;
 mod engine;
 mod fleet;
+mod gate;
 pub(super) mod histories;
 mod past;
 mod table;

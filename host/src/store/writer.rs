@@ -17,6 +17,7 @@ use super::clock::Clock;
 use super::configure::configure;
 use super::data_file::FileTask;
 use super::expiry::Deadlines;
+use super::gate::{self, Waiting};
 use super::gathering::Gathering;
 use super::history::{self, Histories};
 use super::log::Log;
@@ -42,6 +43,8 @@ pub(super) enum Command {
     ),
     /// Other processes have written to a backend.
     Arrived(Wake),
+    /// What waits at the gate of the fleet may pass by now.
+    AskGate,
     File(FileTask),
     /// What the embedded backend keeps of the past of keys.
     Histories(oneshot::Sender<Result<Box<dyn Histories>, String>>),
@@ -73,6 +76,7 @@ pub(super) struct Writer {
     /// they hold can be a whole bucket, too long a work for a thread that serves requests.
     retired: Vec<Arc<Snapshot>>,
     slack: Slack,
+    waiting: Waiting,
     /// Told of each state once it is the newest.
     published: watch::Sender<Revision>,
 }
@@ -93,6 +97,7 @@ impl Writer {
         clock: Clock,
         log: Arc<Log>,
         past: Arc<history::Memory>,
+        waiting: Waiting,
         published: watch::Sender<Revision>,
     ) -> Self {
         let mut deadlines = Deadlines::default();
@@ -113,6 +118,7 @@ impl Writer {
             past,
             retired: Vec::new(),
             slack,
+            waiting,
             published,
         }
     }
@@ -128,6 +134,9 @@ impl Writer {
                 .is_some_and(|by| by <= Instant::now())
             {
                 self.sync();
+            }
+            if self.waiting.until().is_some_and(|by| by <= Instant::now()) {
+                self.ask_gate();
             }
             let command = match taken.take() {
                 Some(command) => command,
@@ -158,6 +167,7 @@ impl Writer {
                     let _ = done.send(self.reconfigure(&buckets, fetched));
                 }
                 Command::Arrived(wake) => self.follow(wake.take()),
+                Command::AskGate => self.ask_gate(),
                 Command::File(task) => task.run(&mut self.backends),
                 Command::Histories(done) => {
                     let _ = done.send(self.backends.histories());
@@ -174,6 +184,13 @@ impl Writer {
         }
     }
 
+    /// Shows readers what waited, if it may be seen.
+    fn ask_gate(&mut self) {
+        for backend in self.waiting.backends() {
+            self.follow(backend);
+        }
+    }
+
     /// Takes what an engine's log tells of what processes share.
     fn follow(&mut self, backend: BackendKind) {
         let links = Arc::clone(self.backends.links());
@@ -185,7 +202,8 @@ impl Writer {
             now: self.clock.now(),
             ..Arrived::default()
         };
-        for incoming in link.take() {
+        let (incoming, notes) = self.waiting.pass(backend, link);
+        for incoming in incoming {
             arrive(&mut next, backend, incoming, &mut arrived);
         }
         let Some(revision) = arrived.revision else {
@@ -198,6 +216,7 @@ impl Writer {
         }
         let seen = next.revision;
         link.note(revision, seen);
+        gate::tell(notes, seen);
         if is_another {
             self.publish_after(next, &arrived.changes, |log| {
                 for bucket in arrived.went_back {
@@ -216,9 +235,10 @@ impl Writer {
         }
         let is_slack = !self.retired.is_empty() || self.slack.is_due();
         let retire = is_slack.then_some(RETIRE_INTERVAL);
-        let sync = self.backends.sync_by();
-        let sync = sync.map(|by| by.saturating_duration_since(Instant::now()));
-        let wait = self.until_sweep().into_iter().chain(retire).chain(sync);
+        let due = self.backends.sync_by().into_iter();
+        let due = due.chain(self.waiting.until()).min();
+        let due = due.map(|by| by.saturating_duration_since(Instant::now()));
+        let wait = self.until_sweep().into_iter().chain(retire).chain(due);
         let wait = wait.min();
         let Some(wait) = wait else {
             return commands.recv().map_or(Next::Closed, Next::Command);

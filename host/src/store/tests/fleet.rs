@@ -7,7 +7,7 @@ use crate::store::log::Ending;
 use crate::store::shared::link::Link;
 use std::time::Duration;
 
-fn shared(name: &str) -> BucketConfig {
+pub(super) fn shared(name: &str) -> BucketConfig {
     BucketConfig::new(name, BackendKind::Etcd, ValueKind::Bytes)
 }
 
@@ -16,7 +16,7 @@ fn node(shelf: &Shelf, dir: &Path, hand: &Hand) -> Result<Store, OpenError> {
     node_with(&[shared("e"), memory("own")], shelf, dir, hand)
 }
 
-fn node_with(
+pub(super) fn node_with(
     buckets: &[BucketConfig],
     shelf: &Shelf,
     dir: &Path,
@@ -423,7 +423,7 @@ fn notes_are_told_of_a_shared_write_before_anybody_sees_it() {
 }
 
 /// Waits for what an engine's thread does.
-fn until_so(what: &str, so: impl Fn() -> bool) {
+pub(super) fn until_so(what: &str, so: impl Fn() -> bool) {
     let began = std::time::Instant::now();
     while !so() {
         assert!(began.elapsed() < Duration::from_secs(20), "{what}");
