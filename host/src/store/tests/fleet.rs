@@ -471,6 +471,8 @@ fn what_a_refused_config_would_have_is_not_followed_and_nothing_is_twice() {
         );
     }
     wait(store.reconfigure(&[shared("e"), memory("own"), shared("more")])).unwrap();
+    // Seen, it is followed.
+    wait(store.commit(put(id(store, "more"), "k", "1"))).unwrap();
     // The engine went back: all that is followed is loaded at once.
     let (backup, before) = (shelf.backup(), shelf.loads().len());
     shelf.restore(backup);
