@@ -32,6 +32,7 @@ macro_rules! on_both {
 }
 
 mod example;
+mod moment;
 mod together;
 
 const NAMES: [&str; 3] = ["one", "two", "three"];

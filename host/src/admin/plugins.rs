@@ -293,6 +293,7 @@ pub(super) fn deploy_problem(error: &DeployError) -> Problem {
         DeployError::Io(_) => (StatusCode::INSUFFICIENT_STORAGE, "io"),
         DeployError::Migrate(_) => (StatusCode::UNPROCESSABLE_ENTITY, "migrate"),
         DeployError::MigrateRace(_) => (StatusCode::CONFLICT, "migrate-race"),
+        DeployError::Apart { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "several-backends"),
         DeployError::Warm(_) => (StatusCode::SERVICE_UNAVAILABLE, "warm"),
         DeployError::Disagreed(_) => (StatusCode::CONFLICT, "fleet-disagrees"),
         DeployError::Fleet(_) => (StatusCode::SERVICE_UNAVAILABLE, "fleet-unavailable"),

@@ -35,6 +35,7 @@ pub(super) fn join(
         admin,
         facts: Box::new(facts),
     })?;
+    handle.spawn(Arc::clone(&fleet).stand_by());
     handle.block_on(fleet.settle());
     handle.spawn(Arc::clone(&fleet).follow());
     handle.spawn(Arc::clone(&fleet).tell());

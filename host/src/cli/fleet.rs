@@ -69,6 +69,7 @@ struct Node {
     config: String,
     revision: u64,
     told_s: u64,
+    name_taken: bool,
     plugins: BTreeMap<String, Told>,
     unreadable: Option<String>,
 }
@@ -163,6 +164,13 @@ fn wrong(fleet: &Fleet) -> Option<String> {
     if unknown > 0 {
         parts.push(format!("{unknown} unknown"));
     }
+    let taken = fleet.nodes.iter().filter(|node| node.name_taken).count();
+    if taken > 0 {
+        parts.push(format!(
+            "{} of two processes",
+            output::counted(taken as u64, "name")
+        ));
+    }
     if let Some(reason) = &fleet.not_told {
         let node = &fleet.node;
         parts.push(format!("node {node:?} has lost the others: {reason}"));
@@ -246,6 +254,12 @@ fn problems(fleet: &Fleet) -> Vec<String> {
         if let Some(reason) = &node.unreadable {
             lines.push(format!("{}: unreadable: {reason}", node.node));
         }
+        if node.name_taken {
+            lines.push(format!(
+                "{}: two processes tell under this name: give each a name of its own, `node` in [fleet]",
+                node.node
+            ));
+        }
         for (name, told) in &node.plugins {
             if !matches!(told.state.as_str(), "behind" | "failed") {
                 continue;
@@ -299,6 +313,22 @@ mod tests {
                 "b: plugin p failed, has no version: activate version bbb: init: no",
                 "c: plugin p behind, has aaaaaaaaaaaa with canary aaaaaaaaaaaa 5 %",
             ]
+        );
+    }
+
+    #[test]
+    fn two_processes_of_one_name_are_not_as_it_should_be() {
+        let fleet = fleet(json!({
+            "node": "a", "nodes": [{"node": "a", "state": "ok", "name_taken": true}], "plugins": {},
+        }));
+        let expected = "of 1 node: 1 name of two processes";
+        assert_eq!(wrong(&fleet).as_deref(), Some(expected));
+        let [problem] = &problems(&fleet)[..] else {
+            panic!("one problem");
+        };
+        assert!(
+            problem.starts_with("a: two processes tell under this name"),
+            "{problem}"
         );
     }
 

@@ -49,7 +49,7 @@ Examples:
         name: String,
         /// The component (.wasm)
         file: PathBuf,
-        /// Writes that belong to it (JSON): no request sees one without the other
+        /// Writes that belong to it (JSON): no request sees one without the other; in a fleet, to buckets of its backend
         #[arg(long, value_name = "FILE")]
         with: Option<PathBuf>,
         /// Check only; change nothing

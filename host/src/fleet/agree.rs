@@ -55,7 +55,17 @@ impl Accord for Fleet {
         wanted: Agreement,
         by: &'a str,
     ) -> Agreeing<'a, WriteBatch> {
-        Box::pin(self.batch(plugin, base, wanted, by))
+        Box::pin(async move {
+            // What other nodes have to load before they see the version has to be there before.
+            let whole = self.publish(plugin, &wanted.active).await?;
+            let committed = self.commit(vec![whole]).await;
+            committed.map_err(DeployError::beside)?;
+            let entry = PluginEntry {
+                with_writes: true,
+                ..self.entry(wanted, by)
+            };
+            self.batch(plugin, base, entry).await
+        })
     }
 }
 
@@ -71,7 +81,8 @@ impl Fleet {
             return Ok(());
         }
         for _ in 0..ATTEMPTS {
-            let batch = self.batch(plugin, base, wanted.clone(), by).await?;
+            let entry = self.entry(wanted.clone(), by);
+            let batch = self.batch(plugin, base, entry).await?;
             match self.store.commit(batch).await {
                 Ok(_) => {
                     self.look.notify_one();
@@ -87,17 +98,18 @@ impl Fleet {
         )))
     }
 
+    fn entry(&self, wanted: Agreement, by: &str) -> PluginEntry {
+        PluginEntry::new(wanted, by, &self.node, unix_ms(SystemTime::now()))
+    }
+
     /// What makes it what was agreed on: the entry of the plugin, if it is still what the change was built on, and those of
     /// the components that it needs.
     async fn batch(
         &self,
         plugin: &str,
         base: &Base,
-        wanted: Agreement,
-        by: &str,
+        entry: PluginEntry,
     ) -> Result<WriteBatch, DeployError> {
-        let now = unix_ms(SystemTime::now());
-        let entry = PluginEntry::new(wanted, by, &self.node, now);
         let value = serde_json::to_vec(&entry);
         let value = value.map_err(|error| DeployError::Fleet(error.to_string()))?;
         let expected = base.revision.map_or(Expect::Absent, Expect::At);

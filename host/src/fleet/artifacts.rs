@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
-/// What is not whole after this time is left over.
+/// What this node has known not to be whole for so long is left over.
 const ABANDONED: Duration = Duration::from_secs(600);
 
 impl Fleet {
@@ -22,7 +22,7 @@ impl Fleet {
     pub(super) async fn publish(&self, plugin: &str, version: &str) -> Result<Write, DeployError> {
         let known = self.artifacts().into_iter();
         let known = known.filter(|(_, _, entry)| entry.whole && entry.digest == version);
-        if let Some((place, revision, entry)) = known.max_by_key(|(_, _, entry)| entry.at_ms) {
+        if let Some((place, revision, entry)) = known.max_by_key(|(_, revision, _)| *revision) {
             return self.write(&place, &entry, Expect::At(revision));
         }
         let component = self.plugins.component(plugin, version).await?;
@@ -60,7 +60,7 @@ impl Fleet {
     async fn try_fetch(&self, version: &str) -> Result<Bytes, String> {
         let known = self.artifacts().into_iter();
         let known = known.filter(|(_, _, entry)| entry.whole && entry.digest == version);
-        let Some((place, _, entry)) = known.max_by_key(|(_, _, entry)| entry.at_ms) else {
+        let Some((place, _, entry)) = known.max_by_key(|(_, revision, _)| *revision) else {
             return Err("the fleet has no component of it, push it again".to_owned());
         };
         let bytes_max = self.plugins.component_bytes_max();
@@ -87,7 +87,7 @@ impl Fleet {
 
     /// Removes what no plugin needs and is not among the newest of its plugin either, and what was never finished.
     pub(super) async fn prune(&self) {
-        for (place, revision, entry) in self.superfluous(SystemTime::now()) {
+        for (place, revision, entry) in self.superfluous() {
             if let Err(error) = self.remove(&place, revision, &entry).await {
                 // Whoever publishes next tries again.
                 tracing::warn!(artifact = place, %error, "fleet: an old artifact is not removed");
@@ -134,7 +134,7 @@ impl Fleet {
             .collect()
     }
 
-    fn superfluous(&self, now: SystemTime) -> Vec<(String, Revision, ArtifactEntry)> {
+    fn superfluous(&self) -> Vec<(String, Revision, ArtifactEntry)> {
         let snapshot = self.store.snapshot();
         let plugins = self.entries::<PluginEntry>(&snapshot, PLUGIN).into_iter();
         let agreed: Vec<PluginEntry> = plugins.filter_map(|(_, _, entry)| entry.ok()).collect();
@@ -146,12 +146,14 @@ impl Fleet {
             })
             .collect();
         let mut artifacts = self.artifacts();
-        artifacts.sort_by_key(|(_, _, entry)| std::cmp::Reverse(entry.at_ms));
+        // Newest first, whatever the clocks of nodes say.
+        artifacts.sort_by_key(|(_, revision, _)| std::cmp::Reverse(*revision));
+        let ages = self.ages(&snapshot);
         let mut newest: BTreeMap<String, usize> = BTreeMap::new();
-        artifacts.retain(|(_, _, entry)| {
+        artifacts.retain(|(place, _, entry)| {
             if !entry.whole {
-                let begun = SystemTime::UNIX_EPOCH + Duration::from_millis(entry.at_ms);
-                return now.duration_since(begun).is_ok_and(|age| age > ABANDONED);
+                let age = ages.get(&format!("{ARTIFACT}{place}"));
+                return age.is_some_and(|age| *age > ABANDONED);
             }
             let place = newest.entry(entry.plugin.clone()).or_default();
             *place += 1;

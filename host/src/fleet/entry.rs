@@ -27,6 +27,9 @@ pub(super) struct PluginEntry {
     /// Whether it is a way back.
     #[serde(default)]
     pub(super) back: bool,
+    /// Whether it was agreed on in one step with writes: no node shows one without the other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) with_writes: bool,
     /// Who asked for it.
     pub(super) by: String,
     /// Of which node.
@@ -76,6 +79,7 @@ impl PluginEntry {
             failing: failing.map(|(version, reason)| FailingEntry { version, reason }),
             force: agreement.force,
             back: agreement.back,
+            with_writes: false,
             by: by.to_owned(),
             node: node.to_owned(),
             at_ms,
@@ -109,6 +113,9 @@ pub(super) struct NodeEntry {
     /// The digest of its config.
     pub(super) config: String,
     pub(super) ready: bool,
+    /// Another process tells under its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) name_taken: bool,
     /// The newest revision of the store that it has.
     pub(super) revision: u64,
     /// By name.

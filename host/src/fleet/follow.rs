@@ -82,7 +82,10 @@ impl Fleet {
 
     /// Looks at every plugin, and takes what can be taken. The moment at which to look again, if there is one.
     async fn look(&self) -> Option<Instant> {
-        let entries = self.entries::<PluginEntry>(&self.store.snapshot(), PLUGIN);
+        let snapshot = self.store.snapshot();
+        // So that they are known from when they came.
+        drop(self.ages(&snapshot));
+        let entries = self.entries::<PluginEntry>(&snapshot, PLUGIN);
         let mut next: Option<Instant> = None;
         for (plugin, _, _) in &entries {
             if let Looked::Until(at) = self.look_at(plugin).await {
@@ -97,9 +100,20 @@ impl Fleet {
     async fn look_at(&self, plugin: &str) -> Looked {
         for _ in 0..STEPS_MAX {
             // While a step is taken, something else may be agreed on.
-            let Some((revision, entry)) = self.agreed(&self.store.snapshot(), plugin) else {
+            let snapshot = self.store.snapshot();
+            let Some((revision, entry)) = self.agreed(&snapshot, plugin) else {
                 return Looked::Rests;
             };
+            if let Some((entry, ahead)) = self.moments.due(plugin, snapshot.revision()) {
+                // Whatever was agreed on since, this is what requests are decided by.
+                let step = Step::Activate(entry.active.clone());
+                let by = who(&entry);
+                let taken = self.plugins.take_over(ahead, order(&entry, &by)).await;
+                match self.took(plugin, revision, &step, taken) {
+                    None => continue,
+                    Some(looked) => return looked,
+                }
+            }
             let Some(present) = self.plugins.present(plugin) else {
                 // Another node's.
                 return Looked::Rests;
@@ -121,25 +135,39 @@ impl Fleet {
             if let Some(looked) = self.waits(plugin, revision, &config) {
                 return looked;
             }
-            match self.take(plugin, &entry, &wanted, step.clone()).await {
-                Ok(()) => {
-                    self.counters.steps.fetch_add(1, Relaxed);
-                }
-                Err(DeployError::Busy(_)) => {
-                    return Looked::Until(Instant::now() + BUSY_PAUSE);
-                }
-                Err(error) => {
-                    self.counters.step_errors.fetch_add(1, Relaxed);
-                    let passes = may_pass(&error);
-                    tracing::error!(plugin, step = told(&step), %error, again = passes, "fleet: what was agreed on is not taken");
-                    let reason = format!("{}: {error}", told(&step));
-                    let again = self.note(plugin, revision, config, Some((reason, passes)));
-                    return again.map_or(Looked::Rests, Looked::Until);
-                }
+            let taken = self.take(plugin, &entry, &wanted, step.clone()).await;
+            if let Some(looked) = self.took(plugin, revision, &step, taken) {
+                return looked;
             }
         }
         // Others change their minds faster than this node can follow.
         Looked::Until(Instant::now() + BUSY_PAUSE)
+    }
+
+    /// What is next after a step; none if it was taken.
+    fn took(
+        &self,
+        plugin: &str,
+        revision: Revision,
+        step: &Step,
+        taken: Result<(), DeployError>,
+    ) -> Option<Looked> {
+        match taken {
+            Ok(()) => {
+                self.counters.steps.fetch_add(1, Relaxed);
+                None
+            }
+            Err(DeployError::Busy(_)) => Some(Looked::Until(Instant::now() + BUSY_PAUSE)),
+            Err(error) => {
+                self.counters.step_errors.fetch_add(1, Relaxed);
+                let passes = may_pass(&error);
+                tracing::error!(plugin, step = told(step), %error, again = passes, "fleet: what was agreed on is not taken");
+                let reason = format!("{}: {error}", told(step));
+                let config = (self.facts)().config;
+                let again = self.note(plugin, revision, config, Some((reason, passes)));
+                Some(again.map_or(Looked::Rests, Looked::Until))
+            }
+        }
     }
 
     /// Whether a plugin is left alone for now, because it failed before.
@@ -205,12 +233,8 @@ impl Fleet {
         wanted: &Agreement,
         step: Step,
     ) -> Result<(), DeployError> {
-        let by = format!("{}@{}", entry.by, entry.node);
-        let order = Order {
-            by: &by,
-            dry_run: false,
-            force: wanted.force,
-        };
+        let by = who(entry);
+        let order = order(entry, &by);
         let take = |component: Option<Bytes>| {
             let step = step.clone();
             self.plugins
@@ -230,6 +254,19 @@ impl Fleet {
         }
         let component = self.fetch(version).await?;
         take(Some(component)).await
+    }
+}
+
+/// Who asked for it, and where.
+fn who(entry: &PluginEntry) -> String {
+    format!("{}@{}", entry.by, entry.node)
+}
+
+fn order<'a>(entry: &PluginEntry, by: &'a str) -> Order<'a> {
+    Order {
+        by,
+        dry_run: false,
+        force: entry.force,
     }
 }
 
@@ -256,6 +293,7 @@ fn may_pass(error: &DeployError) -> bool {
         | DeployError::NothingToRollBack(_)
         | DeployError::Failing { .. }
         | DeployError::Conflict(_)
+        | DeployError::Apart { .. }
         | DeployError::Migrate(_)
         | DeployError::Writes(_) => false,
     }

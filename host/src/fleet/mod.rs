@@ -3,16 +3,16 @@
 //! What the nodes agree on is a bucket without a name in the store (`entry.rs`), written like any other: a change is agreed
 //! on if its entry is still as it was when the change began. Components are beside it, in a [`Depot`]. Each node follows
 //! (`follow.rs`): it compares what was agreed on with what it has, takes one step after the other, and tells the others how
-//! it does (`tell.rs`). Without the backend it goes on with what it has.
+//! it does (`tell.rs`). What was agreed on together with writes it shows together with them (`moment.rs`). Without the backend it goes on with what it has.
 
 use crate::plugin::{Accord, Agreement, Plugins};
 use crate::store::shared::artifacts::Depot;
-use crate::store::{BackendKind, BucketId, Revision, Snapshot, Store};
+use crate::store::{BackendKind, BucketId, Gate, Revision, Snapshot, Store};
 use entry::PluginEntry;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 
@@ -20,6 +20,7 @@ mod agree;
 mod artifacts;
 mod entry;
 mod follow;
+mod moment;
 mod status;
 mod step;
 mod tell;
@@ -106,6 +107,9 @@ pub struct Fleet {
     prune_due: AtomicBool,
     /// There is something to look at beside what the store tells.
     look: Notify,
+    moments: moment::Moments,
+    /// Since when this node knows each entry as it is, by its own clock.
+    seen: Mutex<BTreeMap<String, (Revision, Instant)>>,
 }
 
 /// How far a node is with what was agreed on of one plugin.
@@ -181,10 +185,14 @@ impl Fleet {
             left: AtomicBool::new(false),
             prune_due: AtomicBool::new(false),
             look: Notify::new(),
+            moments: moment::Moments::default(),
+            seen: Mutex::default(),
         });
         fleet
             .plugins
             .set_accord(Arc::clone(&fleet) as Arc<dyn Accord>);
+        let gate: Weak<dyn Gate> = Arc::downgrade(&(Arc::clone(&fleet) as Arc<dyn Gate>));
+        fleet.store.set_gate(gate);
         Ok(fleet)
     }
 
@@ -216,6 +224,24 @@ impl Fleet {
             Some((name.to_owned(), entry.revision, value))
         });
         ours.collect()
+    }
+
+    /// For how long each entry of nodes and components is as it is. The clocks of nodes may differ: what they say of
+    /// themselves is no measure.
+    fn ages(&self, snapshot: &Snapshot) -> BTreeMap<String, Duration> {
+        let bucket = self.bucket(snapshot).and_then(|id| snapshot.bucket(id));
+        let now = Instant::now();
+        let mut seen = locked(&self.seen);
+        let all = bucket.iter().flat_map(|bucket| bucket.sorted());
+        let there = all.map(|(key, entry)| {
+            let known = seen.get(key).filter(|(at, _)| *at == entry.revision);
+            let since = known.map_or(now, |(_, since)| *since);
+            (key.to_owned(), (entry.revision, since))
+        });
+        *seen = there.collect();
+        let ages = seen.iter();
+        ages.map(|(key, (_, since))| (key.clone(), now - *since))
+            .collect()
     }
 
     /// What was agreed on of a plugin, and when.

@@ -1,7 +1,7 @@
 //! What is told of the fleet: by the admin API, and as metrics.
 
 use super::entry::{ArtifactEntry, CanaryEntry, NODE, NodeEntry, PLUGIN, PluginEntry, State};
-use super::{Fleet, locked, unix_ms};
+use super::{Fleet, locked};
 use crate::metrics::{FleetPluginRow, FleetRow};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,14 +43,15 @@ impl Fleet {
     /// The whole fleet, as this node knows it.
     pub fn document(&self) -> Value {
         let snapshot = self.store.snapshot();
-        let now = unix_ms(SystemTime::now());
         let lost = self.lost();
+        let ages = self.ages(&snapshot);
+        let told = |name: &str| ages.get(&format!("{NODE}{name}")).copied();
         let plugins = self.entries::<PluginEntry>(&snapshot, PLUGIN);
         let nodes = self.entries::<NodeEntry>(&snapshot, NODE).into_iter();
         let nodes: Vec<Value> = nodes
             .map(|(name, _, entry)| match entry {
                 Ok(entry) => {
-                    let mut node = node_json(&name, entry, &plugins, now);
+                    let mut node = node_json(&name, entry, &plugins, told(&name));
                     if lost.is_some() && name != self.node {
                         node["state"] = json!(State::Unknown);
                     }
@@ -128,7 +129,7 @@ fn node_json(
     name: &str,
     entry: NodeEntry,
     agreed: &[(String, crate::store::Revision, Result<PluginEntry, String>)],
-    now: u64,
+    told: Option<Duration>,
 ) -> Value {
     let mut worst = State::Own;
     let plugins: Map<String, Value> = entry
@@ -164,7 +165,8 @@ fn node_json(
         "config": entry.config,
         "revision": entry.revision,
         "started": rfc3339(entry.started_ms),
-        "told_s": now.saturating_sub(entry.told_ms) / 1000,
+        "name_taken": entry.name_taken,
+        "told_s": told.unwrap_or_default().as_secs(),
         "plugins": plugins,
     })
 }

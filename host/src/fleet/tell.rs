@@ -2,7 +2,7 @@
 
 use super::entry::{CanaryEntry, NODE, NodeEntry, PluginState, State};
 use super::{Fleet, locked, step, unix_ms};
-use crate::store::{Action, Expect, Snapshot, Write};
+use crate::store::{Action, CommitError, Expect, Revision, Snapshot, Write};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -31,20 +31,20 @@ impl Fleet {
         let Ok(bucket) = self.bucket_id() else {
             return;
         };
-        let snapshot = self.store.snapshot();
-        let nodes = self.entries::<NodeEntry>(&snapshot, NODE).into_iter();
-        let mut own = nodes.filter(|(name, _, entry)| {
-            *name == self.node && entry.as_ref().is_ok_and(|entry| entry.life == self.life)
-        });
-        // That of another process of the same name stays.
-        let Some((_, revision, _)) = own.next() else {
-            return;
+        let leaving = async {
+            // Another process may have the name by now: one that was started to take over.
+            while let Some((revision, entry)) = self.told()
+                && entry.life == self.life
+            {
+                let gone = Write::delete(bucket, self.node_key());
+                let gone = vec![gone.expecting(Expect::At(revision))];
+                let Err(CommitError::Conflict { .. }) = self.commit(gone).await else {
+                    return;
+                };
+            }
         };
-        let mut gone = Write::delete(bucket, self.node_key());
-        gone.expect = Expect::At(revision);
-        let gone = vec![gone];
         // Whoever is not told now sees it a little later.
-        let _ = tokio::time::timeout(LEAVE_TIMEOUT, self.commit(gone)).await;
+        let _ = tokio::time::timeout(LEAVE_TIMEOUT, leaving).await;
     }
 
     pub(super) async fn tell_once(&self) {
@@ -54,8 +54,8 @@ impl Fleet {
         if self.left.load(Relaxed) {
             return;
         }
-        let entry = self.itself(&self.store.snapshot());
         self.look_for_twin();
+        let entry = self.itself(&self.store.snapshot());
         let value = match serde_json::to_vec(&entry) {
             Ok(value) => value.into(),
             Err(error) => return tracing::error!(%error, "fleet: this node cannot be told of"),
@@ -94,6 +94,7 @@ impl Fleet {
             admin: self.admin.clone(),
             config: facts.config.to_string(),
             ready: facts.ready,
+            name_taken: locked(&self.heartbeats).twin,
             revision: snapshot.revision().0,
             plugins: self.states(snapshot),
         }
@@ -136,11 +137,9 @@ impl Fleet {
 
     /// Two processes of one name would tell in turns.
     fn look_for_twin(&self) {
-        let snapshot = self.store.snapshot();
-        let nodes = self.entries::<NodeEntry>(&snapshot, NODE).into_iter();
-        let mut others = nodes.filter_map(|(name, _, entry)| Some((name, entry.ok()?)));
-        let there = others.find(|(name, _)| *name == self.node);
-        let is_other = there.is_some_and(|(_, entry)| entry.life != self.life);
+        let is_other = self
+            .told()
+            .is_some_and(|(_, entry)| entry.life != self.life);
         let mut heartbeats = locked(&self.heartbeats);
         // What was there before this process told anything may be of the one before it.
         let twin = is_other && heartbeats.told.is_some();
@@ -151,6 +150,15 @@ impl Fleet {
             );
         }
         heartbeats.twin = twin;
+    }
+
+    /// What was told last under this node's name.
+    fn told(&self) -> Option<(Revision, NodeEntry)> {
+        let snapshot = self.store.snapshot();
+        let bucket = snapshot.bucket(self.bucket(&snapshot)?)?;
+        let entry = bucket.get(&self.node_key())?;
+        let told = serde_json::from_slice(&entry.value.to_bytes()).ok()?;
+        Some((entry.revision, told))
     }
 
     fn node_key(&self) -> String {

@@ -1,5 +1,7 @@
 //! Nodes of one process, over one store and one depot in memory: a backend that is never away.
 
+mod names;
+
 use super::*;
 use crate::plugin::tests::guest::replies;
 use crate::plugin::tests::plugins;
@@ -453,33 +455,6 @@ async fn as_many_components_stay_as_versions_are_kept_and_a_way_back_brings_its_
         .expect("kept");
     let other = backend.node_with("b", few).await;
     other.has(206).await;
-}
-
-#[tokio::test]
-async fn a_node_that_is_gone_vanishes() {
-    let backend = Backend::new();
-    let one = backend.node("a").await;
-    let nodes = || one.fleet.row().nodes;
-    let other = backend.node("b").await;
-    until("both are told of", || nodes() == 2).await;
-    other.fleet.leave().await;
-    until("it left", || nodes() == 1).await;
-    let third = backend.node("c").await;
-    until("both are told of", || nodes() == 2).await;
-    // As by kill -9.
-    drop(third);
-    until("its time is over", || nodes() == 1).await;
-}
-
-#[tokio::test]
-async fn two_processes_of_one_name_are_told_apart() {
-    let backend = Backend::new();
-    let (one, other) = (backend.node("a").await, backend.node("a").await);
-    until("one of them notices", || {
-        let taken = |node: &Node| node.fleet.status()["name_taken"] == true;
-        taken(&one) || taken(&other)
-    })
-    .await;
 }
 
 #[tokio::test]

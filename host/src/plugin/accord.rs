@@ -97,7 +97,8 @@ pub trait Accord: Send + Sync + 'static {
         by: &'a str,
     ) -> Agreeing<'a, ()>;
 
-    /// The same as a batch, to be applied together with other writes to the same backend; nothing is agreed on before.
+    /// The same as a batch, to be applied together with other writes to the same backend; nothing is agreed on before. Other
+    /// nodes see neither without the other.
     ///
     /// # Errors
     /// [`DeployError::Fleet`] if nobody can be asked.
@@ -236,14 +237,26 @@ fn active(digest: &str, order: Order<'_>, back: bool) -> Agreement {
 }
 
 impl Shared {
-    /// Whether the fleet agrees where a batch is written to: then both can be one step.
-    pub(super) fn agrees_beside(&self, batch: &WriteBatch) -> bool {
+    /// Checks that the writes beside an activation are made where the fleet agrees, if this is a node of one: nothing else
+    /// could make both or neither.
+    pub(super) fn check_beside(&self, batch: &WriteBatch) -> Result<(), DeployError> {
         let snapshot = self.store.snapshot();
-        let backend = |id| snapshot.bucket(id).map(|bucket| bucket.config().backend);
-        let fleet = snapshot.fleet().and_then(backend);
+        let config = |id| Some(snapshot.bucket(id)?.config());
+        let Some(fleet) = snapshot.fleet().and_then(config) else {
+            return Ok(());
+        };
         let written = batch.writes.iter().map(|write| write.bucket);
-        let mut written = written.chain(batch.replace.iter().copied());
-        fleet.is_some() && written.all(|id| backend(id) == fleet)
+        let mut written = written
+            .chain(batch.replace.iter().copied())
+            .filter_map(config);
+        let apart = written.find(|bucket| bucket.backend != fleet.backend);
+        apart.map_or(Ok(()), |bucket| {
+            Err(DeployError::Apart {
+                bucket: bucket.name.clone(),
+                backend: bucket.backend,
+                fleet: fleet.backend,
+            })
+        })
     }
 
     /// A change to be agreed on; none outside a fleet, and for one that follows it.
@@ -258,6 +271,22 @@ impl Shared {
         let base = accord.base(plugin)?;
         let accord = Arc::clone(accord);
         Ok(Some(Proposal { accord, base }))
+    }
+
+    /// Whether a version has a migration that can only write where the fleet agrees.
+    pub(super) fn migrates_beside(&self, generation: &Generation) -> bool {
+        let snapshot = self.store.snapshot();
+        let backend = |id| Some(snapshot.bucket(id)?.config().backend);
+        let fleet = snapshot.fleet().and_then(backend);
+        let mut written = generation
+            .config()
+            .grants
+            .iter()
+            .filter(|(_, access)| **access == Access::Write)
+            .map(|(name, _)| snapshot.bucket_id(name).and_then(backend));
+        generation.sandbox.code.migrate_export.is_some()
+            && fleet.is_some()
+            && written.all(|backend| backend == fleet)
     }
 
     /// Whether a plugin may write a bucket that other nodes have, too.

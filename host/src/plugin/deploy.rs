@@ -167,21 +167,17 @@ impl Plugins {
         order: Order<'_>,
         writes: WriteBatch,
     ) -> Result<Deployed, DeployError> {
-        let store = &self.shared.store;
+        self.shared.check_beside(&writes)?;
         // Told at once and by its own name, not after the compiler's work and as a race.
         let check = WriteBatch {
             dry_run: true,
             ..writes.clone()
         };
-        store.commit(check).await.map_err(DeployError::Writes)?;
-        let with = Some(writes.clone());
-        let walk = self.walk(name, wanted, Role::Active, order, Origin::Here, with);
-        let mut deployed = walk.await?;
-        if deployed.outcome == Outcome::Unchanged && !order.dry_run {
-            let committed = store.commit(writes).await.map_err(DeployError::Writes)?;
-            deployed.revision = Some(committed.revision);
-        }
-        Ok(deployed)
+        let checked = self.shared.store.commit(check).await;
+        checked.map_err(DeployError::Writes)?;
+        let with = Some(writes);
+        self.walk(name, wanted, Role::Active, order, Origin::Here, with)
+            .await
     }
 
     pub(super) async fn walk(
@@ -219,9 +215,22 @@ impl Plugins {
                 (digest.into(), None)
             }
         };
-        if let Some(unchanged) = slot.unchanged(&digest, &role) {
-            if let Some(proposal) = proposal.filter(|_| !order.dry_run) {
-                proposal.role(slot, &digest, &role, order, is_back).await?;
+        if let Some(mut unchanged) = slot.unchanged(&digest, &role) {
+            if order.dry_run {
+                return Ok(unchanged);
+            }
+            match (proposal, &mut beside) {
+                (Some(proposal), Some(batch)) => {
+                    proposal.beside(slot, &digest, order, batch).await?;
+                }
+                (Some(proposal), None) => {
+                    proposal.role(slot, &digest, &role, order, is_back).await?;
+                }
+                (None, _) => {}
+            }
+            if let Some(batch) = beside {
+                let committed = shared.store.commit(batch).await;
+                unchanged.revision = Some(committed.map_err(DeployError::beside)?.revision);
             }
             return Ok(unchanged);
         }
@@ -241,6 +250,11 @@ impl Plugins {
         let generation = shared
             .prepare(slot.config(), loaded.code.clone(), &shared.store)
             .await?;
+        if proposal.is_some() && beside.is_none() && !order.force && !is_back {
+            // What it migrates and that it decides is one step, too, on every node.
+            let is_active = role == Role::Active;
+            beside = (is_active && shared.migrates_beside(&generation)).then(WriteBatch::default);
+        }
         let mut deployed = slot.deployed(&loaded, compiled, began.elapsed());
         shared
             .rehearse(
@@ -280,11 +294,12 @@ impl Plugins {
                     .await?;
             }
             match &mut beside {
-                Some(batch) if shared.agrees_beside(batch) => {
+                Some(batch) => {
+                    // Both are one transaction, which is still to come.
                     is_agreed = false;
                     proposal.beside(slot, &digest, order, batch).await?;
                 }
-                _ => proposal.role(slot, &digest, &role, order, is_back).await?,
+                None => proposal.role(slot, &digest, &role, order, is_back).await?,
             }
         }
         deployed.generation = Some(generation.id().0);

@@ -241,8 +241,15 @@ impl Shared {
         on_data: OnData,
     ) -> Result<Moved, DeployError> {
         let at_any_rate = on_data.at_any_rate && on_data.beside.is_none();
-        if on_data.follows && self.writes_shared(generation) {
-            return Ok(Moved::default());
+        if on_data.follows {
+            // What the node that was asked has marked is done here by this very activation, whatever the clocks say.
+            let mark = Mark::of(&self.store.snapshot(), slot.name());
+            if let Some(mark) = mark.filter(|mark| mark.to.digest == record.active.digest) {
+                record.migration = Some(mark.id);
+            }
+            if self.writes_shared(generation) {
+                return Ok(Moved::default());
+            }
         }
         let Some(migration) = self.needed(slot, generation, on_data.beside) else {
             return Ok(Moved::default());

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod accord;
+mod ahead;
 mod artifact;
 pub mod builtin;
 mod canary;
@@ -47,6 +48,7 @@ mod warm;
 mod watcher;
 
 pub use accord::{Accord, Agreeing, Agreement, Base, Present, Step};
+pub use ahead::Ahead;
 pub(crate) use artifact::{NAME_EXPECTED, digest, is_name};
 pub use canary::{Fraction, Share, StickyField};
 pub(crate) use compile::confined;

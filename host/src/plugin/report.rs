@@ -3,7 +3,7 @@
 use super::migration::Migrated;
 use super::record::Failing;
 use crate::metrics::CallTotals;
-use crate::store::{CommitError, Revision};
+use crate::store::{BackendKind, CommitError, Revision};
 use std::time::SystemTime;
 
 /// What a deploy or rollback did.
@@ -125,6 +125,17 @@ pub enum DeployError {
     /// The store does not take what was to be written beside.
     #[error("{0}")]
     Writes(CommitError),
+    /// What was to be written beside is not where the fleet agrees.
+    #[error("bucket {bucket:?} is on {}, and the fleet agrees on versions on {}: expected what is written with an activation \
+             to be there, so that both are done or neither", backend.as_str(), fleet.as_str())]
+    Apart {
+        /// The bucket.
+        bucket: String,
+        /// Its backend.
+        backend: BackendKind,
+        /// The fleet's.
+        fleet: BackendKind,
+    },
     /// The workers could not be warmed.
     #[error("warm workers: {0}")]
     Warm(String),
@@ -137,6 +148,19 @@ pub enum DeployError {
     /// The fleet has agreed, and on this node it came to nothing, for a reason that nobody could know before.
     #[error("the fleet has taken it, this node has not, and tries again: {0}")]
     Agreed(Box<DeployError>),
+}
+
+impl DeployError {
+    /// Why the store does not take writes beside an activation, or what a fleet was to agree on with them.
+    pub(crate) fn beside(error: CommitError) -> Self {
+        match error.is_of_fleet() {
+            true => Self::Disagreed(
+                "fleet: others have agreed on something else meanwhile, look at it and try again"
+                    .to_owned(),
+            ),
+            false => Self::Writes(error),
+        }
+    }
 }
 
 /// A plugin, for lists.

@@ -219,6 +219,8 @@ impl PluginSlot {
     }
 
     fn note_tried(&self) {
+        // Of two at once, the one that looks last is the one that says.
+        let _one_by_one = self.state();
         let tried = self.canary.load().is_some()
             || self.shadow.load().is_some()
             || self.staged.load().is_some();

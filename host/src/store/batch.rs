@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::bucket::KEY_BYTES_MAX;
+use super::bucket::{FLEET, KEY_BYTES_MAX};
 use super::value::shown;
 use super::{BackendKind, BucketId, Deadline, Revision};
 use std::sync::Arc;
@@ -228,6 +228,13 @@ pub enum CommitError {
     /// The backend was asked, and the answer is missing: it may have been applied.
     #[error("store unavailable, and whether the write was made is unknown: {0}")]
     Unknown(String),
+}
+
+impl CommitError {
+    /// Whether what did not hold is about what a fleet has agreed on.
+    pub fn is_of_fleet(&self) -> bool {
+        matches!(self, Self::Conflict { bucket, .. } if bucket == FLEET)
+    }
 }
 
 /// Checks what every key must be: 1 to [`KEY_BYTES_MAX`] bytes of text without control characters.

@@ -19,9 +19,11 @@ pub mod backend;
 pub mod batch;
 pub mod bucket;
 mod clock;
+mod configure;
 pub mod data_file;
 mod delta;
 mod expiry;
+mod gate;
 mod gathering;
 pub mod history;
 mod hold;
@@ -47,6 +49,7 @@ pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use clock::{Deadline, check_ttl};
 pub use data_file::SyncPolicy;
 pub use delta::{Changed, Delta};
+pub use gate::{Gate, Passage};
 pub use history::{Event, Past};
 pub use hold::Hold;
 pub use lookup::{LookupKind, LookupKinds};
@@ -59,7 +62,7 @@ pub use watch::{Position, Watch, WatchError};
 pub use shared::Health;
 pub use shared::settings::SharedSettings;
 
-use backend::Backends;
+use backend::{Backends, Fetcher};
 use clock::Clock;
 use log::Log;
 use shared::commit::Committer;
@@ -110,6 +113,7 @@ struct Inner {
     published: tokio::sync::watch::Receiver<Revision>,
     log: Arc<Log>,
     past: Arc<history::Memory>,
+    gate: gate::GatePlace,
     /// A mark of this process, which its memory buckets do not outlive.
     life: u32,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -245,22 +249,28 @@ impl Store {
         clock: Clock,
     ) -> Result<Store, OpenError> {
         let (commands, queue) = channel();
-        backends.wake(commands.clone());
-        let links = Arc::clone(backends.links());
-        let first = writer::configure(&Snapshot::empty(), buckets, &mut backends)?;
+        let fetcher = Fetcher {
+            links: Arc::clone(backends.links()),
+            commands: commands.clone(),
+        };
+        let empty = Snapshot::empty();
+        let fetched = fetcher.fetch(&empty, buckets)?;
+        let first = configure::configure(&empty, buckets, fetched, &mut backends)?;
         let newest = Arc::new(ArcSwap::from_pointee(first));
         backends.follow();
-        let committer = Committer::new(Arc::clone(&newest), links, clock.clone());
+        let committer = Committer::new(Arc::clone(&newest), fetcher.links, clock.clone());
         let copies = keep_copies(&committer).map_err(OpenError::Thread)?;
         let (publish, published) = tokio::sync::watch::channel(Revision::default());
         let log = Arc::new(Log::default());
         let past = Arc::new(history::Memory::default());
+        let gate = gate::GatePlace::default();
         let writer = Writer::new(
             Arc::clone(&newest),
             backends,
             clock,
             Arc::clone(&log),
             Arc::clone(&past),
+            gate::Waiting::at(Arc::clone(&gate)),
             publish,
         );
         let thread = std::thread::Builder::new()
@@ -276,30 +286,13 @@ impl Store {
                 published,
                 log,
                 past,
+                gate,
                 life: ahash::RandomState::new().hash_one(0) as u32,
                 writer: Mutex::new(Some(thread)),
                 committer,
                 copies: Mutex::new(copies),
             }),
         })
-    }
-
-    /// Makes the buckets those of a new config: adds new ones, changes limits. A bucket no longer named stays
-    /// readable by id until restart but no longer by name, and takes no writes; its data on disk is kept, and it is
-    /// back, under its id, when a later config names it again with the same backend.
-    ///
-    /// # Errors
-    /// As for [`Self::open`]; the buckets are then as they were. If the future is dropped they may still change.
-    pub async fn reconfigure(&self, buckets: &[BucketConfig]) -> Result<(), OpenError> {
-        let (done, answer) = oneshot::channel();
-        if self.inner.places.is_closed() {
-            return Err(OpenError::Closed);
-        }
-        self.inner
-            .commands
-            .send(Command::Reconfigure(buckets.to_vec(), done))
-            .map_err(|_| OpenError::Closed)?;
-        answer.await.unwrap_or(Err(OpenError::Closed))
     }
 
     /// The newest state.

@@ -16,6 +16,7 @@ mod data_file;
 mod deadlines;
 mod engine;
 mod fleet;
+mod gate;
 pub(super) mod histories;
 mod over;
 mod past;

@@ -274,7 +274,7 @@ fn read_tls(
             return Err("sni is there, expected scheme \"https\" with it".into());
         }
         Some(sni) => match Target::parse(sni.text("sni")?) {
-            Ok(Target::Name(name, None)) => Some(name.into()),
+            Ok(Target::Name(name, None)) => Some(name),
             _ => return Err(sni.unlike("sni", "the name of a host")),
         },
     };

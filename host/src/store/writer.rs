@@ -3,7 +3,6 @@
 
 mod sweep;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -14,35 +13,38 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::apply::apply;
 use super::arrive::{Arrived, arrive};
-use super::backend::{Backends, Change, Wake, WriteError};
+use super::backend::{Backends, Change, Fetched, Wake, WriteError};
 use super::batch::{CommitError, Committed, WriteBatch};
-use super::bucket::FLEET;
 use super::clock::Clock;
+use super::configure::configure;
 use super::data_file::FileTask;
 use super::expiry::Deadlines;
+use super::gate::{self, Waiting};
 use super::gathering::Gathering;
 use super::history::{self, Histories};
 use super::log::Log;
-use super::record::Record;
 use super::shared::link::{Applied, Link};
 use super::slack::Slack;
-use super::snapshot::{Bucket, Entry, Snapshot};
-use super::table::Table;
-use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Value, ValueKind};
+use super::snapshot::Snapshot;
+use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision};
 
 /// How often snapshots that readers still held are looked at again.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
-/// Where marks are kept: no name that a config can give.
-pub(super) const MARKS: &str = "throwbar:marks";
-
 /// What the thread is asked to do.
 pub(super) enum Command {
     Commit(Pending),
     /// Nothing is applied until the next batch comes this way, the other end is dropped, or the time is over.
     Hold(oneshot::Sender<()>, Receiver<Pending>, Duration),
-    Reconfigure(Vec<BucketConfig>, oneshot::Sender<Result<(), OpenError>>),
+    /// With what was loaded for it.
+    Reconfigure(
+        Vec<BucketConfig>,
+        Vec<Fetched>,
+        oneshot::Sender<Result<(), OpenError>>,
+    ),
     /// Other processes have written to a backend.
     Arrived(Wake),
+    /// What waits at the gate of the fleet may pass by now.
+    AskGate,
     File(FileTask),
     /// What the embedded backend keeps of the past of keys.
     Histories(oneshot::Sender<Result<Box<dyn Histories>, String>>),
@@ -76,6 +78,7 @@ pub(super) struct Writer {
     /// they hold can be a whole bucket, too long a work for a thread that serves requests.
     retired: Vec<Arc<Snapshot>>,
     slack: Slack,
+    waiting: Waiting,
     /// Told of each state once it is the newest.
     published: watch::Sender<Revision>,
 }
@@ -96,6 +99,7 @@ impl Writer {
         clock: Clock,
         log: Arc<Log>,
         past: Arc<history::Memory>,
+        waiting: Waiting,
         published: watch::Sender<Revision>,
     ) -> Self {
         let mut deadlines = Deadlines::default();
@@ -117,6 +121,7 @@ impl Writer {
             past,
             retired: Vec::new(),
             slack,
+            waiting,
             published,
         }
     }
@@ -132,6 +137,9 @@ impl Writer {
                 .is_some_and(|by| by <= Instant::now())
             {
                 self.sync();
+            }
+            if self.waiting.until().is_some_and(|by| by <= Instant::now()) {
+                self.ask_gate();
             }
             let command = match taken.take() {
                 Some(command) => command,
@@ -157,11 +165,12 @@ impl Writer {
                         self.commit(vec![pending]);
                     }
                 }
-                Command::Reconfigure(buckets, done) => {
+                Command::Reconfigure(buckets, fetched, done) => {
                     // Whoever no longer waits does not need the answer.
-                    let _ = done.send(self.reconfigure(&buckets));
+                    let _ = done.send(self.reconfigure(&buckets, fetched));
                 }
                 Command::Arrived(wake) => self.follow(wake.take()),
+                Command::AskGate => self.ask_gate(),
                 Command::File(task) => task.run(&mut self.backends),
                 Command::Histories(done) => {
                     let _ = done.send(self.backends.histories());
@@ -178,6 +187,13 @@ impl Writer {
         }
     }
 
+    /// Shows readers what waited, if it may be seen.
+    fn ask_gate(&mut self) {
+        for backend in self.waiting.backends() {
+            self.follow(backend);
+        }
+    }
+
     /// Takes what an engine's log tells of what processes share.
     fn follow(&mut self, backend: BackendKind) {
         let links = Arc::clone(self.backends.links());
@@ -189,13 +205,14 @@ impl Writer {
             now: self.clock.now(),
             ..Arrived::default()
         };
-        let (arrivals, current_at) = link.take();
-        for incoming in arrivals {
+        let passed = self.waiting.pass(backend, link);
+        for incoming in passed.open {
             arrive(&mut next, backend, incoming, &mut arrived);
         }
         let left = std::mem::take(&mut arrived.left);
         if let Some(revision) = arrived.revision {
-            self.publish_arrived(next, link, arrived, (revision, current_at));
+            let current = (revision, passed.current_at);
+            self.publish_arrived(next, link, arrived, current, passed.notes);
         }
         self.take_left(backend, left);
     }
@@ -206,6 +223,7 @@ impl Writer {
         link: &Link,
         arrived: Arrived,
         (revision, current_at): (Revision, Option<Instant>),
+        notes: Vec<Arc<AtomicU64>>,
     ) {
         let is_another = !arrived.changes.is_empty() || !arrived.anew.is_empty();
         if is_another {
@@ -214,6 +232,7 @@ impl Writer {
         }
         let seen = next.revision;
         link.note(revision, seen);
+        gate::tell(notes, seen);
         if is_another {
             self.publish_after(next, &arrived.changes, |log| {
                 for bucket in arrived.anew {
@@ -232,9 +251,10 @@ impl Writer {
         }
         let is_slack = !self.retired.is_empty() || self.slack.is_due();
         let retire = is_slack.then_some(RETIRE_INTERVAL);
-        let sync = self.backends.sync_by();
-        let sync = sync.map(|by| by.saturating_duration_since(Instant::now()));
-        let wait = self.until_sweep().into_iter().chain(retire).chain(sync);
+        let due = self.backends.sync_by().into_iter();
+        let due = due.chain(self.waiting.until()).min();
+        let due = due.map(|by| by.saturating_duration_since(Instant::now()));
+        let wait = self.until_sweep().into_iter().chain(retire).chain(due);
         let wait = wait.min();
         let Some(wait) = wait else {
             return commands.recv().map_or(Next::Closed, Next::Command);
@@ -283,9 +303,13 @@ impl Writer {
         }
     }
 
-    fn reconfigure(&mut self, buckets: &[BucketConfig]) -> Result<(), OpenError> {
+    fn reconfigure(
+        &mut self,
+        buckets: &[BucketConfig],
+        fetched: Vec<Fetched>,
+    ) -> Result<(), OpenError> {
         let before = self.newest.load_full();
-        let next = configure(&before, buckets, &mut self.backends)?;
+        let next = configure(&before, buckets, fetched, &mut self.backends)?;
         self.deadlines.read(&before, &next);
         self.log.read(&next);
         self.past.read(&next);
@@ -338,151 +362,4 @@ fn fail(snapshot: &Snapshot, group: Vec<Pending>, reason: &str) -> Vec<Pending> 
         (pending.done)(Err(CommitError::Unavailable(reason.into())));
     }
     rest
-}
-
-impl Snapshot {
-    /// No bucket at all.
-    pub(super) fn empty() -> Self {
-        Self {
-            revision: Revision::default(),
-            buckets: Vec::new(),
-            names: Arc::default(),
-            marks: Arc::default(),
-            fleet: None,
-        }
-    }
-}
-
-/// The state with the buckets of a config: what `previous` has of them, else what the backends have.
-pub(super) fn configure(
-    previous: &Snapshot,
-    configs: &[BucketConfig],
-    backends: &mut Backends,
-) -> Result<Snapshot, OpenError> {
-    let mut next = previous.clone();
-    let mut names = BTreeMap::new();
-    next.fleet = None;
-    for config in configs {
-        let id = take(&mut next, config, backends)?;
-        if config.name == FLEET {
-            next.fleet = Some(id);
-            continue;
-        }
-        if names.insert(config.name.clone(), id).is_some() {
-            return Err(OpenError::Duplicate {
-                bucket: config.name.clone(),
-            });
-        }
-    }
-    let marks = marks(configs).into_iter();
-    let marks = marks.map(|config| take(&mut next, &config, backends));
-    next.marks = marks.collect::<Result<_, _>>()?;
-    next.names = Arc::new(names);
-    warn_of_moves(previous, &next);
-    Ok(next)
-}
-
-/// Says which buckets are on another backend now, where what they had is not.
-fn warn_of_moves(previous: &Snapshot, next: &Snapshot) {
-    for (id, bucket) in next.buckets() {
-        let name = &bucket.config.name;
-        let before = previous.bucket_id(name).filter(|before| *before != id);
-        let before = before.and_then(|before| previous.bucket(before));
-        if let Some(before) = before.filter(|before| !before.is_empty()) {
-            tracing::warn!(
-                bucket = name,
-                was = before.config.backend.as_str(),
-                is = bucket.config.backend.as_str(),
-                keys = before.len(),
-                "bucket is on another backend now: the keys it had on the one before are not read any more, export and \
-                 import them"
-            );
-        }
-    }
-}
-
-/// The buckets of marks: one for what is this process's own, as durable as that, and one beside all that is shared.
-fn marks(configs: &[BucketConfig]) -> Vec<BucketConfig> {
-    let has = |backend| configs.iter().any(|config| config.backend == backend);
-    let own = match has(BackendKind::Embedded) {
-        true => BackendKind::Embedded,
-        false => BackendKind::Memory,
-    };
-    let shared = [BackendKind::Etcd, BackendKind::Redis];
-    let shared = shared.into_iter().filter(|backend| has(*backend));
-    std::iter::once(own)
-        .chain(shared)
-        .map(|backend| BucketConfig::new(MARKS, backend, ValueKind::Bytes))
-        .collect()
-}
-
-/// A bucket of a config: as it is, or as the backend has it.
-fn take(
-    next: &mut Snapshot,
-    config: &BucketConfig,
-    backends: &mut Backends,
-) -> Result<BucketId, OpenError> {
-    let known = next.buckets.iter().position(|bucket| {
-        bucket.config.name == config.name && bucket.config.backend == config.backend
-    });
-    let index = match known {
-        Some(index) => {
-            let bucket = &mut next.buckets[index];
-            let is_other = bucket.config.values != config.values;
-            if is_other {
-                bucket.table = converted(&bucket.table, config)?;
-            }
-            if is_other || bucket.config.lookup != config.lookup {
-                *bucket = made(config, bucket.table.clone(), bucket.revision)?;
-            }
-            bucket.config = Arc::new(config.clone());
-            index
-        }
-        None => {
-            let (bucket, newest) = load(config, backends)?;
-            next.revision = next.revision.max(newest);
-            next.buckets.push(bucket);
-            next.buckets.len() - 1
-        }
-    };
-    let id = u32::try_from(index).expect("a config holds fewer buckets");
-    Ok(BucketId(id))
-}
-
-/// A bucket as its backend has it, and the newest revision of that.
-fn load(config: &BucketConfig, backends: &mut Backends) -> Result<(Bucket, Revision), OpenError> {
-    let (loaded, newest) = backends.load(config)?;
-    Ok((made(config, loaded.table, loaded.revision)?, newest))
-}
-
-fn made(config: &BucketConfig, table: Table, revision: Revision) -> Result<Bucket, OpenError> {
-    let bucket = Bucket::new(Arc::new(config.clone()), table, revision);
-    bucket.map_err(|(key, reason)| OpenError::Key {
-        bucket: config.name.clone(),
-        key: key.into(),
-        reason,
-    })
-}
-
-/// The same entries as values of another kind.
-fn converted(table: &Table, config: &BucketConfig) -> Result<Table, OpenError> {
-    let records = table
-        .iter()
-        .map(|record| {
-            let value =
-                Value::parse(config.values, &record.entry.value.to_bytes()).map_err(|error| {
-                    OpenError::Value {
-                        bucket: config.name.clone(),
-                        key: record.key().to_owned(),
-                        reason: error.0,
-                    }
-                })?;
-            let entry = Entry {
-                value,
-                ..record.entry.clone()
-            };
-            Ok(Record::new(record.key(), entry))
-        })
-        .collect::<Result<Vec<_>, OpenError>>()?;
-    Ok(Table::load(records.into_iter()))
 }

@@ -39,7 +39,7 @@ async fn writes_and_a_version_are_agreed_on_in_one_transaction(backend: Backend)
 }
 
 /// Keeps notes that all nodes share.
-async fn with_notes(backend: &Backend, name: &str) -> TestProxy {
+pub(super) async fn with_notes(backend: &Backend, name: &str) -> TestProxy {
     let engine = backend.engine.name();
     let rest = format!(
         "{}[buckets.notes]\nbackend = \"{engine}\"\nvalues = \"bytes\"\n\

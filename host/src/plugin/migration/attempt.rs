@@ -4,7 +4,7 @@ use super::{Made, Mark, Migrated, Taking};
 use crate::plugin::Generation;
 use crate::plugin::report::DeployError;
 use crate::plugin::slot::Stage;
-use crate::store::{CommitError, Hold, Store, WriteBatch};
+use crate::store::{CommitError, Expect, Hold, Store, Write, WriteBatch};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -74,7 +74,9 @@ fn try_once(
         let generation = &taking.migration.generation;
         let from = taking.migration.runs_from.clone().flatten();
         let mark = Mark::new(generation.id(), from, taking.record);
-        let changed = wish.written + wish.deleted > 0;
+        let beside = &taking.migration.beside;
+        let brings = !beside.writes.is_empty() || !beside.replace.is_empty();
+        let changed = brings || wish.written + wish.deleted > 0;
         let marks = mark.writes(&snapshot, &generation.sandbox, &wish.batch, changed);
         batch.by = batch.by.or(wish.batch.by.take());
         batch.conditions.append(&mut wish.batch.conditions);
@@ -94,7 +96,11 @@ fn try_once(
         Some((hold, _)) => runtime.block_on(hold.commit_noting(batch, notes)),
         None => runtime.block_on(store.commit_noting(batch, notes)),
     };
-    let revision = committed.map_err(|error| (0, refused(error)))?.revision;
+    let committed = committed.map_err(|error| match is_of_beside(takings, &error) {
+        true => (0, DeployError::beside(error)),
+        false => (0, refused(error)),
+    });
+    let revision = committed?.revision;
     let took = began.elapsed();
     let each = takings.iter_mut().zip(stages).zip(wishes);
     let made = each.map(|((taking, stage), (wish, id))| {
@@ -112,6 +118,22 @@ fn try_once(
         }
     });
     Ok(made.collect())
+}
+
+/// Whether the store refuses for what is written beside: to run a guest again would change nothing.
+fn is_of_beside(takings: &[Taking<'_>], error: &CommitError) -> bool {
+    let mut batches = takings.iter().map(|taking| &taking.migration.beside);
+    match error {
+        CommitError::Conflict { key, .. } => {
+            let requires = |write: &Write| *write.key == **key && write.expect != Expect::Any;
+            batches.any(|batch| batch.writes.iter().any(requires))
+        }
+        CommitError::BucketConflict { .. } => true,
+        CommitError::Unavailable(_) | CommitError::Unknown(_) => {
+            batches.any(|batch| !batch.writes.is_empty() || !batch.replace.is_empty())
+        }
+        _ => false,
+    }
 }
 
 /// Why the store does not take what a guest wants written.

@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use super::arrive::table;
 use super::data_file::{Compacted, FileError, Source, SyncPolicy};
 use super::history::{Histories, Origin};
 use super::record::Record;
+use super::shared::Links;
 use super::shared::link::Wanted;
-use super::shared::{EngineError, Links, copy};
 use super::table::Table;
 use super::writer::Command;
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision};
@@ -21,12 +20,14 @@ mod data_file;
 mod embedded;
 #[cfg(test)]
 mod faulty;
+mod fetch;
 mod memory;
 
 use embedded::Embedded;
 pub(super) use embedded::{check as check_file, copy as copy_file};
 #[cfg(test)]
 pub(super) use faulty::{Faults, faulty};
+pub(super) use fetch::{Fetched, Fetcher};
 use memory::Memory;
 
 /// One entry created, changed, touched or deleted. Both records have the same key.
@@ -149,9 +150,7 @@ pub(super) struct Backends {
     /// Those that processes share.
     links: Arc<Links>,
     /// What of each is to be followed.
-    followed: BTreeMap<BackendKind, Vec<Wanted>>,
-    /// Where a link says that something has arrived; none before there is a writer.
-    commands: Option<Sender<Command>>,
+    followed: BTreeMap<BackendKind, BTreeMap<Box<str>, Option<Revision>>>,
 }
 
 impl Backends {
@@ -170,7 +169,6 @@ impl Backends {
             embedded: None,
             links,
             followed: BTreeMap::new(),
-            commands: None,
         }
     }
 
@@ -180,11 +178,6 @@ impl Backends {
             embedded: Some(embedded),
             ..Self::new(Path::new(""))
         }
-    }
-
-    /// Has links tell a writer of what arrives; before any is opened.
-    pub(super) fn wake(&mut self, commands: Sender<Command>) {
-        self.commands = Some(commands);
     }
 
     pub(super) fn links(&self) -> &Arc<Links> {
@@ -203,76 +196,33 @@ impl Backends {
         Ok(self.embedded.insert(embedded).as_mut())
     }
 
-    /// Everything of a bucket, and the newest revision of the backend.
+    /// Everything of a bucket of this process's own, and the newest revision of the backend.
     pub(super) fn load(&mut self, config: &BucketConfig) -> Result<(Loaded, Revision), OpenError> {
         if config.backend.is_shared() {
-            let loaded = self.load_shared(config)?;
-            let revision = loaded.revision;
-            return Ok((loaded, revision));
+            return Err(OpenError::Shared {
+                backend: config.backend,
+                reason: format!("bucket {:?} was not loaded before", config.name),
+            });
         }
         let backend = self.open(config.backend == BackendKind::Embedded)?;
         let loaded = backend.load(config)?;
         Ok((loaded, backend.revision()))
     }
 
-    /// A bucket of an engine; what was kept of it, if the engine is away.
-    fn load_shared(&mut self, config: &BucketConfig) -> Result<Loaded, OpenError> {
-        let kind = config.backend;
-        let links = Arc::clone(&self.links);
-        let wake = || {
-            let commands = self.commands.clone()?;
-            Some(Wake {
-                commands,
-                kind,
-                pending: Arc::default(),
-            })
-        };
-        let link = links.open(kind, wake)?;
-        let name: Box<str> = config.name.as_str().into();
-        let failed = |reason: String| OpenError::Shared {
-            backend: kind,
-            reason,
-        };
-        // One that was away for the last bucket is so for this one, and need not be waited for again.
-        let loaded = match link.health().lost {
-            Some(reason) => Err(EngineError::Unavailable(reason)),
-            None => link.load_blocking(vec![name.clone()]),
-        };
-        let (loaded, followed_from) = match loaded {
-            Ok(loaded) => {
-                let revision = loaded.revision;
-                (loaded, Some(revision))
-            }
-            Err(EngineError::Refused(reason)) => return Err(failed(reason)),
-            Err(error) => {
-                let path = links.copy_path(kind);
-                let kept = copy::read(&path, &name).map_err(failed)?;
-                let (loaded, at) = kept.ok_or_else(|| {
-                    failed(format!(
-                        "{error}; there is no copy of bucket {name:?} in {} to begin with: start it first",
-                        path.display()
-                    ))
-                })?;
-                link.kept_from(at, error.to_string());
-                (loaded, None)
-            }
-        };
-        self.followed
-            .entry(kind)
-            .or_default()
-            .push((name, followed_from));
-        let revision = loaded.revision;
-        Ok(Loaded {
-            table: table(config, loaded),
-            revision,
-        })
+    /// Has buckets followed from now on, each once, beside those that are.
+    pub(super) fn add_followed(&mut self, buckets: Vec<(BackendKind, Wanted)>) {
+        for (kind, (name, from)) in buckets {
+            let followed = self.followed.entry(kind).or_default();
+            followed.entry(name).or_insert(from);
+        }
     }
 
     /// Follows all that was loaded.
     pub(super) fn follow(&self) {
         for (kind, buckets) in &self.followed {
             if let Some(link) = self.links.get(*kind) {
-                link.follow(buckets.clone());
+                let buckets = buckets.iter();
+                link.follow(buckets.map(|(name, from)| (name.clone(), *from)).collect());
             }
         }
     }

@@ -285,12 +285,13 @@ impl Link {
     /// writer's.
     pub(in crate::store) fn take(&self) -> (VecDeque<Incoming>, Option<Instant>) {
         let taken = std::mem::take(&mut *locked(&self.shared.inbox));
-        let loads = taken.arrivals.iter();
-        let loads = loads.filter(|it| matches!(it, Incoming::Content { .. }));
-        let loads = loads.count() as u64;
-        self.shared.loads.fetch_add(loads, Ordering::Relaxed);
         self.shared.room.notify_one();
         (taken.arrivals, taken.current_at)
+    }
+
+    /// Counts a load that readers are about to see. The writer's.
+    pub(in crate::store) fn count_load(&self) {
+        self.shared.loads.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The state `seen`, which nobody can see yet, has everything up to `revision`.

@@ -65,14 +65,14 @@ impl Links {
         }
     }
 
-    /// The link of a kind, started if it is not yet. The writer's.
+    /// The link of a kind, started if it is not yet.
     ///
     /// # Errors
     /// If there are no settings for it, or they are wrong.
     pub(in crate::store) fn open(
         &self,
         kind: BackendKind,
-        wake: impl FnOnce() -> Option<Wake>,
+        wake: impl FnOnce() -> Wake,
     ) -> Result<&Link, OpenError> {
         let failed = |reason: String| OpenError::Shared {
             backend: kind,
@@ -85,11 +85,14 @@ impl Links {
             return Ok(link);
         }
         let mut starters = self.starters.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have been faster.
+        if let Some(link) = place.get() {
+            return Ok(link);
+        }
         let start = starters
             .remove(&kind)
             .ok_or_else(|| failed("the config does not say where it is".into()))?;
-        let wake = wake().ok_or_else(|| failed("the store has no writer".into()))?;
-        let link = start(wake).map_err(failed)?;
+        let link = start(wake()).map_err(failed)?;
         Ok(place.get_or_init(|| link))
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Condition, Transaction};
-use crate::store::writer::MARKS;
+use crate::store::configure::MARKS;
 
 /// Lines; keys that share one wait for each other.
 const LINES: usize = 256;

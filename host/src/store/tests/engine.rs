@@ -40,6 +40,12 @@ struct State {
     behind: bool,
     /// It does what it is asked, and never answers.
     mute: bool,
+    /// It does not answer who loads.
+    stuck: bool,
+    /// Who waits for that.
+    waiting: usize,
+    /// What was loaded, load by load.
+    loads: Vec<Vec<Box<str>>>,
     commits: u64,
 }
 
@@ -82,6 +88,21 @@ impl Shelf {
     /// Sets its clock on. It deletes nothing by itself.
     pub(super) fn advance(&self, millis: u64) {
         self.change(|state| state.now += millis);
+    }
+
+    /// Whoever loads waits until it is not.
+    pub(super) fn be_stuck(&self, stuck: bool) {
+        self.change(|state| state.stuck = stuck);
+    }
+
+    /// How many wait for a load.
+    pub(super) fn waiting(&self) -> usize {
+        self.state().waiting
+    }
+
+    /// What was loaded, load by load.
+    pub(super) fn loads(&self) -> Vec<Vec<Box<str>>> {
+        self.state().loads.clone()
     }
 
     /// Followers that were not told everything have missed something.
@@ -223,8 +244,16 @@ impl Engine for Shelf {
     const ENDING_MAX: usize = 1000;
 
     async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
-        let state = self.state();
+        let mut moved = self.moved.subscribe();
+        self.state().waiting += 1;
+        // Its sender is here.
+        while self.state().stuck {
+            drop(moved.changed().await);
+        }
+        let mut state = self.state();
+        state.waiting -= 1;
         state.check()?;
+        state.loads.push(buckets.to_vec());
         let entries = state.entries.values();
         Ok(Loaded {
             revision: state.revision,

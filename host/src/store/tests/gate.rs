@@ -1,0 +1,130 @@
+//! What a fleet agrees on waits at the gate, and with it all that came after it.
+
+use super::deadlines::{Hand, until};
+use super::engine::Shelf;
+use super::fleet::{node_with, shared, until_so};
+use super::*;
+use crate::store::{Gate, Passage};
+use std::sync::Weak;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+/// Lets entries wait until it is opened, or their time is over.
+struct Keeper {
+    is_open: AtomicBool,
+    until: Instant,
+    asked: AtomicUsize,
+    note: Arc<AtomicU64>,
+}
+
+impl Keeper {
+    fn new(at_most: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            is_open: AtomicBool::new(false),
+            until: Instant::now() + at_most,
+            asked: AtomicUsize::new(0),
+            note: Arc::new(AtomicU64::new(u64::MAX)),
+        })
+    }
+
+    fn keep(self: &Arc<Self>, store: &Store) {
+        let gate: Arc<dyn Gate> = Arc::clone(self) as Arc<dyn Gate>;
+        store.set_gate(Arc::downgrade(&gate));
+    }
+}
+
+impl Gate for Keeper {
+    fn arrives(&self, key: &str, value: &[u8], anew: bool) -> Passage {
+        assert_eq!((key, value, anew), ("held", &b"1"[..], false));
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.is_open.load(Ordering::SeqCst) {
+            return Passage::Noting(vec![Arc::clone(&self.note)]);
+        }
+        match Instant::now() < self.until {
+            true => Passage::Wait(self.until),
+            false => Passage::Open,
+        }
+    }
+}
+
+/// Two stores of a fleet, and the buckets that both have.
+fn pair(shelf: &Shelf, hand: &Hand) -> ([Store; 2], [BucketId; 3], [tempfile::TempDir; 2]) {
+    let buckets = [
+        shared("e"),
+        memory("own"),
+        BucketConfig::of_fleet(BackendKind::Etcd),
+    ];
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let stores = dirs
+        .each_ref()
+        .map(|dir| node_with(&buckets, shelf, dir.path(), hand).unwrap());
+    let fleet = stores[0].snapshot().fleet().unwrap();
+    let ids = [id(&stores[0], "e"), id(&stores[0], "own"), fleet];
+    (stores, ids, dirs)
+}
+
+#[test]
+fn what_waits_is_seen_whole_and_what_came_after_it_not_before() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let ([one, other], [e, own, fleet], _dirs) = pair(&shelf, &hand);
+    let keeper = Keeper::new(Duration::from_secs(600));
+    keeper.keep(&other);
+    let both = batch(vec![
+        write(e, "with", Some("1")),
+        write(fleet, "held", Some("1")),
+    ]);
+    wait(one.commit(both)).unwrap();
+    wait(one.commit(put(e, "after", "1"))).unwrap();
+    until_so("it has arrived", || keeper.asked.load(Ordering::SeqCst) > 0);
+    // Nobody else waits.
+    wait(other.commit(put(own, "k", "1"))).unwrap();
+    assert_eq!(contents(&other, e), []);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let mut reader = other.reader();
+            while !stop.load(Ordering::Relaxed) {
+                let snapshot = reader.load();
+                let has = |id, key| snapshot.bucket(id).unwrap().get(key).is_some();
+                assert_eq!(has(e, "with"), has(fleet, "held"));
+                assert!(has(e, "with") || !has(e, "after"));
+                let is_told = keeper.note.load(Ordering::Acquire) <= snapshot.revision().0;
+                assert!(!has(e, "with") || is_told, "seen before it was told");
+            }
+        });
+        keeper.is_open.store(true, Ordering::SeqCst);
+        other.ask_gate();
+        until(&other, |snapshot| {
+            snapshot.bucket(e).unwrap().get("after").is_some()
+        });
+        stop.store(true, Ordering::Relaxed);
+        reading.join().unwrap();
+    });
+}
+
+#[test]
+fn nothing_waits_longer_than_its_time_or_for_a_gate_that_is_gone() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let ([one, other], [e, _, fleet], _dirs) = pair(&shelf, &hand);
+    let keeper = Keeper::new(Duration::from_millis(50));
+    keeper.keep(&other);
+    let entry = |key: &str| {
+        batch(vec![
+            write(e, key, Some("1")),
+            write(fleet, "held", Some("1")),
+        ])
+    };
+    wait(one.commit(entry("first"))).unwrap();
+    until(&other, |snapshot| {
+        snapshot.bucket(e).unwrap().get("first").is_some()
+    });
+    assert!(keeper.until <= Instant::now(), "it has waited");
+    let gone = Arc::downgrade(&keeper);
+    drop(keeper);
+    assert!(Weak::upgrade(&gone).is_none());
+    wait(one.commit(batch(vec![write(fleet, "held", None)]))).unwrap();
+    wait(one.commit(entry("second"))).unwrap();
+    until(&other, |snapshot| {
+        snapshot.bucket(e).unwrap().get("second").is_some()
+    });
+}
