@@ -109,7 +109,8 @@ async fn chunks_stay_written_up_to_a_bad_row_and_it_is_told_where() {
             &b"a 1\nx 1\ny 2\nz 3\n"[..],
         ))
         .await;
-    let last: Value = serde_json::from_str(&whole.text()).expect("one line");
+    let text = whole.text();
+    let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
     assert_eq!(
         (
             &last["applied"],
@@ -265,7 +266,11 @@ async fn entries_take_their_deadlines_along_and_what_has_ended_is_left_out() {
     ok(&proxy, &["set", "notes", "stays=2"]).await;
     let listed = ok(&proxy, &["ls", "notes", "--json"]).await;
     for format in ["ndjson", "csv"] {
-        ok(&proxy, &["export", "notes", "all", "--format", format]).await;
+        ok(
+            &proxy,
+            &["export", "notes", "all", "--format", format, "--force"],
+        )
+        .await;
         // The very same once more changes nothing.
         let import: &[&str] = match format {
             "csv" => &["import", "notes", "all", "--format", "csv", "--replace"],
