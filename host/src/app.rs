@@ -364,6 +364,38 @@ pub struct Signals {
     hup: Signal,
 }
 
+/// A SIGHUP while the proxy starts: it does not end the process, and the config is read again once it serves.
+pub struct Hangup {
+    runtime: tokio::runtime::Runtime,
+    signal: Signal,
+}
+
+impl Hangup {
+    /// From now on no SIGHUP ends the process.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn hold() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let signal = {
+            let _entered = runtime.enter();
+            signal(SignalKind::hangup())?
+        };
+        Ok(Self { runtime, signal })
+    }
+
+    /// Whether one has come.
+    fn came(mut self) -> bool {
+        let come = async {
+            let none = Duration::from_millis(1);
+            tokio::time::timeout(none, self.signal.recv()).await.is_ok()
+        };
+        self.runtime.block_on(come)
+    }
+}
+
 impl App {
     /// What the admin API may ask.
     pub fn control(&self) -> &Control {
@@ -400,14 +432,18 @@ impl App {
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second one forces. SIGHUP reads the config again.
-    pub fn run_until_signal(self, signals: Signals) {
+    pub fn run_until_signal(self, signals: Signals, early: Hangup) {
         let control = self.control.clone();
+        let came_early = early.came();
         let Signals {
             mut term,
             mut int,
             mut hup,
         } = signals;
         let grace = self.handle.clone().block_on(async {
+            if came_early {
+                control.reload().await;
+            }
             loop {
                 tokio::select! {
                     _ = term.recv() => break,

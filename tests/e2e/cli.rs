@@ -1,6 +1,6 @@
 //! The command line: the shortest way to traffic, and its exit codes.
 
-use crate::harness::proxy::run;
+use crate::harness::proxy::{command, run};
 use crate::harness::{TestProxy, TestUpstream, fixture, fixture_path, sha256, websocket};
 use rustix::process::Signal;
 use std::path::Path;
@@ -237,7 +237,7 @@ async fn streams_commands_list_and_close() {
     let refused = proxy
         .run(&["streams", "close", &id, "--code", "1006"])
         .await;
-    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
     assert!(
         refused.stderr.contains("code 1006: expected 1000 to 1003"),
         "{}",
@@ -246,8 +246,9 @@ async fn streams_commands_list_and_close() {
     let none = ["streams", "ls", "--client", "10.0.0.0/8"];
     assert!(!ok(&proxy, &none).await.contains("id1"));
     let refused = proxy.run(&["streams", "drain", "--over", "0s"]).await;
-    assert_eq!(refused.code, 1, "{}", refused.stderr);
-    assert!(refused.stderr.contains("no selector"), "{}", refused.stderr);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    let expected = "give --key, --upstream, --route";
+    assert!(refused.stderr.contains(expected), "{}", refused.stderr);
     let drain = ["streams", "drain", "--key", "id1", "--over", "24h"];
     let counted = ok(&proxy, &[&drain[..], &["--dry-run"]].concat()).await;
     assert!(counted.starts_with("1 stream would be closed"), "{counted}");
@@ -312,4 +313,43 @@ async fn help_has_examples_and_exit_codes() {
             .stdout
             .contains("0.1.0")
     );
+}
+
+#[tokio::test]
+async fn a_hangup_while_the_proxy_starts_does_not_end_it() {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let dir = tempfile::tempdir().expect("a directory");
+    let map = dir.path().join("map.pipe");
+    let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, &map, fifo, mode, 0).expect("a pipe");
+    let free = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let mut child = command()
+        .current_dir(dir.path())
+        .args(["serve", "--map-file", "map.pipe"])
+        .args(free)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the command under test runs");
+    let pid = i32::try_from(child.id().expect("it runs")).expect("a process id");
+    let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
+    // Opened when the proxy reads it, so it is in the middle of its start.
+    let writing = tokio::task::spawn_blocking(move || {
+        let pipe = std::fs::File::options().write(true).open(map);
+        rustix::process::kill_process(pid, Signal::HUP).expect("signalled");
+        std::io::Write::write_all(&mut pipe.expect("opened"), b"id1 127.0.0.1\n")
+    });
+    writing.await.expect("it ends").expect("written");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let serves = async {
+        while let Some(line) = lines.next_line().await.expect("text") {
+            if line.contains("1 key in bucket") {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(crate::harness::soon("the start", serves).await);
+    rustix::process::kill_process(pid, Signal::TERM).expect("signalled");
+    let status = crate::harness::soon("its end", child.wait()).await;
+    assert!(status.expect("it ended").success());
 }

@@ -93,7 +93,8 @@ async fn chunks_stay_written_up_to_a_bad_row_and_it_is_told_where() {
             &b"a 1\nx 1\ny 2\nz 3\n"[..],
         ))
         .await;
-    let last: Value = serde_json::from_str(&whole.text()).expect("one line");
+    let text = whole.text();
+    let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
     assert_eq!(
         (
             &last["applied"],
@@ -256,7 +257,7 @@ async fn entries_take_their_deadlines_along_and_what_has_ended_is_left_out() {
     let listed = proxy.kv(&["ls", "notes", "--json"]).await.ok();
     for format in ["ndjson", "csv"] {
         proxy
-            .kv(&["export", "notes", "all", "--format", format])
+            .kv(&["export", "notes", "all", "--format", format, "--force"])
             .await
             .ok();
         // The very same once more changes nothing.

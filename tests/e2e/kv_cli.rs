@@ -5,7 +5,7 @@ use crate::harness::proxy::{Ended, command, run_with};
 use crate::harness::{Setup, TestProxy, eventually};
 use serde_json::{Value, json};
 use std::process::Stdio;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 /// A proxy whose admin API is a Unix socket: at the same place after a restart.
 async fn proxy() -> TestProxy {
@@ -124,4 +124,180 @@ async fn a_watch_goes_on_after_the_proxy_was_killed() {
     let gone = kv(&proxy, &["watch", "notes", "--since", "0"]).await;
     assert_eq!(gone.code, 1, "{}", gone.stderr);
     assert!(gone.stderr.contains("no longer kept"), "{}", gone.stderr);
+}
+
+#[tokio::test]
+async fn what_is_there_twice_or_not_yet_is_refused_with_both_places() {
+    let proxy = proxy().await;
+    let write = |name: &str, text: &str| std::fs::write(proxy.file(name), text).expect("written");
+    write("lines.txt", "a 1\nb 2\n\na 3\n");
+    write("object.json", "{\"a\": \"1\", \"b\": \"2\", \"a\": \"3\"}");
+    write(
+        "lines.ndjson",
+        "{\"key\":\"a\",\"value\":\"1\"}\n{\"key\":\"a\",\"value\":\"2\"}\n",
+    );
+    write("wide.csv", "key,value\na,1,2\n");
+    write("narrow.csv", "key,value,note\na,1\n");
+    write("long.txt", &"x".repeat(3_000_000));
+    let long = format!(
+        "line 1: \"{}…\" (3000000 bytes): expected a key",
+        "x".repeat(80)
+    );
+    for (arguments, code, said) in [
+        (&["set", "notes", "a=1", "a=2"][..], 2, "as a=1 and a=2"),
+        (
+            &["import", "notes", "lines.txt"],
+            3,
+            "line 4: key \"a\" is on line 1 already",
+        ),
+        (
+            &["import", "notes", "lines.txt", "--chunk", "10"],
+            3,
+            "is on line 1 already",
+        ),
+        (
+            &["import", "notes", "lines.ndjson"],
+            3,
+            "line 2: key \"a\" is on line 1 already",
+        ),
+        (
+            &["import", "notes", "object.json"],
+            3,
+            "twice, as entries 1 and 3",
+        ),
+        (
+            &["import", "notes", "wide.csv", "--format", "csv"],
+            3,
+            "3 columns, expected 2",
+        ),
+        (
+            &["import", "notes", "narrow.csv", "--format", "csv"],
+            3,
+            "2 columns, expected 3",
+        ),
+        (&["import", "notes", "long.txt"], 3, &long),
+        (
+            &["import", "notes", "none.txt"],
+            3,
+            "none.txt: No such file",
+        ),
+        (&["import", "notes", "data"], 3, "is a directory"),
+    ] {
+        let refused = kv(&proxy, arguments).await;
+        let said_it = &refused.stderr[..refused.stderr.len().min(600)];
+        assert_eq!(refused.code, code, "{arguments:?}: {said_it}");
+        assert!(refused.stderr.contains(said), "{arguments:?}: {said_it}");
+        assert!(refused.stderr.len() < 1_000, "{arguments:?}");
+    }
+    assert_eq!(ok(&proxy, &["export", "notes"]).await, "");
+}
+
+#[tokio::test]
+async fn a_long_value_is_cut_where_keys_are_listed() {
+    let proxy = proxy().await;
+    std::fs::write(
+        proxy.file("long.txt"),
+        format!("a {}\n", "v".repeat(120_000)),
+    )
+    .expect("written");
+    ok(&proxy, &["import", "notes", "long.txt"]).await;
+    let listed = ok(&proxy, &["ls", "notes"]).await;
+    let cut = format!("{}… (120,000 bytes)", "v".repeat(60));
+    assert!(
+        listed.contains(&cut) && listed.len() < 1_000,
+        "{} bytes",
+        listed.len()
+    );
+}
+
+#[tokio::test]
+async fn what_is_refused_is_told_in_words_of_the_command_line() {
+    let proxy = proxy().await;
+    ok(&proxy, &["set", "notes", "id1=1"]).await;
+    assert!(!ok(&proxy, &["ls", "notes"]).await.contains("ENDS"));
+    ok(&proxy, &["set", "notes", "short=1", "--ttl", "1h"]).await;
+    let listed = ok(&proxy, &["ls", "notes"]).await;
+    assert!(listed.contains("REVISION  ENDS\n"), "{listed}");
+    let got = ok(&proxy, &["get", "notes", "short", "--json"]).await;
+    let got: Value = serde_json::from_str(&got).expect("JSON");
+    let ends = got["expires_at"].as_str().expect("a time");
+    assert!(listed.contains(ends), "{listed}");
+    for (arguments, code, said) in [
+        (
+            &["set", "notes", "id1=2", "--if-revision", "77"][..],
+            1,
+            "bucket \"notes\": key \"id1\" is at revision 1, expected 77: it was changed since",
+        ),
+        (
+            &["set", "notes", "id1=2", "--if-absent"],
+            1,
+            "at revision 1, it exists already",
+        ),
+        (&["set", "notes", "a=1", "--ttl", "0s"], 2, "1ms to 3650d"),
+        (
+            &["set", "notes", "a=1", "--ttl", "9999d"],
+            2,
+            "1ms to 3650d",
+        ),
+        (&["touch", "notes", "id1"], 2, "--forever"),
+        (&["undo", "notes"], 2, "--revision"),
+        (&["watch", "notes", "--since", "x"], 2, "since"),
+        (&["export", "notes"], 1, "or --without-deadlines"),
+    ] {
+        let refused = kv(&proxy, arguments).await;
+        assert_eq!(refused.code, code, "{arguments:?}: {}", refused.stderr);
+        assert!(
+            refused.stderr.contains(said),
+            "{arguments:?}: {}",
+            refused.stderr
+        );
+    }
+    let prefixed = ok(&proxy, &["export", "notes", "--prefix", "id"]).await;
+    assert_eq!(prefixed, "id1 1\n");
+}
+
+/// An admin API that answers each request with a text, and hangs up or not.
+async fn answering(text: &'static str, hangs_up: bool) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("bound");
+    let address = listener.local_addr().expect("bound").to_string();
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let _ = socket.read(&mut head).await;
+            let _ = socket.write_all(text.as_bytes()).await;
+            if !hangs_up {
+                open.push(socket);
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_import_without_an_answer_is_not_said_to_have_failed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("map.txt"), "a 1\n").expect("written");
+    let begun = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+                 20\r\n{\"applied\":19000,\"line\":19000} \n\r\n";
+    for (text, chunk, said) in [
+        (
+            "",
+            false,
+            "not known whether it was written: see throwbar kv ls notes",
+        ),
+        (begun, true, "at least 19,000 rows stay written"),
+    ] {
+        let mut command = command();
+        command.env("THROWBAR_ADMIN", answering(text, true).await);
+        let mut arguments = vec!["kv", "import", "notes", "map.txt"];
+        if chunk {
+            arguments.extend(["--chunk", "1000"]);
+        }
+        let ended = run_with(command, dir.path(), &arguments).await;
+        assert_eq!(ended.code, 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains("map.txt"), "{}", ended.stderr);
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    }
 }

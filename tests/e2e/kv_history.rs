@@ -163,6 +163,10 @@ async fn a_key_goes_back_by_a_write_like_any_other() {
     // Once more, and the change is there again; then back to before it was created.
     proxy.kv(&["undo", "notes", "a/b"]).await.ok();
     assert_eq!(proxy.kv(&["get", "notes", "a/b"]).await.ok(), "2\n");
+    let future = proxy.kv(&["undo", "notes", "a/b", "--to", "99999"]).await;
+    assert_eq!(future.code, 1, "{}", future.stderr);
+    let expected = "revision 99999 is not of this store, which is at ";
+    assert!(future.stderr.contains(expected), "{}", future.stderr);
     proxy.kv(&["undo", "notes", "a/b", "--to", "0"]).await.ok();
     assert_eq!(proxy.kv(&["exists", "notes", "a/b"]).await.code, 1);
     proxy.kv(&["undo", "notes", "a/b", "--to", "2"]).await.ok();
@@ -193,7 +197,7 @@ async fn a_key_goes_back_by_a_write_like_any_other() {
         ),
         (&["undo", "notes", "none"], 1, "is not kept"),
         (&["undo", "plain", "k"], 1, "keeps no history"),
-        (&["undo", "notes"], 2, "<KEY>"),
+        (&["undo", "notes"], 2, "<KEY|--revision <REVISION>>"),
         (&["undo", "notes", "k", "--revision", "1"], 2, "--revision"),
         (
             &["undo", "notes", "--revision", "999"],

@@ -90,6 +90,23 @@ pub(super) async fn post(
     change.end(deployed, &actor, "POST", PATH)
 }
 
+/// Checks the form of writes by the names of their buckets, as a request would have them.
+///
+/// # Errors
+/// What is wrong, and in which bucket.
+pub(crate) fn check_writes(writes: &serde_json::Value) -> Result<(), String> {
+    let Some(buckets) = writes.as_object() else {
+        return Err("expected an object of buckets, each with set, delete or writes".to_owned());
+    };
+    for (bucket, writes) in buckets {
+        if let Err(error) = BatchBody::deserialize(writes) {
+            let error = error.to_string().replace('`', "\"");
+            return Err(format!("bucket {bucket:?}: {error}"));
+        }
+    }
+    Ok(())
+}
+
 fn parse(body: &[u8], snapshot: &Snapshot) -> Result<(WriteBatch, Option<Activate>), Problem> {
     let sent: Sent = parse_json(body)?;
     let mut all = WriteBatch::default();

@@ -3,7 +3,6 @@
 use super::problem::Problem;
 use super::rights::Caller;
 use crate::config::decode::units;
-use crate::store::check_ttl;
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequestParts;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -86,7 +85,7 @@ impl From<Ttl> for Duration {
 impl<'de> serde::Deserialize<'de> for Ttl {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        let ttl = units::duration(&text).and_then(|ttl| check_ttl(ttl).map(|()| Self(ttl)));
+        let ttl = units::ttl(&text).map(Self);
         ttl.map_err(|why| serde::de::Error::custom(format!("ttl {text:?}: {why}")))
     }
 }

@@ -46,6 +46,7 @@ mod streams;
 pub mod token;
 mod transfer;
 
+pub(crate) use batch::check_writes;
 pub use rights::LimitedToken;
 pub use serve::{Bound, bind};
 pub use token::{Token, TokenError};

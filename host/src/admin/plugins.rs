@@ -71,7 +71,9 @@ pub(super) async fn put(
     check_condition(&headers, &find(&state, &name)?)?;
     check_media_type(&headers)?;
     let role = push.role()?;
-    let component = read_body(&headers, body, state.config.component_bytes_max).await?;
+    let bytes_max = state.config.component_bytes_max;
+    let component = read_body(&headers, body, bytes_max).await;
+    let component = component.map_err(|problem| too_large(problem, bytes_max))?;
     let change = Change::new(&state, &name, &headers, push.dry_run);
     let _turn = change.begin()?;
     let order = Order {
@@ -272,6 +274,14 @@ pub(super) fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
             "content-type",
             format!("content-type {other:?}: expected application/wasm"),
         )),
+    }
+}
+
+/// A body that is too large, told as the component that it is.
+pub(super) fn too_large(problem: Problem, bytes_max: usize) -> Problem {
+    match problem.status {
+        StatusCode::PAYLOAD_TOO_LARGE => deploy_problem(&DeployError::TooLarge(bytes_max)),
+        _ => problem,
     }
 }
 

@@ -267,7 +267,10 @@ async fn put_shadow(
         (Wanted::Version(body.version), body.sample.or(query.sample))
     } else {
         super::plugins::check_media_type(&headers)?;
-        let component = read_body(&headers, body, state.config.component_bytes_max).await?;
+        let bytes_max = state.config.component_bytes_max;
+        let component = read_body(&headers, body, bytes_max).await;
+        let component =
+            component.map_err(|problem| super::plugins::too_large(problem, bytes_max))?;
         (Wanted::Component(component), query.sample)
     };
     let sample = sample.unwrap_or(1.0);

@@ -104,9 +104,14 @@ impl Token {
     /// # Errors
     /// What was expected; never with the text, which is a secret.
     pub fn given(text: &str) -> Result<Self, String> {
-        if text.len() < GIVEN_BYTES_MIN || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let is_short = text.len() < GIVEN_BYTES_MIN;
+        if is_short || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let what = match is_short {
+                true => format!("has {} characters", text.chars().count()),
+                false => "has other characters".to_owned(),
+            };
             return Err(format!(
-                "expected {GIVEN_BYTES_MIN} or more ASCII characters without spaces, such as of `openssl rand -hex 32`"
+                "the token {what}, expected {GIVEN_BYTES_MIN} or more ASCII characters without spaces, such as of `openssl rand -hex 32`"
             ));
         }
         Ok(Self(text.into()))

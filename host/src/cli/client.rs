@@ -1,6 +1,7 @@
 //! The admin API's client: where it is, the token, one request on one connection, and errors that say what to do.
 
 mod connect;
+mod early;
 mod token;
 
 pub(crate) use connect::{ADMIN_DEFAULT, Connect, DATA_DEFAULT, parse_address, show_address};
@@ -8,6 +9,7 @@ pub(crate) use connect::{ADMIN_DEFAULT, Connect, DATA_DEFAULT, parse_address, sh
 use super::problem::Problem;
 use crate::admin::Address;
 use bytes::Bytes;
+use early::Early;
 use http::{HeaderName, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
@@ -94,6 +96,8 @@ fn advice(sent: &bool, places: &[String]) -> String {
 pub(crate) struct Answer {
     /// Its `ETag` without quotes.
     pub(crate) etag: Option<String>,
+    /// When the key that was read ends, if it does.
+    pub(crate) expires_at: Option<String>,
     /// The body.
     pub(crate) body: Bytes,
     /// Where it came from.
@@ -219,11 +223,11 @@ impl Client {
         let timeout = timeout.unwrap_or(ANSWER_TIMEOUT);
         let walk = async {
             let response = self.exchange_streams(method, path, headers, body).await?;
-            let etag = response
-                .headers()
-                .get(header::ETAG)
-                .and_then(|value| value.to_str().ok())
-                .map(|value| value.trim_matches('"').to_owned());
+            let field = |name: &str| {
+                let value = response.headers().get(name)?.to_str().ok()?;
+                Some(value.trim_matches('"').to_owned())
+            };
+            let (etag, expires_at) = (field("etag"), field("throwbar-expires-at"));
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
                 .collect()
                 .await
@@ -232,6 +236,7 @@ impl Client {
             let address = self.address();
             Ok(Answer {
                 etag,
+                expires_at,
                 body,
                 address,
             })
@@ -363,9 +368,10 @@ impl Client {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket))
-            .await
-            .map_err(|e| self.broken(e))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(Early::new(socket)))
+                .await
+                .map_err(|e| self.broken(e))?;
         // Ends with the exchange: when `sender` and the body are dropped, or with the runtime.
         tokio::spawn(connection);
         sender
@@ -390,7 +396,7 @@ impl Client {
                 places: self.token.places.clone(),
             });
         }
-        const PROBLEM_BYTES_MAX: usize = 1 << 20;
+        const PROBLEM_BYTES_MAX: usize = 16 << 20;
         let body = Limited::new(response.into_body(), PROBLEM_BYTES_MAX)
             .collect()
             .await

@@ -31,8 +31,9 @@ pub(crate) struct Args {
 enum Command {
     /// List the nodes, and what each has; fails if one has not what was agreed on
     #[command(after_help = "\
-A node is `ok` if it has what was agreed on, `behind` while it takes it, `failed` if it could not and stays with what
-it had, `own` if nothing was agreed on of its plugins, `unknown` while nothing is heard of it.
+A node is `ok` if it has what was agreed on, `behind` while it takes it, `failed` if it could not
+and stays with what it had, `own` if nothing was agreed on of its plugins, `unknown` while nothing
+is heard of it.
 
 Examples:
   throwbar fleet status

@@ -2,6 +2,7 @@
 
 use super::output::Style;
 use super::{Ended, Exit};
+use crate::config::decode::log::filter;
 use crate::proxy::access_log::Config;
 use std::fs::File;
 use std::io::IsTerminal;
@@ -9,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::{EnvFilter, Targets};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -30,17 +31,16 @@ pub(super) struct Log {
 /// If that is no filter, or the file cannot be opened; names where it came from.
 pub(super) fn start(option: Option<String>, config: &Config) -> anyhow::Result<Log> {
     let level = config.level.as_deref();
-    let (filter, place) = match (option, std::env::var("THROWBAR_LOG"), level) {
+    let (text, place) = match (option, std::env::var("THROWBAR_LOG"), level) {
         (Some(filter), _, _) => (filter, "--log-level"),
         (None, Ok(filter), _) if !filter.is_empty() => (filter, "THROWBAR_LOG"),
         (None, _, Some(filter)) => (filter.to_owned(), "log.level"),
         (None, _, None) => ("info".to_owned(), "the default"),
     };
-    let filter = EnvFilter::try_new(&filter).map_err(|error| {
-        Ended::error(
-            Exit::Usage,
-            format!("{place}: {filter:?}: {error}; write a level such as info, or target=level"),
-        )
+    let filter = filter(&text).map_err(|bad| {
+        let help = bad.help.map(|help| format!(" ({help})"));
+        let text = format!("{place}: {}{}", bad.message, help.unwrap_or_default());
+        Ended::error(Exit::Usage, text)
     })?;
     let terminal = std::io::stderr().is_terminal();
     let (lines, writer) = NonBlockingBuilder::default()
@@ -95,13 +95,16 @@ mod tests {
 
     #[test]
     fn a_filter_that_is_none_is_named_with_where_it_came_from() {
-        for filter in ["foo=bar=baz", "foo=loud"] {
+        for filter in ["loud", "foo=bar=baz", "foo=loud"] {
             let error = start(Some(filter.to_owned()), &Config::default())
                 .err()
                 .expect("refused");
             let text = error.to_string();
             assert!(text.starts_with("--log-level: "), "{text}");
-            assert!(text.contains(filter) && text.contains("info"), "{text}");
+            assert!(
+                text.contains("unknown level") && text.contains("info"),
+                "{text}"
+            );
             assert_eq!(text.matches("expected").count(), 1, "{text}");
             assert_eq!(super::super::exit_of(&error), Exit::Usage);
         }

@@ -6,6 +6,7 @@
 
 use crate::plugin::{DeployError, confined};
 use clap::{Parser, Subcommand};
+use client::ClientError;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -37,7 +38,7 @@ pub enum Exit {
     Failed = 1,
     /// The arguments are wrong.
     Usage = 2,
-    /// The config, or a map given with the arguments, has problems.
+    /// A file that was given cannot be read or is refused: the config, a map, what is imported, a component that is not there.
     ConfigInvalid = 3,
     /// The plugin was refused; what was active is active still.
     PluginRefused = 4,
@@ -68,7 +69,7 @@ Exit codes:
   0  done
   1  failed: not reachable, not found, a conflict
   2  wrong arguments
-  3  config or map invalid
+  3  a file cannot be read or is refused: config, map, import
   4  plugin refused; the active version serves on
   5  versions decide differently
 
@@ -160,7 +161,11 @@ fn exit_of(error: &anyhow::Error) -> Exit {
         .chain()
         .find_map(|cause| match cause.downcast_ref::<Ended>() {
             Some(ended) => Some(ended.exit),
-            None => cause.is::<DeployError>().then_some(Exit::PluginRefused),
+            None => match cause.downcast_ref::<ClientError>() {
+                // What the proxy cannot make sense of comes from the arguments.
+                Some(ClientError::Problem(problem)) if problem.status == 400 => Some(Exit::Usage),
+                _ => cause.is::<DeployError>().then_some(Exit::PluginRefused),
+            },
         })
         .unwrap_or(Exit::Failed)
 }

@@ -98,7 +98,10 @@ impl Table {
 
     /// Adds a row: one cell for each column.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let cells: Vec<String> = cells.into_iter().map(|cell| printable(&cell)).collect();
+        let cells: Vec<String> = cells
+            .into_iter()
+            .map(|cell| shown_in_table(&cell))
+            .collect();
         debug_assert_eq!(cells.len(), self.columns.len());
         self.rows.push(cells);
     }
@@ -147,6 +150,23 @@ impl Table {
         line.truncate(line.trim_end().len());
         line
     }
+}
+
+/// A cell: one that would make all rows longer than a screen is cut.
+fn shown_in_table(text: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    const CHARS_OF_CUT: usize = 60;
+    if text.chars().nth(CHARS_MAX).is_none() {
+        return printable(text);
+    }
+    cut(text, CHARS_OF_CUT)
+}
+
+/// The beginning of a text, and how long it is: `aaaa… (3,000,000 bytes)`.
+fn cut(text: &str, chars: usize) -> String {
+    let head: String = text.chars().take(chars).collect();
+    let bytes = count(text.len() as u64);
+    format!("{}… ({bytes} bytes)", printable(&head))
 }
 
 /// Text from outside as it may be shown on a terminal: control characters escaped.
@@ -287,7 +307,8 @@ impl Style {
 }
 
 fn colors_wanted() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let is_dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    !is_dumb && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 #[cfg(test)]
@@ -311,6 +332,18 @@ mod tests {
                 "a-long-key  1234567890  x",
             ]
         );
+    }
+
+    #[test]
+    fn a_long_cell_is_cut_and_makes_no_row_longer() {
+        let mut table = Table::new(&[("KEY", Align::Left), ("REVISION", Align::Right)]);
+        table.row(["v".repeat(120_000), "7".into()]);
+        table.row(["ü".repeat(200), "8".into()]);
+        let lines = table.lines();
+        let cut = format!("{}… (120,000 bytes)", "v".repeat(60));
+        assert!(lines[1].starts_with(&cut), "{}", lines[1]);
+        assert!(lines[2].starts_with(&"ü".repeat(200)), "{}", lines[2]);
+        assert!(lines.iter().all(|line| line.chars().count() == 210));
     }
 
     #[test]

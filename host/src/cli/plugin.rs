@@ -1,9 +1,10 @@
 //! `throwbar plugin`: push, list, roll back and inspect plugins, and try versions beside the active one.
 
 use super::client::{Client, ClientError, Connect, encode, with_query};
-use super::output::Out;
+use super::output::{self, Out};
+use super::problem::Problem;
 use super::{Ended, Exit};
-use anyhow::Context;
+use crate::admin::check_writes;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
@@ -151,6 +152,8 @@ Examples:
     },
 }
 
+const UNCHANGED: &str = "nothing changed: the active version serves on";
+
 /// Runs the command.
 ///
 /// # Errors
@@ -251,7 +254,8 @@ pub(crate) async fn push(
 
 /// Uploads a component's file to a path.
 async fn push_to(client: &Client, path: &str, file: &Path) -> anyhow::Result<Value> {
-    let component = std::fs::read(file).with_context(|| format!("{}", file.display()))?;
+    let component = read_component(file)?;
+    let bytes = component.len();
     let upload = client.upload(
         Method::PUT,
         path,
@@ -259,8 +263,13 @@ async fn push_to(client: &Client, path: &str, file: &Path) -> anyhow::Result<Val
         component,
         "compiling",
     );
-    let answer = upload.await.map_err(|error| refused(error, file))?;
+    let answer = upload.await.map_err(|error| refused(error, file, bytes))?;
     answer.json()
+}
+
+fn read_component(file: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(file)
+        .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("{}: {error}", file.display())))
 }
 
 /// Uploads a component's file together with writes.
@@ -273,10 +282,14 @@ async fn push_with(
     force: bool,
 ) -> anyhow::Result<Value> {
     let shown = writes.display();
-    let text = super::read_text(writes).with_context(|| shown.to_string())?;
-    let writes: Value = serde_json::from_str(&text)
-        .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("{shown}: no JSON: {error}")))?;
-    let component = std::fs::read(file).with_context(|| format!("{}", file.display()))?;
+    let invalid = |why: String| Ended::error(Exit::ConfigInvalid, format!("{shown}: {why}"));
+    let text = super::read_text(writes).map_err(|error| invalid(error.to_string()))?;
+    let writes: Value =
+        serde_json::from_str(&text).map_err(|error| invalid(format!("no JSON: {error}")))?;
+    // The proxy takes them as part of a request, where places of this file mean nothing.
+    check_writes(&writes).map_err(invalid)?;
+    let component = read_component(file)?;
+    let bytes = component.len();
     let body = json!({
         "writes": writes,
         "activate": {
@@ -295,8 +308,33 @@ async fn push_with(
         body.to_string(),
         "compiling",
     );
-    let answer = upload.await.map_err(|error| refused(error, file))?;
+    let answer = upload.await.map_err(|error| match error {
+        ClientError::Problem(problem) if is_of_writes(&problem) => Ended::error(
+            match problem.status {
+                404 | 413 | 422 => Exit::ConfigInvalid,
+                _ => Exit::Failed,
+            },
+            format!("{shown}: refused: {problem}\n  {UNCHANGED}"),
+        ),
+        error => refused(error, file, bytes),
+    })?;
     answer.json()
+}
+
+/// Whether a refusal of writes and a component together is of the writes.
+fn is_of_writes(problem: &Problem) -> bool {
+    matches!(
+        problem.code.as_deref(),
+        Some(
+            "invalid-body"
+                | "invalid-value"
+                | "no-such-bucket"
+                | "several-backends"
+                | "batch-too-large"
+                | "quota"
+                | "precondition-failed"
+        )
+    )
 }
 
 /// Activates the version before.
@@ -322,16 +360,17 @@ pub(crate) async fn rollback(
 }
 
 /// An error of a push with its exit code: a refusal of the component is not a failure to reach anybody.
-fn refused(error: ClientError, file: &Path) -> anyhow::Error {
+fn refused(error: ClientError, file: &Path, bytes: usize) -> anyhow::Error {
+    let name = file.display();
     match error {
-        ClientError::Problem(problem) if matches!(problem.status, 400 | 413 | 415 | 422) => {
-            Ended::error(
-                Exit::PluginRefused,
-                format!(
-                    "{}: refused: {problem}\n  nothing changed: the active version serves on",
-                    file.display()
-                ),
-            )
+        ClientError::Problem(problem) if problem.status == 413 => {
+            let bytes = output::size(bytes as u64);
+            let text = format!("{name}: refused: {bytes}: {problem}\n  {UNCHANGED}");
+            Ended::error(Exit::PluginRefused, text)
+        }
+        ClientError::Problem(problem) if matches!(problem.status, 400 | 415 | 422) => {
+            let text = format!("{name}: refused: {problem}\n  {UNCHANGED}");
+            Ended::error(Exit::PluginRefused, text)
         }
         other => other.into(),
     }
@@ -340,7 +379,7 @@ fn refused(error: ClientError, file: &Path) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{exit_of, problem::Problem};
+    use crate::cli::exit_of;
 
     fn problem(status: u16) -> ClientError {
         ClientError::Problem(Problem {
@@ -354,12 +393,12 @@ mod tests {
     fn a_refused_component_is_told_apart_from_other_failures() {
         let file = Path::new("x.wasm");
         for status in [400, 413, 415, 422] {
-            let error = refused(problem(status), file);
+            let error = refused(problem(status), file, 1);
             assert_eq!(exit_of(&error), Exit::PluginRefused, "{status}");
             assert!(error.to_string().contains("x.wasm"), "{error}");
         }
         for status in [404, 409, 500] {
-            assert_eq!(exit_of(&refused(problem(status), file)), Exit::Failed);
+            assert_eq!(exit_of(&refused(problem(status), file, 1)), Exit::Failed);
         }
     }
 }

@@ -39,13 +39,31 @@ impl Problem {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = self.detail.as_ref().unwrap_or(&self.title);
-        write!(f, "{} ({})", output::printable(text), self.status)?;
+        let text = in_options(self.detail.as_ref().unwrap_or(&self.title));
+        write!(f, "{} ({})", output::printable(&text), self.status)?;
         for error in &self.errors {
             write!(f, "\n  {}", output::printable(&entry(error)))?;
         }
         Ok(())
     }
+}
+
+/// What the API says of its queries, in words of the options that make them.
+fn in_options(detail: &str) -> String {
+    const OF_LISTS: (&str, &str) = (" only: expected them as prefix in the query", "begin with ");
+    const OF_DEADLINES: &str = "expected ndjson or csv, or deadlines=false to leave that out";
+    if let Some((before, after)) = detail.split_once(OF_LISTS.0)
+        && let Some((_, prefix)) = before.rsplit_once(OF_LISTS.1)
+    {
+        return format!(
+            "{before} only: give --prefix {}{after}",
+            prefix.trim_matches('"')
+        );
+    }
+    detail.replace(
+        OF_DEADLINES,
+        "give --format ndjson or csv, or --without-deadlines",
+    )
 }
 
 /// One entry of `errors`: its place, then what is wrong.
@@ -68,5 +86,28 @@ fn entry(error: &serde_json::Value) -> String {
         (Some(place), Some(what)) => format!("{place}: {what}"),
         (None, Some(what)) => what,
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_says_of_queries_is_told_in_options() {
+        let told = |detail: &str| in_options(detail);
+        assert_eq!(
+            told(
+                "token \"t\" lists keys that begin with \"eu-\" only: expected them as prefix in the query"
+            ),
+            "token \"t\" lists keys that begin with \"eu-\" only: give --prefix eu-"
+        );
+        assert_eq!(
+            told(
+                "key \"a\": it ends, which lines cannot say: expected ndjson or csv, or deadlines=false to leave that out"
+            ),
+            "key \"a\": it ends, which lines cannot say: give --format ndjson or csv, or --without-deadlines"
+        );
+        assert_eq!(told("no bucket \"x\""), "no bucket \"x\"");
     }
 }

@@ -138,6 +138,11 @@ impl Sent {
         self.applied.store(rows, Ordering::Relaxed);
     }
 
+    /// Rows that are known to be written.
+    pub(crate) fn written(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed)
+    }
+
     /// Bytes so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

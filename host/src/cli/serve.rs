@@ -47,6 +47,8 @@ pub(crate) struct Args {
 /// # Errors
 /// If the config is invalid, or something it names cannot be had: a port, a file, a plugin.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    // Whoever starts it may have it read its config at once.
+    let early = app::Hangup::hold()?;
     let mut start = match args.file {
         Some(file) => from_file(file)?,
         None => from_flags(args.inline)?,
@@ -58,7 +60,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let app = app::start(start)?;
     let signals = app.signals()?;
     about.print(&app);
-    app.run_until_signal(signals);
+    app.run_until_signal(signals, early);
     Ok(())
 }
 

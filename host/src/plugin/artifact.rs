@@ -67,6 +67,10 @@ impl Artifacts {
     /// Opens `plugins/` of the data directory, and clears it of what a crash left half written.
     pub(super) fn open(data: &Path) -> io::Result<Self> {
         let dir = data.join("plugins");
+        if dir.is_file() {
+            let why = format!("{} is a file, expected a directory", dir.display());
+            return Err(io::Error::other(why));
+        }
         std::fs::create_dir_all(&dir).map_err(|error| naming(&dir, error))?;
         for plugin in std::fs::read_dir(&dir).map_err(|error| naming(&dir, error))? {
             let plugin = plugin?.path();

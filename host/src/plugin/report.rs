@@ -62,6 +62,16 @@ pub enum Outcome {
     Shadow,
 }
 
+/// A size as the config has it: `32MiB`, or bytes if it is no round one.
+fn binary(bytes: usize) -> String {
+    match bytes {
+        0 => "0".to_owned(),
+        bytes if bytes.is_multiple_of(1 << 20) => format!("{}MiB", bytes >> 20),
+        bytes if bytes.is_multiple_of(1 << 10) => format!("{}KiB", bytes >> 10),
+        bytes => format!("{bytes} bytes"),
+    }
+}
+
 /// Why a version was refused; what was active is active still.
 #[derive(Debug, thiserror::Error)]
 pub enum DeployError {
@@ -69,7 +79,7 @@ pub enum DeployError {
     #[error("no plugin {0:?} in the config")]
     NoSuchPlugin(String),
     /// Larger than the limit.
-    #[error("component is larger than {0} bytes")]
+    #[error("the component is too large, expected at most {} (admin.component_bytes_max)", binary(*.0))]
     TooLarge(usize),
     /// Not a component: truncated, text, a core module, another kind of file.
     #[error("not a component: {0}")]

@@ -1,7 +1,7 @@
 //! The data file as a whole: when it is synced, made smaller, copied while the store runs, and checked.
 
 use std::fs::File;
-use std::io::Seek;
+use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use redb::ReadTransaction;
 use tokio::sync::oneshot;
 
-use super::backend::{Backends, check_file, copy_file};
+use super::backend::{Backends, check_file, copy_file, use_of_file};
 use super::writer::Command;
 use super::{OpenError, Revision, Store};
 
@@ -135,6 +135,25 @@ impl Store {
             .map_err(|_| FileError::Closed)?;
         answer.await.unwrap_or(Err(FileError::Closed))
     }
+}
+
+/// What a file is to proxies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// No data file.
+    None,
+    /// A data file that no process has open, such as a backup.
+    Unused,
+    /// A data file that a process has open.
+    ByProxy,
+}
+
+/// Says whether a regular file is a data file, and in use, under whatever name.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn use_of(path: &Path) -> io::Result<Use> {
+    use_of_file(path)
 }
 
 fn backup(source: Source) -> Result<Backup, FileError> {

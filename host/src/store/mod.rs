@@ -151,7 +151,7 @@ pub enum OpenError {
         reason: String,
     },
     /// Something that proxies share is away, and there is no copy of it to begin with, or its settings are wrong.
-    #[error("{}: {reason}", backend.as_str())]
+    #[error("{}{reason}", if reason.starts_with(backend.as_str()) { String::new() } else { format!("{}: ", backend.as_str()) })]
     Shared {
         /// Which.
         backend: BackendKind,

@@ -34,6 +34,16 @@ pub enum UndoError {
         /// The first revision that is known.
         before: Option<Revision>,
     },
+    /// It has not come yet.
+    #[error("bucket {bucket:?}: revision {revision} is not of this store, which is at {newest}")]
+    NotYet {
+        /// The bucket's name.
+        bucket: String,
+        /// What was asked for.
+        revision: Revision,
+        /// The newest.
+        newest: Revision,
+    },
     /// No change of this revision is kept.
     #[error("bucket {bucket:?}: no change of revision {revision} is kept")]
     NoRevision {
@@ -109,6 +119,18 @@ impl Store {
         let found = snapshot.bucket(bucket).ok_or(UndoError::NoSuchBucket)?;
         let entry = found.get(key).map(|entry| entry.revision);
         let last = rows.first();
+        let newest = rows.first().map(|row| row.revision);
+        let newest = newest.max(Some(snapshot.revision()));
+        if let (Some(revision), Some(newest)) = (to, newest)
+            && revision > newest
+        {
+            let bucket = found.config().name.clone();
+            return Err(UndoError::NotYet {
+                bucket,
+                revision,
+                newest,
+            });
+        }
         // What was written while no history was kept is not in the rows. They may be newer than the snapshot.
         let is_seen = match (entry, last) {
             (_, Some(row)) if row.revision > snapshot.revision() => true,

@@ -146,3 +146,74 @@ async fn a_map_that_is_wrong_ends_with_3_and_names_its_lines() {
         assert!(ended.stderr.contains(expected), "{}", ended.stderr);
     }
 }
+
+#[tokio::test]
+async fn a_word_that_is_no_log_level_is_named_with_its_place() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = "version = 1\n[log]\nlevel = \"loud\"\n[[listener]]\nlisten = \"127.0.0.1:0\"\n\
+                [[route]]\nreply = { status = 204 }\n";
+    std::fs::write(dir.path().join("t.toml"), text).expect("written");
+    let expected =
+        "unknown level \"loud\": expected off, error, warn, info, debug, trace, or target=level";
+    for (arguments, code) in [
+        (&["check", "t.toml"][..], 3),
+        (&["serve", "t.toml"], 3),
+        (&["serve", "--log-level", "loud"], 2),
+    ] {
+        let ended = run(dir.path(), arguments).await;
+        assert_eq!(ended.code, code, "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+        let place = if code == 3 {
+            "t.toml:3:9"
+        } else {
+            "--log-level"
+        };
+        assert!(ended.stderr.contains(place), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_push_is_refused_by_the_file_that_is_at_fault() {
+    let proxy = serve(&["--map", "id1=127.0.0.1"]).await;
+    std::fs::write(proxy.file("big.wasm"), vec![0; 40_000_000]).expect("written");
+    std::fs::write(proxy.file("bad.wasm"), "no component").expect("written");
+    let writes = |name: &str, text: &str| std::fs::write(proxy.file(name), text).expect("written");
+    writes(
+        "typo.json",
+        "{\n \"upstreams\": {\"st\": {\"a\": \"127.0.0.1\"}}}",
+    );
+    writes(
+        "bucket.json",
+        "{\"none\": {\"set\": {\"a\": \"127.0.0.1\"}}}",
+    );
+    writes(
+        "value.json",
+        "{\"upstreams\": {\"set\": {\"a\": \"no host!\"}}}",
+    );
+    let push = ["plugin", "push", "by-header"];
+    let component = crate::harness::fixture_path("version-a");
+    let component = component.to_str().expect("text");
+    for _ in 0..5 {
+        let ended = proxy.run(&[&push[..], &["big.wasm"]].concat()).await;
+        assert_eq!(ended.code, 4, "{}", ended.stderr);
+        let expected = "error: big.wasm: refused: 40.0 MB: the component is too large, \
+                        expected at most 32MiB (admin.component_bytes_max)";
+        assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+    }
+    for (file, with, code, expected) in [
+        (
+            "bad.wasm",
+            "typo.json",
+            3,
+            "typo.json: bucket \"upstreams\": unknown field \"st\", expected",
+        ),
+        (component, "bucket.json", 3, "bucket.json: refused: "),
+        (component, "value.json", 3, "value.json: refused: "),
+        ("none.wasm", "value.json", 3, "none.wasm: No such file"),
+    ] {
+        let arguments = [&push[..], &[file, "--with", with]].concat();
+        let ended = proxy.run(&arguments).await;
+        assert_eq!(ended.code, code, "{with}: {}", ended.stderr);
+        assert!(ended.stderr.contains(expected), "{with}: {}", ended.stderr);
+    }
+}

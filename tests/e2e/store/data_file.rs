@@ -1,10 +1,11 @@
 //! The data file of a running proxy: copied, made smaller, checked, restored.
 
 use super::faults::{NOTES, export};
-use crate::harness::proxy::Ended;
-use crate::harness::{Request, Setup, TestProxy};
+use crate::harness::proxy::{Ended, command};
+use crate::harness::{Request, Setup, TestProxy, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn kv(proxy: &TestProxy, arguments: &[&str]) -> Ended {
     let arguments = [&["kv", "--data", "data"], arguments].concat();
@@ -161,4 +162,84 @@ async fn without_a_data_file_a_backup_says_so_and_a_limited_token_gets_none() {
         ended.stderr
     );
     assert!(!proxy.file("copy.redb").exists());
+}
+
+#[tokio::test]
+async fn no_command_replaces_a_data_file_that_a_proxy_uses_under_any_name() {
+    let mut proxy = TestProxy::start(NOTES).await;
+    fill(&proxy, 0..10, "value").await;
+    std::fs::hard_link(proxy.file("data/store.redb"), proxy.file("hard")).expect("linked");
+    std::os::unix::fs::symlink("data/store.redb", proxy.file("soft")).expect("linked");
+    for file in ["data/store.redb", "hard", "soft"] {
+        for command in [
+            &["backup", file, "--force"][..],
+            &["export", "notes", file, "--force"],
+        ] {
+            let refused = kv(&proxy, command).await;
+            assert_eq!(refused.code, 1, "{command:?}: {}", refused.stderr);
+            let expected =
+                format!("error: {file}: it is a data file in use by a proxy, not replaced");
+            assert!(refused.stderr.contains(&expected), "{}", refused.stderr);
+        }
+    }
+    let copied = kv(&proxy, &["backup", "copy.redb"]).await;
+    assert_eq!(copied.code, 0, "{}", copied.stderr);
+    let refused = kv(&proxy, &["export", "notes", "copy.redb", "--force"]).await;
+    assert!(
+        refused.stderr.contains("it is a data file"),
+        "{}",
+        refused.stderr
+    );
+    let again = kv(&proxy, &["backup", "copy.redb", "--force"]).await;
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    fill(&proxy, 10..20, "value").await;
+    proxy.signal(Signal::TERM);
+    proxy.ended().await;
+    proxy.start_again().await;
+    assert_eq!(export(&proxy).await.len(), 20);
+}
+
+#[tokio::test]
+async fn a_command_that_a_signal_ends_leaves_no_file() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("bound");
+    let address = listener.local_addr().expect("bound").to_string();
+    let _answering = tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let _ = socket.read(&mut head).await;
+            let begun = "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\na 1\n";
+            let _ = socket.write_all(begun.as_bytes()).await;
+            open.push(socket);
+        }
+    });
+    for (arguments, signal, code) in [
+        (&["export", "notes", "out"][..], Signal::INT, 130),
+        (&["backup", "out"], Signal::TERM, 143),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let child = command()
+            .current_dir(dir.path())
+            .env("THROWBAR_ADMIN", &address)
+            .arg("kv")
+            .args(arguments)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("the command under test runs");
+        let begun = dir.path().join(".out.throwbar-tmp");
+        eventually("it writes", async || begun.exists().then_some(())).await;
+        let pid = i32::try_from(child.id().expect("it runs")).expect("a process id");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
+        rustix::process::kill_process(pid, signal).expect("signalled");
+        let ended = child.wait_with_output();
+        let ended = crate::harness::soon("its end", ended)
+            .await
+            .expect("it ended");
+        assert_eq!(ended.status.code(), Some(code), "{ended:?}");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(said.contains("error: out: not written"), "{said}");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("read").count(), 0);
+    }
 }

@@ -81,7 +81,7 @@ pub(in crate::admin) fn undo_problem(error: UndoError) -> Problem {
     match error {
         UndoError::NoSuchBucket => Problem::not_found("no-such-bucket", detail),
         UndoError::Off { .. } => Problem::not_found("no-history", detail),
-        UndoError::Unknown { .. } | UndoError::NoRevision { .. } => {
+        UndoError::Unknown { .. } | UndoError::NoRevision { .. } | UndoError::NotYet { .. } => {
             Problem::not_found("not-kept", detail)
         }
         UndoError::Changed { .. } => Problem::precondition(detail),

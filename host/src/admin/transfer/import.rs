@@ -9,8 +9,10 @@ use super::offload;
 use super::table::Rows;
 use crate::admin::input::{Chunks, media_type};
 use crate::admin::problem::Problem;
+use crate::config::diagnostic::shorten;
 use crate::store::batch::check_key;
 use crate::store::{BucketId, Deadline, Value, ValueKind, Write, WriteBatch};
+use ahash::AHashMap;
 use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -20,6 +22,9 @@ use serde_json::json;
 const ERRORS_MAX: usize = 100;
 /// The longest row: a value and a key of the largest size fit, however they are escaped.
 const ROW_BYTES_MAX: usize = 8 << 20;
+
+/// Most that is told of one.
+const MESSAGE_CHARS_MAX: usize = 500;
 
 /// How the rows of an import are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +100,8 @@ pub(super) struct Intake {
     table: Rows,
     columns: Option<Columns>,
     writes: Vec<Write>,
+    /// Where each of these is.
+    lines_of: Vec<u64>,
     /// Of keys and values of these.
     bytes: usize,
     /// Chunks that are whole.
@@ -121,6 +128,8 @@ struct Columns {
     key: usize,
     value: usize,
     expires_at: Option<usize>,
+    /// How many there are.
+    all: usize,
 }
 
 /// A row that was read.
@@ -150,6 +159,7 @@ impl Intake {
             table: Rows::default(),
             columns: None,
             writes: Vec::new(),
+            lines_of: Vec::new(),
             bytes: 0,
             ready: Vec::new(),
             ended: 0,
@@ -197,8 +207,10 @@ impl Intake {
         if self.format == Format::Csv && self.columns.is_none() && self.bad == 0 {
             self.no_columns();
         }
-        if self.chunk.is_some() && self.bad == 0 && !self.writes.is_empty() {
-            self.close_chunk(self.lines);
+        match self.chunk {
+            Some(_) if self.bad == 0 && !self.writes.is_empty() => self.close_chunk(self.lines),
+            Some(_) => {}
+            None => self.refuse_repeated(),
         }
     }
 
@@ -304,6 +316,7 @@ impl Intake {
             return;
         }
         self.bytes += entry.key.len() + entry.value.len();
+        self.lines_of.push(line);
         self.writes.push(Write {
             until: entry.until,
             ..Write::put(self.bucket, entry.key, entry.value)
@@ -316,8 +329,28 @@ impl Intake {
         }
     }
 
+    /// Of two rows with the same key one is a mistake, and nobody knows which.
+    fn refuse_repeated(&mut self) {
+        let mut seen = AHashMap::with_capacity(self.writes.len());
+        let mut repeated = Vec::new();
+        for (write, line) in self.writes.iter().zip(&self.lines_of) {
+            if let Some(first) = seen.insert(&*write.key, *line) {
+                let key = shorten(&write.key);
+                repeated.push((*line, format!("key {key:?} is on line {first} already")));
+            }
+        }
+        for (line, message) in repeated {
+            self.error(line, &message);
+        }
+    }
+
     fn close_chunk(&mut self, line: u64) {
         self.bytes = 0;
+        self.refuse_repeated();
+        self.lines_of.clear();
+        if self.writes.is_empty() {
+            return;
+        }
         let writes = std::mem::take(&mut self.writes);
         self.ready.push(Chunk { writes, line });
     }
@@ -337,7 +370,9 @@ impl Intake {
         self.writes = Vec::new();
         // What comes after it would be written before it is put right.
         self.is_stopped |= self.chunk.is_some();
+        self.lines_of = Vec::new();
         if self.errors.len() < ERRORS_MAX {
+            let message = cut(message);
             self.errors
                 .push(json!({ "line": line, "message": message }));
         }
@@ -353,15 +388,20 @@ fn columns(names: &csv::ByteRecord) -> Option<Columns> {
         key: column("key")?,
         value: column("value")?,
         expires_at: column("expires_at"),
+        all: names.len(),
     })
 }
 
 fn parse_row(row: &csv::ByteRecord, columns: Columns) -> Result<Entry, String> {
-    let (Some(key), Some(value)) = (row.get(columns.key), row.get(columns.value)) else {
-        return Err(format!(
-            "{} columns, expected as many as line 1 names",
-            row.len()
-        ));
+    let (key, value) = match (row.get(columns.key), row.get(columns.value)) {
+        (Some(key), Some(value)) if row.len() == columns.all => (key, value),
+        _ => {
+            return Err(format!(
+                "{} columns, expected {}, as many as line 1 names",
+                row.len(),
+                columns.all
+            ));
+        }
     };
     let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned());
     let until = columns.expires_at.and_then(|at| row.get(at));
@@ -397,13 +437,30 @@ fn parse_line(line: &[u8], format: Format) -> Result<Entry, String> {
             let line = std::str::from_utf8(line).map_err(|_| "not UTF-8".to_owned())?;
             let (key, value) = line
                 .split_once([' ', '\t'])
-                .ok_or_else(|| format!("{line:?}: expected a key, a space and a value"))?;
+                .ok_or_else(|| format!("{}: expected a key, a space and a value", quoted(line)))?;
             Ok(Entry {
                 key: key.to_owned(),
                 value: value.trim_start().as_bytes().into(),
                 until: None,
             })
         }
+    }
+}
+
+/// A text of a message, with its length if it is cut.
+fn quoted(text: &str) -> String {
+    let shown = shorten(text);
+    match shown.len() < text.len() {
+        true => format!("{shown:?} ({} bytes)", text.len()),
+        false => format!("{shown:?}"),
+    }
+}
+
+/// A message about a row, which may quote all of it.
+fn cut(message: &str) -> String {
+    match message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        Some((at, _)) => format!("{}… ({} bytes)", &message[..at], message.len()),
+        None => message.to_owned(),
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) const DATA_DEFAULT: &str = "throwbar-data";
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Admin API")]
 pub(crate) struct Connect {
-    /// Where the admin API is: HOST:PORT or unix:PATH [default: $THROWBAR_ADMIN, else 127.0.0.1:2019]
+    /// Where the admin API is: IP:PORT or unix:PATH [default: $THROWBAR_ADMIN, else 127.0.0.1:2019]
     #[arg(long, global = true, value_name = "ADDR", value_parser = parse_address)]
     admin: Option<Address>,
     /// The proxy's data directory, where its token is [default: ./throwbar-data, else ./data]
@@ -58,7 +58,7 @@ fn variable(name: &str) -> anyhow::Result<Option<String>> {
     }
 }
 
-/// Reads `HOST:PORT`, `:PORT`, `unix:PATH` or `http://HOST:PORT`.
+/// Reads `IP:PORT`, `:PORT`, `localhost:PORT`, `unix:PATH` or `http://IP:PORT`.
 pub(crate) fn parse_address(text: &str) -> Result<Address, String> {
     const EXPECTED: &str = "expected IP:PORT such as 127.0.0.1:2019, or unix:PATH";
     if let Some(path) = text.strip_prefix("unix:") {

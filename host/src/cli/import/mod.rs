@@ -10,6 +10,7 @@ use crate::store::{Store, Write, WriteBatch};
 use anyhow::Context;
 use clap::Subcommand;
 use draft::Draft;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The name of the config in the directory that is made.
@@ -176,7 +177,11 @@ async fn write(dir: &Path, text: &str, config: &Config, draft: &Draft) -> anyhow
         })?;
     std::fs::write(made.path().join(CONFIG), text).with_context(|| format!("{place}/{CONFIG}"))?;
     let data = made.path().join("data");
-    std::fs::create_dir(&data).with_context(|| format!("{place}/data"))?;
+    // As `serve` makes it: the token will be there.
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&data)
+        .with_context(|| format!("{place}/data"))?;
     fill(&data, config, draft).await?;
     std::fs::rename(made.path(), dir).with_context(|| format!("{place}"))?;
     // It is under another name now.
@@ -228,6 +233,7 @@ fn tell(name: &str, dir: &Path, draft: &Draft, findings: &Findings) -> anyhow::R
         out.line(format_args!("left out: {text}"))?;
     }
     for text in &findings.notes {
+        let text = text.replace("data/admin.token", &format!("{place}/data/admin.token"));
         out.line(format_args!("note: {text}"))?;
     }
     out.line(format_args!(

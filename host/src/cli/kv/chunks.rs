@@ -11,6 +11,7 @@ use anyhow::Context;
 use http::{Method, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The longest line of the answer: a hundred bad rows are told in one.
 const LINE_BYTES_MAX: usize = 1 << 20;
@@ -61,9 +62,31 @@ pub(super) async fn send(
 /// What was written before is there.
 fn broken_off(error: ClientError, last: Option<&Value>) -> anyhow::Error {
     let error = anyhow::Error::new(error);
-    match last {
-        None => error,
-        Some(line) => error.context(format!("{}, and then", written(line))),
+    let rows = last.map(|line| line["applied"].as_u64().unwrap_or_default());
+    error.context(format!("{}, and then", at_least(rows.unwrap_or_default())))
+}
+
+/// What is known to be written when the proxy says no more.
+pub(super) fn at_least(rows: u64) -> String {
+    match rows {
+        0 => "it is not known whether rows were written".to_owned(),
+        rows => format!("at least {} stay written", output::counted(rows, "row")),
+    }
+}
+
+/// The number of the signal that ends the command, once it comes.
+pub(super) async fn interrupted() -> i32 {
+    let of = |kind| async move {
+        match signal(kind) {
+            Ok(mut signal) => signal.recv().await,
+            // It ends the process by itself.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
+    tokio::select! {
+        _ = of(interrupt) => interrupt.as_raw_value(),
+        _ = of(terminate) => terminate.as_raw_value(),
     }
 }
 

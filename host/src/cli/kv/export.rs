@@ -1,13 +1,14 @@
 //! `throwbar kv export`: a whole bucket, as of one revision.
 
 use super::segment;
+use super::target::{Content, Target};
 use crate::cli::client::{Client, with_query};
 use crate::cli::output::{self, Out};
 use anyhow::Context;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::Value;
-use std::path::Path;
+use std::path::PathBuf;
 
 /// The longest line that is made into another format.
 const LINE_BYTES_MAX: usize = 8 << 20;
@@ -25,17 +26,38 @@ pub(super) enum Format {
     Csv,
 }
 
+/// Write a whole bucket, as of one revision, to standard output or a file
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  throwbar kv export upstreams > map.txt
+  throwbar kv export upstreams eu.txt --prefix eu-
+  throwbar kv export upstreams map.json --format json --force    replace the one of before")]
+pub(super) struct Args {
+    /// The bucket
+    bucket: String,
+    /// The file, which appears when it is whole; standard output without one
+    file: Option<PathBuf>,
+    /// The format
+    #[arg(long, value_enum, default_value_t = Format::Lines)]
+    format: Format,
+    /// Only keys that begin so
+    #[arg(long)]
+    prefix: Option<String>,
+    /// Leave out when keys end; lines and one JSON object cannot say it
+    #[arg(long)]
+    without_deadlines: bool,
+    /// Replace a file that is there; never a data file
+    #[arg(long, requires = "file")]
+    force: bool,
+}
+
 /// Writes a whole bucket to standard output or a file.
 ///
 /// # Errors
 /// If it cannot be read or written, or does not fit the format.
-pub(super) async fn run(
-    client: &Client,
-    bucket: &str,
-    file: Option<&Path>,
-    format: Format,
-    deadlines: bool,
-) -> anyhow::Result<()> {
+pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
+    let (bucket, format) = (&args.bucket, args.format);
     let sent = match format {
         Format::Lines => "lines",
         Format::Csv => "csv",
@@ -45,36 +67,25 @@ pub(super) async fn run(
         format!("/v1/kv/{}", segment("bucket", bucket)?),
         &[
             ("format", Some(sent.to_owned())),
-            ("deadlines", (!deadlines).then(|| "false".to_owned())),
+            (
+                "deadlines",
+                args.without_deadlines.then(|| "false".to_owned()),
+            ),
+            ("prefix", args.prefix.clone()),
         ],
     );
+    // A file appears under its name only when it is whole: an export that breaks off leaves the old one.
+    let target = match &args.file {
+        None => None,
+        Some(file) => Some((file, Target::open(file, args.force, Content::Export)?)),
+    };
     let response = client.stream(&path, &[]).await?;
     let keys = response.headers().get("throwbar-keys");
     let keys = keys.and_then(|keys| keys.to_str().ok()?.parse::<u64>().ok());
     let mut body = response.into_body();
-    // A file appears under its name only when it is whole: an export that breaks off leaves the old one.
-    let mut target = match file {
-        None => None,
-        Some(file) => {
-            let dir = match file.parent() {
-                Some(dir) if !dir.as_os_str().is_empty() => dir,
-                _ => Path::new("."),
-            };
-            let (name, place) = (file.display(), dir.display());
-            anyhow::ensure!(dir.is_dir(), "{name}: no directory {place}");
-            // Its own message names the temporary file, which nobody asked for.
-            let kept = tempfile::NamedTempFile::new_in(dir).map_err(|error| {
-                anyhow::anyhow!("{name}: cannot create a file in {place}: {}", error.kind())
-            })?;
-            Some((file, kept))
-        }
-    };
-    let mut out = match &mut target {
+    let mut out = match &target {
         None => Out::stdout(),
-        Some((file, kept)) => Out::to(
-            kept.reopen()
-                .with_context(|| format!("{}", file.display()))?,
-        ),
+        Some((_, target)) => Out::to(target.file()?),
     };
     let mut object = (format == Format::Json).then(JsonObject::default);
     while let Some(frame) = body.frame().await {
@@ -90,9 +101,9 @@ pub(super) async fn run(
         object.end(&mut out)?;
     }
     out.flush()?;
-    if let Some((file, kept)) = target {
-        kept.persist(file)
-            .with_context(|| format!("{}", file.display()))?;
+    if let Some((file, target)) = target {
+        drop(out);
+        target.keep()?;
         output::aside(format_args!(
             "{}: {} written to {}",
             bucket,

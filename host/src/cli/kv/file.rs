@@ -1,16 +1,16 @@
 //! `throwbar kv backup`, `compact` and `check`: the data file as a whole.
 
+use super::target::{Content, Target};
 use crate::cli::client::Client;
 use crate::cli::output::{self, Out, counted, size};
-use crate::cli::{Ended, Exit};
+use crate::store::OpenError;
 use crate::store::data_file::{Contents, check_data_file};
 use anyhow::Context;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::json;
-use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Copy the data file of a running proxy, as it is at one revision, and check the copy
 #[derive(Debug, clap::Args)]
@@ -23,7 +23,7 @@ To restore one, end the proxy, move the file to store.redb of its data directory
 pub(super) struct BackupArgs {
     /// The file to write; it appears when it is whole
     file: PathBuf,
-    /// Replace a file that is there
+    /// Replace a file that is there; never a data file that a proxy uses
     #[arg(long)]
     force: bool,
 }
@@ -54,46 +54,20 @@ pub(super) struct CheckArgs {
 /// If the file is there already, if it cannot be written, or if what came is not sound.
 pub(super) async fn backup(client: &Client, args: &BackupArgs) -> anyhow::Result<()> {
     let name = args.file.display();
-    if !args.force && args.file.symlink_metadata().is_ok() {
-        return Err(Ended::error(
-            Exit::Failed,
-            format!(
-                "{name}: it is there already, expected a new file: give another name, or --force"
-            ),
-        ));
-    }
-    let dir = match args.file.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    anyhow::ensure!(dir.is_dir(), "{name}: no directory {}", dir.display());
-    // Its own message names the temporary file, which nobody asked for.
-    let mut kept = tempfile::NamedTempFile::new_in(dir).map_err(|error| {
-        let place = dir.display();
-        anyhow::anyhow!("{name}: cannot create a file in {place}: {}", error.kind())
-    })?;
+    let target = Target::open(&args.file, args.force, Content::Backup)?;
+    let mut kept = target.file()?;
     let mut body = client.stream_post("/v1/store/backup").await?.into_body();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.map_err(|error| client.broken(error))?.into_data() {
             kept.write_all(&data).with_context(|| format!("{name}"))?;
         }
     }
-    let contents = check_data_file(kept.path()).map_err(|error| {
+    let bytes = kept.metadata()?.len();
+    drop(kept);
+    let contents = check_data_file(target.written()?).map_err(|error| {
         anyhow::anyhow!("{name}: not written, for what came is no backup: {error}")
     })?;
-    let bytes = kept.as_file().metadata()?.len();
-    kept.as_file()
-        .sync_all()
-        .with_context(|| format!("{name}"))?;
-    let persisted = match args.force {
-        true => kept.persist(&args.file),
-        false => kept.persist_noclobber(&args.file),
-    };
-    persisted.map_err(|error| anyhow::anyhow!("{name}: {}", error.error))?;
-    // Its name is on disk, too, when this says so.
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .with_context(|| format!("{name}"))?;
+    target.keep()?;
     output::aside(format_args!("{name}: {}, {}", said(&contents), size(bytes)));
     Ok(())
 }
@@ -127,7 +101,14 @@ pub(super) async fn compact(client: &Client, args: &CompactArgs) -> anyhow::Resu
 /// # Errors
 /// If it is not sound, or in use.
 pub(super) fn check(args: &CheckArgs) -> anyhow::Result<()> {
-    let contents = check_data_file(&args.file)?;
+    let contents = check_data_file(&args.file).map_err(|error| match error {
+        // Its advice is for who wants to start a proxy.
+        OpenError::Corrupt { path, reason } => anyhow::anyhow!(
+            "data file {}: corrupt or not a data file of this program: {reason}",
+            path.display()
+        ),
+        other => other.into(),
+    })?;
     let mut out = Out::stdout();
     if args.json {
         out.json(&json!({

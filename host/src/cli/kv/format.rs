@@ -1,6 +1,10 @@
 //! What a file to import is: lines `KEY VALUE`, lines of JSON, or one JSON object.
 
+use crate::config::diagnostic::shorten;
+use ahash::AHashMap;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value, json};
+use std::fmt;
 
 /// What a file to import is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,11 +57,18 @@ pub(super) fn kind_of(head: &[u8]) -> Result<Kind, String> {
 /// # Errors
 /// If it is none.
 pub(super) fn lines_of(object: &[u8]) -> Result<Vec<u8>, String> {
-    let map: serde_json::Map<String, Value> = serde_json::from_slice(object).map_err(|e| {
+    let Entries(entries) = serde_json::from_slice(object).map_err(|e| {
         format!("is neither lines of JSON {{\"key\":…,\"value\":…}} nor one JSON object: {e}")
     })?;
-    let mut lines = Vec::with_capacity(object.len() + map.len() * 16);
-    for (key, value) in &map {
+    let mut lines = Vec::with_capacity(object.len() + entries.len() * 16);
+    let mut seen = AHashMap::with_capacity(entries.len());
+    for ((key, value), number) in entries.iter().zip(1..) {
+        if let Some(first) = seen.insert(key, number) {
+            let key = shorten(key);
+            return Err(format!(
+                "key {key:?} is in the object twice, as entries {first} and {number}: expected once"
+            ));
+        }
         if !is_value(value) {
             return Err(format!(
                 "key {key:?}: expected a text, a typed record or {{\"base64\": \"…\"}}, found {value}"
@@ -68,6 +79,31 @@ pub(super) fn lines_of(object: &[u8]) -> Result<Vec<u8>, String> {
         lines.push(b'\n');
     }
     Ok(lines)
+}
+
+/// The entries of an object as they stand there: a map would keep the last of those with the same key.
+struct Entries(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> Visitor<'de> for Visit {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Visit)
+    }
 }
 
 /// Whether rows of CSV to import have one below the names of the columns.
@@ -125,6 +161,8 @@ mod tests {
         assert!(kind("{\"a\": 1}").is_err_and(|e| e.contains("\"a\"")));
         assert!(kind("{\"a\": {\"base64\": \"/wA=\"}}").is_ok());
         assert!(kind("{oops").is_err());
+        let twice = "{\"a\": \"1\", \"b\": \"2\", \"a\": \"3\"}";
+        assert!(kind(twice).is_err_and(|e| e.contains("\"a\"") && e.contains("entries 1 and 3")));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct HistoryArgs {
 
 /// Arguments of `kv undo`.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true),
+          override_usage = "throwbar kv undo [OPTIONS] <BUCKET> <KEY|--revision <REVISION>>")]
 #[command(after_help = "\
 Examples:
   throwbar kv undo upstreams id1                  its last change; once more to have it again
@@ -38,7 +40,7 @@ pub(super) struct UndoArgs {
     /// The bucket, one with `history` in its config
     bucket: String,
     /// The key
-    #[arg(required_unless_present = "revision")]
+    #[arg(group = "what")]
     key: Option<String>,
     /// What it was at this revision, in place of before its last change
     #[arg(long, value_name = "REVISION", requires = "key")]
@@ -47,7 +49,7 @@ pub(super) struct UndoArgs {
     #[arg(long, value_name = "REVISION", requires = "key")]
     if_revision: Option<u64>,
     /// All keys that this revision changed, all or none
-    #[arg(long, value_name = "REVISION", conflicts_with = "key")]
+    #[arg(long, value_name = "REVISION", group = "what")]
     revision: Option<u64>,
     /// Of these, leave those as they are that were changed since
     #[arg(long, requires = "revision")]
@@ -139,7 +141,7 @@ pub(super) async fn undo(client: &Client, args: &UndoArgs) -> anyhow::Result<()>
     let answer = client
         .send(Method::POST, &path, &headers, body, None)
         .await
-        .map_err(refused)?;
+        .map_err(|error| refused(&args.bucket, error))?;
     let answer: Value = answer.json()?;
     if args.diff && !args.json {
         show_changes(&answer)?;

@@ -5,7 +5,7 @@ use super::format::{Kind, NDJSON, has_entry, has_row, is_shown, kind_of, lines_o
 use super::source::Source;
 use super::write::{refused, report};
 use super::{chunks, flag, foreign, segment};
-use crate::cli::client::{Client, with_query};
+use crate::cli::client::{Client, ClientError, with_query};
 use crate::cli::output::{self, Out, Style};
 use crate::cli::progress::watch_rows;
 use crate::cli::{Ended, Exit};
@@ -174,19 +174,40 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
     };
     if args.chunk.is_some() {
         let work = chunks::send(client, &path, content_type, upload, &sent);
-        let answer = watch_rows(&sent, "writing", work).await.map_err(told)?;
+        let work = watch_rows(&sent, "writing", work);
+        let answer = tokio::select! {
+            answer = work => answer.map_err(told)?,
+            signal = chunks::interrupted() => {
+                let written = chunks::at_least(sent.written());
+                output::aside(format_args!("error: {name}: a signal ended it: {written}"));
+                // As shells say it of a process that a signal ended.
+                std::process::exit(128 + signal);
+            }
+        };
         return chunks::report(&args.bucket, &name, &answer, args.json);
     }
     let headers = [(header::CONTENT_TYPE, content_type.to_owned())];
     let work = client.upload_all(Method::POST, &path, &headers, upload);
     let answer = watch_rows(&sent, "writing", work)
         .await
-        .map_err(|error| told(refused(error)))?
+        .map_err(|error| told(refused(&args.bucket, too_many(error))))?
         .json()?;
     if args.diff && !args.json {
         show_changes(&answer)?;
     }
     report(&args.bucket, &answer, dry_run, args.json)
+}
+
+/// What one transaction does not take can be written in several.
+fn too_many(error: ClientError) -> ClientError {
+    match error {
+        ClientError::Problem(mut problem) if problem.code.as_deref() == Some("batch-too-large") => {
+            let detail = problem.detail.take().unwrap_or_default();
+            problem.detail = Some(format!("{detail}: give --chunk 128"));
+            ClientError::Problem(problem)
+        }
+        other => other,
+    }
 }
 
 /// The entries of a foreign map as lines of JSON.

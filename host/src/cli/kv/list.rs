@@ -90,17 +90,24 @@ pub(super) async fn keys(
         out.json(&json!({ "revision": revision, "entries": entries, "cursor": cursor }))?;
         return out.flush();
     }
-    let mut table = Table::new(&[
+    let mut columns = vec![
         ("KEY", Align::Left),
         ("VALUE", Align::Left),
         ("REVISION", Align::Right),
-    ]);
+    ];
+    let one_ends = entries.iter().any(|entry| entry["expires_at"].is_string());
+    if one_ends {
+        columns.push(("ENDS", Align::Left));
+    }
+    let mut table = Table::new(&columns);
     for entry in &entries {
-        table.row([
+        let ends = entry["expires_at"].as_str().unwrap_or("-").to_owned();
+        let row = [
             entry["key"].as_str().unwrap_or_default().to_owned(),
             shown(&entry["value"]),
             entry["revision"].to_string(),
-        ]);
+        ];
+        table.row(row.into_iter().chain(one_ends.then_some(ends)));
     }
     table.print(&mut out)?;
     out.flush()?;

@@ -9,6 +9,7 @@ mod history;
 mod import;
 mod list;
 mod source;
+mod target;
 mod watch;
 mod write;
 
@@ -19,9 +20,7 @@ use crate::config::decode::units;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
-use export::Format;
 use serde_json::{Value, json};
-use std::path::PathBuf;
 use write::How;
 
 /// Arguments of `kv`.
@@ -116,7 +115,7 @@ Examples:
         json: bool,
     },
     /// Renew keys, all or none: they end that much later, and their values and revisions stay
-    #[command(after_help = "\
+    #[command(group = clap::ArgGroup::new("until").required(true), after_help = "\
 Examples:
   throwbar kv touch upstreams id1 --ttl 30s
   throwbar kv touch upstreams id1 --forever    until it is deleted")]
@@ -127,10 +126,10 @@ Examples:
         #[arg(required = true, value_name = "KEY")]
         keys: Vec<String>,
         /// They end after this time, such as 30s
-        #[arg(long, value_name = "TIME", value_parser = parse_ttl, required_unless_present = "forever")]
+        #[arg(long, value_name = "TIME", value_parser = parse_ttl, group = "until")]
         ttl: Option<String>,
         /// They stay until they are deleted
-        #[arg(long, conflicts_with = "ttl")]
+        #[arg(long, group = "until")]
         forever: bool,
         /// Check only; change nothing
         #[arg(long)]
@@ -214,30 +213,14 @@ Examples:
     /// Make a key, or all that one revision changed, what was before
     Undo(history::UndoArgs),
     Import(import::Args),
-    /// Write a whole bucket, as of one revision, to standard output or a file
-    #[command(after_help = "\
-Examples:
-  throwbar kv export upstreams > map.txt
-  throwbar kv export upstreams map.json --format json")]
-    Export {
-        /// The bucket
-        bucket: String,
-        /// The file; standard output without one
-        file: Option<PathBuf>,
-        /// The format
-        #[arg(long, value_enum, default_value_t = Format::Lines)]
-        format: Format,
-        /// Leave out when keys end; lines and one JSON object cannot say it
-        #[arg(long)]
-        without_deadlines: bool,
-    },
+    Export(export::Args),
     Backup(file::BackupArgs),
     Compact(file::CompactArgs),
     Check(file::CheckArgs),
 }
 
 fn parse_ttl(text: &str) -> Result<String, String> {
-    units::duration(text).map(|_| text.to_owned())
+    units::ttl(text).map(|_| text.to_owned())
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {
@@ -319,21 +302,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Command::History(args) => history::history(&client, &args).await,
         Command::Undo(args) => history::undo(&client, &args).await,
         Command::Import(args) => import::run(&client, &args).await,
-        Command::Export {
-            bucket,
-            file,
-            format,
-            without_deadlines,
-        } => {
-            export::run(
-                &client,
-                &bucket,
-                file.as_deref(),
-                format,
-                !without_deadlines,
-            )
-            .await
-        }
+        Command::Export(args) => export::run(&client, &args).await,
         Command::Backup(args) => file::backup(&client, &args).await,
         Command::Compact(args) => file::compact(&client, &args).await,
         Command::Check(args) => file::check(&args),
@@ -352,7 +321,11 @@ async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Re
             Ok(text) => Value::from(text),
             Err(_) => json!({ "base64": STANDARD.encode(&answer.body) }),
         };
-        out.json(&json!({ "key": key, "value": value, "revision": revision }))?;
+        let mut entry = json!({ "key": key, "value": value, "revision": revision });
+        if let Some(expires_at) = answer.expires_at {
+            entry["expires_at"] = expires_at.into();
+        }
+        out.json(&entry)?;
     } else {
         out.bytes(&answer.body)?;
         // A value is bytes: a newline is for people, and for shells that strip it again.

@@ -2,6 +2,7 @@
 
 use crate::cli::output;
 use crate::cli::progress::Sent;
+use crate::cli::{Ended, Exit};
 use anyhow::Context;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -43,8 +44,13 @@ impl Source {
             });
         }
         let name = file.display().to_string();
-        let open = std::fs::File::open(file).with_context(|| name.clone())?;
-        let kind = open.metadata().with_context(|| name.clone())?;
+        let unread =
+            |error: io::Error| Ended::error(Exit::ConfigInvalid, format!("{name}: {error}"));
+        let open = std::fs::File::open(file).map_err(unread)?;
+        let kind = open.metadata().map_err(unread)?;
+        if kind.is_dir() {
+            return Err(unread(io::Error::other("is a directory, expected a file")));
+        }
         Ok(Self {
             name,
             head: Vec::new(),

@@ -4,11 +4,13 @@ use super::{flag, path_of, segment};
 use crate::cli::client::{Client, ClientError, with_query};
 use crate::cli::output::{self, Out};
 use crate::cli::{Ended, Exit};
+use crate::config::diagnostic::shorten;
 use anyhow::Context;
 use http::{HeaderName, Method, header};
 use http_body_util::Full;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// What a batch did.
 #[derive(Debug, Default, Deserialize)]
@@ -35,6 +37,34 @@ pub(super) fn condition(if_revision: Option<u64>, if_absent: bool) -> Option<(He
     }
 }
 
+/// A condition that did not hold, in words of the options that asked for it.
+pub(super) fn unmet(
+    bucket: &str,
+    (field, wanted): &(HeaderName, String),
+    error: ClientError,
+) -> ClientError {
+    let ClientError::Problem(mut problem) = error else {
+        return error;
+    };
+    if problem.status == 412 {
+        let why = match *field == header::IF_MATCH {
+            true => format!(
+                "expected {}: it was changed since",
+                wanted.trim_matches('"')
+            ),
+            false => "it exists already".to_owned(),
+        };
+        let detail = problem.detail.take().unwrap_or_default();
+        let found = detail.strip_prefix("if-match: ").unwrap_or(&detail);
+        let place = format!("bucket {bucket:?}");
+        problem.detail = Some(match found.starts_with(&place) {
+            true => format!("{found}, {why}"),
+            false => format!("{place}: {found}, {why}"),
+        });
+    }
+    ClientError::Problem(problem)
+}
+
 /// How a command writes, and tells of it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct How {
@@ -51,6 +81,16 @@ pub(super) async fn set(
     ttl: Option<String>,
     how: How,
 ) -> anyhow::Result<()> {
+    let mut seen = BTreeMap::new();
+    for (key, value) in &pairs {
+        if let Some(first) = seen.insert(key, value) {
+            let [key, first, value] = [key, first, value].map(|it| shorten(it));
+            let why = format!(
+                "key {key:?} is given twice, as {key}={first} and {key}={value}: expected once"
+            );
+            return Err(Ended::error(Exit::Usage, why));
+        }
+    }
     let Some(condition) = condition else {
         let set: serde_json::Map<String, Value> =
             pairs.into_iter().map(|(k, v)| (k, v.into())).collect();
@@ -67,9 +107,15 @@ pub(super) async fn set(
     let path = with_query(path_of(bucket, &key)?, &query);
     let body = Full::new(value.into());
     let answer = client
-        .send(Method::PUT, &path, &[condition], body, None)
+        .send(
+            Method::PUT,
+            &path,
+            std::slice::from_ref(&condition),
+            body,
+            None,
+        )
         .await
-        .map_err(refused)?;
+        .map_err(|error| refused(bucket, unmet(bucket, &condition, error)))?;
     told_of_one(bucket, &key, "set", answer.etag, how)
 }
 
@@ -91,12 +137,18 @@ pub(super) async fn delete(
         ));
     };
     let path = with_query(path_of(bucket, &key)?, &[("dry_run", flag(how.dry_run))]);
-    let condition = [(name, revision)];
+    let condition = (name, revision);
     let body = Full::default();
     client
-        .send(Method::DELETE, &path, &condition, body, None)
+        .send(
+            Method::DELETE,
+            &path,
+            std::slice::from_ref(&condition),
+            body,
+            None,
+        )
         .await
-        .map_err(refused)?;
+        .map_err(|error| refused(bucket, unmet(bucket, &condition, error)))?;
     told_of_one(bucket, &key, "deleted", None, how)
 }
 
@@ -132,7 +184,7 @@ pub(super) async fn increment(
     let answer = client
         .send(Method::PATCH, &path, &headers, body, None)
         .await
-        .map_err(refused)?;
+        .map_err(|error| refused(bucket, error))?;
     let answer: Value = answer.json()?;
     let mut out = Out::stdout();
     match json {
@@ -168,13 +220,23 @@ async fn batch(client: &Client, bucket: &str, body: &Value, how: How) -> anyhow:
         format!("/v1/kv/{}/batch", segment("bucket", bucket)?),
         &[("dry_run", flag(how.dry_run))],
     );
-    let answer = client.post_json(&path, body).await.map_err(refused)?;
+    let answer = client
+        .post_json(&path, body)
+        .await
+        .map_err(|error| refused(bucket, error))?;
     report(bucket, &answer.json()?, how.dry_run, how.json)
 }
 
-/// An error of a write with its exit code: a value the bucket cannot hold is not a failure to reach anybody.
-pub(super) fn refused(error: ClientError) -> anyhow::Error {
+/// An error of a write to a bucket with its exit code: a value the bucket cannot hold is not a failure to reach anybody, and
+/// one that broke off may have been written.
+pub(super) fn refused(bucket: &str, error: ClientError) -> anyhow::Error {
     match error {
+        ClientError::Broken { .. } => Ended::error(
+            Exit::Failed,
+            format!(
+                "{error}: no answer, so it is not known whether it was written: see throwbar kv ls {bucket}"
+            ),
+        ),
         ClientError::Problem(problem) if problem.status == 422 => {
             Ended::error(Exit::ConfigInvalid, problem.to_string())
         }
@@ -258,7 +320,7 @@ mod tests {
                 ..Default::default()
             })
         };
-        let exit = |status| crate::cli::exit_of(&refused(problem(status)));
+        let exit = |status| crate::cli::exit_of(&refused("b", problem(status)));
         assert_eq!(exit(422), Exit::ConfigInvalid);
         assert_eq!(exit(412), Exit::Failed);
         assert_eq!(exit(404), Exit::Failed);

@@ -1,7 +1,7 @@
 //! `throwbar plugin inspect`: a plugin of the proxy in short, or what a component file asks for.
 
 use super::table_of;
-use crate::cli::client::{Client, Connect, encode};
+use crate::cli::client::{Client, ClientError, Connect, encode};
 use crate::cli::output::{self, Out};
 use crate::cli::{Ended, Exit};
 use anyhow::Context;
@@ -14,15 +14,33 @@ use std::path::Path;
 /// If there is no such file, it is no component, or the proxy does not know the plugin.
 pub(super) async fn run(connect: Connect, subject: &str, json: bool) -> anyhow::Result<()> {
     let file = Path::new(subject);
+    let refused = |why: &str| {
+        Err(Ended::error(
+            Exit::ConfigInvalid,
+            format!("{subject}: {why}"),
+        ))
+    };
+    if file.is_dir() {
+        return refused("is a directory, expected a component (.wasm) or the name of a plugin");
+    }
     if file.is_file() {
         return inspect_file(file, json);
     }
     // A path cannot be a plugin's name, so there is nobody to ask about it.
-    anyhow::ensure!(
-        !subject.contains(['/', '\\']) && !subject.ends_with(".wasm"),
-        "{subject}: no such file"
-    );
-    inspect_plugin(&connect.client()?, subject, json).await
+    if subject.contains(['/', '\\']) || subject.ends_with(".wasm") {
+        return refused("no such file");
+    }
+    match inspect_plugin(&connect.client()?, subject, json).await {
+        Err(error) if is_unknown(&error) => Err(Ended::error(
+            Exit::Failed,
+            format!("no file and no plugin {subject:?}"),
+        )),
+        done => done,
+    }
+}
+
+fn is_unknown(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ClientError::Problem(problem)) if problem.status == 404)
 }
 
 async fn inspect_plugin(client: &Client, name: &str, json: bool) -> anyhow::Result<()> {

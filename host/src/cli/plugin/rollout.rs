@@ -4,6 +4,7 @@ use super::push_to;
 use super::report::{Version, report, table_of};
 use crate::cli::client::{Client, ClientError, encode, with_query};
 use crate::cli::output::{self, Out};
+use crate::cli::{Ended, Exit};
 use bytes::Bytes;
 use clap::ValueEnum;
 use http::{Method, header};
@@ -30,7 +31,7 @@ pub(super) struct Canary {
     #[arg(long, conflicts_with = "action")]
     version: Option<String>,
     /// Its share, from 0 to 100
-    #[arg(long, value_name = "N", conflicts_with = "action")]
+    #[arg(long, value_name = "N", conflicts_with = "action", value_parser = parse_percent)]
     percent: Option<f64>,
     /// The field whose hash decides: header:NAME, cookie:NAME, query:NAME, segment:NUMBER (of the path), client-ip, authority or path; requests without it stay with the active version
     #[arg(long, value_name = "FIELD", conflicts_with = "action")]
@@ -83,10 +84,10 @@ pub(super) async fn canary(client: &Client, args: Canary) -> anyhow::Result<()> 
             query.push(("canary", args.percent.map(|percent| percent.to_string())));
             query.push(("by", args.by.clone()));
             // Without either it would be a plain push.
-            anyhow::ensure!(
-                args.percent.is_some() && args.by.is_some(),
-                "a canary needs its share: give --percent N --by FIELD"
-            );
+            if args.percent.is_none() || args.by.is_none() {
+                let why = "a canary needs its share: give --percent N --by FIELD";
+                return Err(Ended::error(Exit::Usage, why));
+            }
             let path = with_query(format!("/v1/plugins/{}", encode(&args.name)), &query);
             push_to(client, &path, file).await?
         }
@@ -106,7 +107,9 @@ pub(super) async fn canary(client: &Client, args: Canary) -> anyhow::Result<()> 
             );
             body.extend(args.by.map(|by| ("by".to_owned(), json!(by))));
             let path = with_query(path.clone(), &query);
-            send(client, Method::PUT, &path, Some(body.into())).await?
+            send(client, Method::PUT, &path, Some(body.into()))
+                .await
+                .map_err(none_is_on)?
         }
     };
     if args.dry_run || args.json {
@@ -114,6 +117,42 @@ pub(super) async fn canary(client: &Client, args: Canary) -> anyhow::Result<()> 
     }
     let now = send(client, Method::GET, &path, None).await?;
     say(false, &answer, || vec![share_of(&args.name, &now)])
+}
+
+/// A change of a canary that is not on, in words of the options.
+fn none_is_on(error: ClientError) -> ClientError {
+    match error {
+        ClientError::Problem(mut problem)
+            if problem
+                .detail
+                .as_deref()
+                .is_some_and(|detail| detail.ends_with("has no canary: give its version")) =>
+        {
+            problem.detail = Some("no canary is on: give --file or --version".to_owned());
+            ClientError::Problem(problem)
+        }
+        other => other,
+    }
+}
+
+/// Reads a number in bounds.
+fn number_in(text: &str, bounds: std::ops::RangeInclusive<f64>) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| bounds.contains(number));
+    number.ok_or_else(|| {
+        format!(
+            "expected a number from {} to {}",
+            bounds.start(),
+            bounds.end()
+        )
+    })
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    number_in(text, 0.0..=100.0)
+}
+
+fn parse_part(text: &str) -> Result<f64, String> {
+    number_in(text, 0.0..=1.0)
 }
 
 fn share_of(name: &str, canary: &Value) -> String {
@@ -134,7 +173,7 @@ pub(super) struct Shadow {
     #[arg(value_name = "FILE|VERSION|off|show", default_value = "show")]
     subject: String,
     /// The part of the requests that is compared, from 0 to 1 [default: 1]
-    #[arg(long, value_name = "PART")]
+    #[arg(long, value_name = "PART", value_parser = parse_part)]
     sample: Option<f64>,
     /// Also if the guard took the version back before
     #[arg(long)]

@@ -10,7 +10,6 @@ use crate::proxy::access_log::Sink;
 use crate::proxy::{Handler, OnFailure, RouteConfig, matcher::Matcher};
 use crate::store::{BackendKind, BucketConfig, ValueKind};
 use crate::worker::WORKERS_MAX;
-use anyhow::Context;
 use clap::builder::NonEmptyStringValueParser;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -36,7 +35,7 @@ pub(super) struct Inline {
     /// An entry of the map: requests for ID go to HOST, or HOST:PORT
     #[arg(long, value_name = "ID=HOST", value_parser = map::parse_entry)]
     map: Vec<(String, String)>,
-    /// A file with an entry `ID HOST` on each line; `#` begins a comment line
+    /// A file with an entry `ID HOST` on each line; `#` begins a comment line. --map goes before it
     #[arg(long, value_name = "FILE")]
     map_file: Vec<PathBuf>,
     /// The request header that holds the ID [default: X-ID]
@@ -98,18 +97,29 @@ fn parse_header(text: &str) -> Result<String, String> {
 pub(super) fn from_flags(flags: Inline) -> anyhow::Result<Start> {
     let mut seed: Vec<Seed> = Vec::new();
     let mut problems = Vec::new();
+    // By ID, the file it is in.
+    let mut from = BTreeMap::new();
     for file in &flags.map_file {
         let name = file.display().to_string();
-        let length = std::fs::metadata(file)
-            .with_context(|| format!("map file {name}"))?
-            .len();
-        anyhow::ensure!(
-            length <= MAP_BYTES_MAX,
-            "map file {name}: is larger than 1 GiB: import it with `throwbar kv import`"
-        );
-        let text = read_text(file).with_context(|| format!("map file {name}"))?;
+        let refused =
+            |why: String| Ended::error(Exit::ConfigInvalid, format!("map file {name}: {why}"));
+        let found = std::fs::metadata(file).map_err(|error| refused(error.to_string()))?;
+        if found.len() > MAP_BYTES_MAX {
+            let why = "is larger than 1 GiB: import it with `throwbar kv import`";
+            return Err(refused(why.to_owned()));
+        }
+        let text = read_text(file).map_err(|error| refused(error.to_string()))?;
         match map::parse_file(&text, &name) {
-            Ok(entries) => seed.extend(entries.into_iter().map(|(k, v)| entry(k, v))),
+            Ok(entries) => {
+                for (id, host) in entries {
+                    match from.insert(id.clone(), name.clone()) {
+                        Some(first) => problems.push(format!(
+                            "{name}: ID {id:?} is in {first} already, expected in one of them"
+                        )),
+                        None => seed.push(entry(id, host)),
+                    }
+                }
+            }
             Err(found) => problems.extend(found),
         }
     }
@@ -123,6 +133,13 @@ pub(super) fn from_flags(flags: Inline) -> anyhow::Result<Start> {
             Exit::ConfigInvalid,
             format!("map is invalid\n  {}", problems.join("\n  ")),
         ));
+    }
+    let mut seen = BTreeMap::new();
+    for (id, host) in &flags.map {
+        if let Some(first) = seen.insert(id, host) {
+            let why = format!("--map: ID {id:?} is given twice, as {id}={first} and {id}={host}");
+            return Err(Ended::error(Exit::Usage, why));
+        }
     }
     seed.extend(flags.map.into_iter().map(|(k, v)| entry(k, v)));
 
@@ -316,6 +333,31 @@ mod tests {
             .expect("refused");
         assert_eq!(crate::cli::exit_of(&error), Exit::ConfigInvalid);
         assert!(error.to_string().contains(":1: "), "{error}");
+    }
+
+    #[test]
+    fn an_id_is_given_once_and_an_option_goes_before_a_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            path.to_str().expect("text").to_owned()
+        };
+        let (one, two) = (file("one", "a 10.0.0.1\n"), file("two", "a 10.0.0.2\n"));
+        let start = |arguments: &[&str]| from_flags(parse(arguments).expect("flags"));
+        let twice = start(&["--map", "a=10.0.0.1", "--map", "a=10.0.0.2"]).err();
+        let twice = twice.expect("refused");
+        assert_eq!(crate::cli::exit_of(&twice), Exit::Usage);
+        assert!(
+            twice.to_string().contains("a=10.0.0.1 and a=10.0.0.2"),
+            "{twice}"
+        );
+        let both = start(&["--map-file", &one, "--map-file", &two]).err();
+        let both = both.expect("refused");
+        assert_eq!(crate::cli::exit_of(&both), Exit::ConfigInvalid);
+        assert!(both.to_string().contains(&one), "{both}");
+        let over = start(&["--map-file", &one, "--map", "a=10.0.0.3"]).expect("a config");
+        assert_eq!(over.seed.last().expect("an entry").value, "10.0.0.3");
     }
 
     #[test]

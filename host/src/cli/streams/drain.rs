@@ -4,6 +4,7 @@ use super::{Selector, duration};
 use crate::cli::client::Client;
 use crate::cli::output::{self, Align, Out, Table};
 use crate::cli::progress::Bar;
+use crate::cli::{Ended, Exit};
 use http::Method;
 use http_body_util::Empty;
 use serde::Deserialize;
@@ -79,6 +80,11 @@ pub(super) async fn start(client: &Client, args: Args, out: &mut Out) -> anyhow:
         .into_iter()
         .filter_map(|(name, value)| Some((name.to_owned(), value?.into())))
         .collect();
+    if body.is_empty() && !args.all {
+        let why = "nothing says which streams: give --key, --upstream, --route, --plugin, --version, --client, \
+                   --older-than or --all";
+        return Err(Ended::error(Exit::Usage, why));
+    }
     if args.all {
         body.insert("all".to_owned(), true.into());
     }

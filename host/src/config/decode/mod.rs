@@ -4,11 +4,10 @@
 //! place and the default stands in, so that one wrong value hides no other. Checks that need more than one value are
 //! those of [`super::validate`].
 
-use super::diagnostic::{Finding, Problem, shorten};
+use super::diagnostic::{Finding, Problem, did_you_mean, shorten};
 use super::{Config, validate};
 use crate::admin;
 use crate::listener;
-use crate::proxy::access_log;
 use crate::store::{BackendKind, BucketConfig, LookupKind, LookupKinds, OnChange, ValueKind};
 use crate::upstream::{self, Policy, guard, tls};
 use std::collections::BTreeMap;
@@ -20,6 +19,7 @@ use toml::de::{DeTable, DeValue};
 pub(crate) mod address;
 mod fleet;
 mod limits;
+pub(crate) mod log;
 mod plugins;
 mod routes;
 mod store;
@@ -160,7 +160,7 @@ fn config(mut root: Table<'_>, walk: &mut Walk<'_>) -> Config {
         limits::streams(table, &mut config.streams, walk);
     }
     if let Some(table) = root.table("log", walk) {
-        config.log = log(table, walk);
+        config.log = log::log(table, walk);
     }
     if let Some(mut compat) = root.table("compat", walk) {
         if let Some(caddy) = compat.table("caddy", walk) {
@@ -250,17 +250,18 @@ fn admin(mut table: Table<'_>, walk: &mut Walk<'_>) -> admin::Config {
 
 /// None if there is no token to be known by.
 fn token(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> Option<admin::LimitedToken> {
-    let token = match table.text("token", walk) {
+    let token = match table.take("token").map(|field| field.text(walk)) {
+        // What is wrong with it is told.
+        Some(None) => None,
         None => {
             table.missing("token", "token = \"${file:agents.token}\"", walk);
             None
         }
-        Some(text) => {
+        Some(Some(text)) => {
             let secret = admin::Token::given(&text.value);
             secret
                 // Not even as it is written: it may be written out.
-                .map_err(|expected| {
-                    let message = format!("the token is none: {expected}");
+                .map_err(|message| {
                     walk.report(
                         text.span.clone(),
                         Finding::new(&text.path, message, "no token"),
@@ -359,8 +360,19 @@ fn bucket(name: &str, mut table: Table<'_>, walk: &mut Walk<'_>) -> BucketConfig
 fn on_change_of(field: &Field<'_>, walk: &mut Walk<'_>) -> Option<OnChange> {
     match field.value() {
         DeValue::String(_) => {
-            let words = [("keep", OnChange::Keep), ("close", OnChange::Close)];
-            field.text(walk)?.choice("on_change", &words, walk)
+            let text = field.text(walk)?;
+            match text.value.as_str() {
+                "keep" => return Some(OnChange::Keep),
+                "close" => return Some(OnChange::Close),
+                _ => {}
+            }
+            let expected =
+                "expected `keep`, `close` or `{ drain = { after = \"0s\", over = \"5m\" } }`";
+            let message = format!("unknown on_change {:?}: {expected}", shorten(&text.shown));
+            let help = did_you_mean(&text.shown, ["keep", "close"]);
+            let finding = Finding::new(&text.path, message, expected).help(help);
+            walk.report(text.span, finding);
+            None
         }
         DeValue::Table(_) => {
             let mut table = field.table(walk)?;
@@ -446,32 +458,6 @@ fn guard(mut table: Table<'_>, walk: &mut Walk<'_>) -> guard::Config {
     if let Some(items) = table.take("unix").and_then(|field| field.items(walk)) {
         let mut read = |item: &Field<'_>| item.text(walk)?.read(walk, "a path", address::absolute);
         config.unix = items.iter().filter_map(&mut read).collect();
-    }
-    table.finish(walk);
-    config
-}
-
-fn log(mut table: Table<'_>, walk: &mut Walk<'_>) -> access_log::Config {
-    let mut config = access_log::Config::default();
-    if let Some(text) = table.text("access", walk) {
-        let sources = walk.sources;
-        let sink = text.read(walk, "\"stdout\", \"off\" or a path", |text| match text {
-            "stdout" => Ok(access_log::Sink::Stdout),
-            "off" => Ok(access_log::Sink::Off),
-            path => table::path_buf(path, sources).map(access_log::Sink::File),
-        });
-        config.access = sink.unwrap_or_default();
-    }
-    if let Some(text) = table.text("audit", walk) {
-        let sources = walk.sources;
-        config.audit = text.read(walk, "a file", |text| table::path_buf(text, sources));
-    }
-    if let Some(text) = table.text("level", walk) {
-        config.level = text.read(walk, "a log level", |level| {
-            tracing_subscriber::EnvFilter::builder().parse(level).map(|_| level.to_owned()).map_err(|_| {
-                "expected `error`, `warn`, `info`, `debug`, `trace` or `off`, or a filter such as \"info,throwbar_host::plugin=debug\"".to_owned()
-            })
-        });
     }
     table.finish(walk);
     config

@@ -1,5 +1,6 @@
 //! Durations and sizes as they are written: `250ms`, `64KiB`.
 
+use crate::store::check_ttl;
 use std::time::Duration;
 
 /// Longest duration of a config.
@@ -7,6 +8,19 @@ const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Reads a duration such as `500us`, `250ms`, `5s`, `10m`, `4h` or `30d`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    read_duration(text)?
+        .filter(|duration| *duration <= DURATION_MAX)
+        .ok_or_else(|| "expected at most 365d".to_owned())
+}
+
+/// Reads how long an entry lives, which has bounds of its own.
+pub(crate) fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = read_duration(text)?.unwrap_or(Duration::MAX);
+    check_ttl(ttl).map(|()| ttl)
+}
+
+/// None if it is longer than can be said.
+fn read_duration(text: &str) -> Result<Option<Duration>, String> {
     const EXPECTED: &str =
         r#"expected a number with its unit, such as "250ms", "5s", "10m" or "4h""#;
     let (number, unit) = split(text).ok_or(EXPECTED)?;
@@ -24,11 +38,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         }
         _ => return Err(EXPECTED.to_owned()),
     };
-    number
-        .checked_mul(micros)
-        .map(Duration::from_micros)
-        .filter(|duration| *duration <= DURATION_MAX)
-        .ok_or_else(|| "expected at most 365d".to_owned())
+    Ok(number.checked_mul(micros).map(Duration::from_micros))
 }
 
 /// Reads a size such as `64KiB`, `16MiB` or `512B`.
@@ -62,6 +72,16 @@ fn split(text: &str) -> Option<(u64, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_entry_lives_for_one_bound_however_it_is_written() {
+        assert_eq!(ttl("3650d"), Ok(Duration::from_secs(3650 * 24 * 3600)));
+        for bad in ["0s", "3651d", "9999999999999999h"] {
+            let why = ttl(bad).expect_err("refused");
+            assert!(why.contains("expected 1ms to 3650d"), "{bad}: {why}");
+        }
+        assert!(ttl("5").is_err());
+    }
 
     #[test]
     fn durations_have_units() {

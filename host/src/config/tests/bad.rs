@@ -8,7 +8,7 @@ const BAD: &[(&str, &str)] = &[
     ),
     (
         "buckets.b.on_change = \"drop\"",
-        "4:23 buckets.b.on_change: unknown on_change \"drop\": expected `keep` or `close`",
+        "4:23 buckets.b.on_change: unknown on_change \"drop\": expected `keep`, `close` or `{ drain = { after = \"0s\", over = \"5m\" } }`",
     ),
     (
         "buckets.b.on_change = 5",
@@ -325,7 +325,11 @@ const BAD: &[(&str, &str)] = &[
     ),
     (
         "log.level = \"chatty=loud\"",
-        "4:13 log.level: \"chatty=loud\" is not a log level: expected `error`, `warn`, `info`, `debug`, `trace` or `off`, or a filter such as \"info,throwbar_host::plugin=debug\"",
+        "4:13 log.level: unknown level \"loud\": expected off, error, warn, info, debug, trace, or target=level",
+    ),
+    (
+        "log.level = \"loud\"",
+        "4:13 log.level: unknown level \"loud\": expected off, error, warn, info, debug, trace, or target=level",
     ),
     (
         "compat.caddy.map = \"nope\"",

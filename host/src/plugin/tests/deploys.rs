@@ -98,7 +98,10 @@ async fn what_is_refused_leaves_the_active_version() {
         (data (i32.const 1024) "nope")"#;
     let cases = [
         (b"text".to_vec(), "not a component"),
-        (vec![0; (1 << 20) + 1], "larger than 1048576 bytes"),
+        (
+            vec![0; (1 << 20) + 1],
+            "expected at most 1MiB (admin.component_bytes_max)",
+        ),
         (replies(201)[..500].to_vec(), "truncated"),
         (guest(PASS, "unreachable"), "init: trap"),
         (

@@ -38,6 +38,7 @@ pub(in crate::store) use copy::{check, copy};
 pub(super) use file::FILE;
 #[cfg(test)]
 pub(super) use file::open_error;
+pub(in crate::store) use file::use_of;
 use file::{corrupt, create, guarded, io_error, open_database};
 use read::{read_bucket, read_meta};
 use sum::Sum;
@@ -53,6 +54,8 @@ const UNSYNCED_MAX: usize = 65_536;
 /// How long a file that failed is left alone, unless something is written.
 const SYNC_RETRY: Duration = Duration::from_secs(1);
 const FORMAT: u64 = 1;
+/// From so many keys on it is told that they are read, which takes a while.
+const TOLD_FROM: u64 = 100_000;
 
 /// A bucket's name and a key.
 type Key = (&'static [u8], &'static [u8]);
@@ -127,6 +130,10 @@ impl Embedded {
     ) -> Result<Self, OpenError> {
         let db = opener()?;
         let mark = guarded(|| read_meta(&db)).map_err(|reason| corrupt(&path, reason))?;
+        // What is wrong with it is told when it is read.
+        if let Ok(keys @ TOLD_FROM..) = guarded(|| keys_of(&db)) {
+            tracing::info!(keys, "reading {}: {keys} keys", path.display());
+        }
         Ok(Self {
             path,
             opener,
@@ -191,6 +198,16 @@ impl Embedded {
             Ok(())
         });
     }
+}
+
+/// How many keys all buckets have, without reading them.
+fn keys_of(db: &Database) -> Result<u64, redb::Error> {
+    let transaction = db.begin_read()?;
+    let buckets = transaction.open_table(BUCKETS)?;
+    buckets.iter()?.try_fold(0, |keys: u64, bucket| {
+        let (_, entries, _) = bucket?.1.value();
+        Ok(keys.saturating_add(entries))
+    })
 }
 
 impl Backend for Embedded {

@@ -84,8 +84,13 @@ impl Fetcher {
                 let path = links.copy_path(kind);
                 let kept = copy::read(&path, &name).map_err(failed)?;
                 let (loaded, at) = kept.ok_or_else(|| {
+                    let engine = kind.as_str();
+                    let advice = match error.to_string().contains("refused") {
+                        true => "start it first".to_owned(),
+                        false => format!("check the addresses and the login in [store.{engine}]"),
+                    };
                     failed(format!(
-                        "{error}; there is no copy of bucket {name:?} in {} to begin with: start it first",
+                        "{error}; there is no copy of bucket {name:?} in {} to begin with: {advice}",
                         path.display()
                     ))
                 })?;

@@ -24,7 +24,7 @@ mod fetch;
 mod memory;
 
 use embedded::Embedded;
-pub(super) use embedded::{check as check_file, copy as copy_file};
+pub(super) use embedded::{check as check_file, copy as copy_file, use_of as use_of_file};
 #[cfg(test)]
 pub(super) use faulty::{Faults, faulty};
 pub(super) use fetch::{Fetched, Fetcher};

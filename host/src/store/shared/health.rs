@@ -50,8 +50,7 @@ impl Health {
         if self.lost.is_none() {
             self.losses += 1;
             tracing::warn!(
-                reason,
-                "what proxies share is lost: reads go on with what is known, writes are refused"
+                "{reason}: the buckets that proxies share there are read from memory, writes to them are refused"
             );
         }
         self.lost = Some(reason);

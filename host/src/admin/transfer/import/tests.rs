@@ -146,8 +146,9 @@ fn chunks_come_together_row_by_row_and_stop_at_the_first_bad_one() {
         (1, &json!(7))
     );
     let mut intake = Intake::new(Format::Text, BUCKET, ValueKind::Bytes, Some(100));
-    let large = [b"k ", &[b'x'; 1 << 20][..], b"\n"].concat();
-    for _ in 0..(CHUNK_BYTES_MAX >> 20) {
+    let large = [b" ", &[b'x'; 1 << 20][..], b"\n"].concat();
+    for key in 0..(CHUNK_BYTES_MAX >> 20) {
+        intake.feed(key.to_string().as_bytes());
         intake.feed(&large);
     }
     assert_eq!(intake.take_ready().len(), 1, "bytes close a chunk, too");

@@ -1,14 +1,17 @@
 //! The file: made, opened, and what is said of one that cannot be.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Once;
 
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase};
 
 use super::{BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_REVISION};
 use crate::store::OpenError;
+use crate::store::data_file::Use;
 
 pub(in crate::store::backend) const FILE: &str = "store.redb";
 /// Where a new file is made, so that `store.redb` is whole from the moment it exists.
@@ -18,9 +21,30 @@ const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 /// The engine's page cache; reads never go there, so it only has to hold what writes touch.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Runs an operation of the engine, which panics on some kinds of damage instead of returning an error.
+/// Runs an operation of the engine, which panics on some kinds of damage instead of returning an error. The panic is not
+/// printed: what is told of it says more.
+fn caught<T>(operation: impl FnOnce() -> T) -> std::thread::Result<T> {
+    thread_local! {
+        static IS_QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_QUIET.try_with(Cell::get).unwrap_or(false) {
+                before(panic);
+            }
+        }));
+    });
+    let was_quiet = IS_QUIET.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(operation));
+    IS_QUIET.set(was_quiet);
+    result
+}
+
+/// The same, with the panic as an error.
 pub(super) fn guarded<T>(operation: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(operation)) {
+    match caught(operation) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(panic) => Err(panic
             .downcast_ref::<String>()
@@ -98,11 +122,11 @@ pub(super) fn open_database(path: &Path) -> Result<Database, OpenError> {
 pub(super) fn open_read_only(path: &Path) -> Result<ReadOnlyDatabase, OpenError> {
     let file = File::open(path).map_err(|error| io_error(path, error))?;
     begins_well(file, path)?;
-    let opened = catch_unwind(AssertUnwindSafe(|| {
+    let opened = caught(|| {
         Builder::new()
             .set_cache_size(CACHE_BYTES)
             .open_read_only(path)
-    }));
+    });
     match opened {
         Ok(Ok(db)) => Ok(db),
         Ok(Err(DatabaseError::RepairAborted)) => Err(OpenError::NotClosed {
@@ -111,6 +135,21 @@ pub(super) fn open_read_only(path: &Path) -> Result<ReadOnlyDatabase, OpenError>
         Ok(Err(error)) => Err(open_error(error, path)),
         Err(_) => Err(corrupt(path, "its structure is damaged".into())),
     }
+}
+
+/// Whether a file is one of the engine's, and whether a process has it open: it holds the engine's lock then.
+pub(in crate::store) fn use_of(path: &Path) -> io::Result<Use> {
+    let mut magic = [0; MAGIC.len()];
+    match File::open(path)?.read_exact(&mut magic) {
+        Ok(()) if magic == MAGIC => {}
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+        _ => return Ok(Use::None),
+    }
+    Ok(match open_read_only(path) {
+        Err(OpenError::InUse { .. }) => Use::ByProxy,
+        // One that is damaged is still nothing to write over.
+        _ => Use::Unused,
+    })
 }
 
 /// The same file, if it begins as one of the engine's does: the engine would take an empty one for its own.
@@ -127,9 +166,7 @@ fn begins_well(mut file: File, path: &Path) -> Result<File, OpenError> {
 }
 
 pub(super) fn database(file: File, path: &Path) -> Result<Database, OpenError> {
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        Builder::new().set_cache_size(CACHE_BYTES).create_file(file)
-    }));
+    let opened = caught(|| Builder::new().set_cache_size(CACHE_BYTES).create_file(file));
     match opened {
         Ok(Ok(db)) => Ok(db),
         Ok(Err(error)) => Err(open_error(error, path)),
