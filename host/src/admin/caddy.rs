@@ -1,11 +1,12 @@
 //! `PATCH /id/{id}/mappings` as Caddy has it: the whole map in one request, on a bucket, closing nothing.
 
 use super::State as AdminState;
-use super::input::{Actor, DryRun, Path, Query, audit, etag, parse_json, read_body};
-use super::kv::{bucket_condition, commit_problem, find};
+use super::attempt::Told;
+use super::input::{Actor, DryRun, Path, Query, etag, parse_json, read_body};
+use super::kv::{Required, find};
 use super::problem::Problem;
-use super::transfer::{commit, offload};
-use crate::store::{BucketId, Expect, Revision, Store, Write, WriteBatch};
+use super::transfer::{commit, done, offload};
+use crate::store::{BucketId, Committed, Revision, Store, Write, WriteBatch};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -36,18 +37,11 @@ pub(super) async fn patch(
     body: Body,
 ) -> Result<Response, Problem> {
     let bucket = bucket_of(&state, &id)?;
-    let expect = {
-        let snapshot = state.store.snapshot();
-        bucket_condition(&headers, find(&snapshot, &bucket)?.1)?
-    };
+    let required = Required::of(&headers)?;
     let body = read_body(&headers, body, state.config.body_bytes_max).await?;
-    let order = Order {
-        expect,
-        dry_run,
-        path: format!("/id/{id}/mappings"),
-    };
-    replace(&state.store, &bucket, body.to_vec(), order, &actor).await?;
-    Ok(StatusCode::OK.into_response())
+    let order = Order { required, dry_run };
+    let committed = replace(&state.store, &bucket, body.to_vec(), order, &actor).await?;
+    Ok(Told::with(done(&committed), dry_run, StatusCode::OK))
 }
 
 /// `GET /id/{id}/mappings`
@@ -73,10 +67,8 @@ fn bucket_of(state: &AdminState, id: &str) -> Result<String, Problem> {
 /// How mappings are to be replaced.
 struct Order {
     /// What has to be so of the bucket.
-    expect: Expect,
+    required: Required,
     dry_run: bool,
-    /// For the audit log.
-    path: String,
 }
 
 /// Makes the mappings the whole content of a bucket.
@@ -86,22 +78,16 @@ async fn replace(
     body: Vec<u8>,
     order: Order,
     actor: &Actor,
-) -> Result<(), Problem> {
+) -> Result<Committed, Problem> {
     let id = find(&store.snapshot(), bucket)?.0;
-    let parsed = offload(move || parse(&body, id)).await?;
-    let writes =
-        parsed.inspect_err(|problem| audit(actor, "PATCH", &order.path, problem.code, None))?;
+    let writes = offload(move || parse(&body, id)).await??;
     let batch = WriteBatch {
         writes,
         replace: vec![id],
-        expect: vec![(id, order.expect)],
         dry_run: order.dry_run,
         ..WriteBatch::default()
     };
-    commit(store, batch, actor, "PATCH", &order.path)
-        .await
-        .map(drop)
-        .map_err(commit_problem)
+    commit(store, batch, actor, Some((id, order.required))).await
 }
 
 fn parse(body: &[u8], bucket: BucketId) -> Result<Vec<Write>, Problem> {
@@ -174,11 +160,8 @@ mod tests {
         let store = Store::open(&[bucket], dir.path()).unwrap();
         let patch = async |body: &str, dry_run| {
             let actor = Actor("test".into());
-            let order = Order {
-                expect: Expect::Any,
-                dry_run,
-                path: "/id/x/mappings".into(),
-            };
+            let required = Required::of(&HeaderMap::new()).unwrap();
+            let order = Order { required, dry_run };
             replace(&store, "map", body.into(), order, &actor).await
         };
         let shown = async || {

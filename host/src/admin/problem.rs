@@ -1,5 +1,6 @@
 //! Errors as RFC 9457 problem documents: every refusal of the admin API has this shape.
 
+use super::attempt::Told;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
@@ -103,7 +104,7 @@ impl IntoResponse for Problem {
         for (name, value) in self.headers {
             headers.insert(name, value);
         }
-        response
+        Told::Refused(self.code, self.detail).within(response)
     }
 }
 

@@ -4,6 +4,7 @@ use super::client::show_address;
 use super::output::{Style, short};
 use super::{Ended, Exit, logging, program, read_text};
 use crate::app::{self, App, Start};
+use crate::audit::Losses;
 use crate::config::{Config, diagnostic};
 use crate::plugin::{BY_CONFIG, PluginInfo, VersionState};
 use crate::store::BackendKind;
@@ -53,6 +54,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     };
     let log = logging::start(args.log_level, &start.config.log)?;
     start.log_dropped = Some(log.dropped.clone());
+    start.audit_losses = log.audit_losses.clone();
     start.compile_on_thread = args.compile_on_thread;
     let about = About::of(&start);
     let app = app::start(start)?;
@@ -90,6 +92,7 @@ fn from_file(file: PathBuf) -> anyhow::Result<Start> {
         file: Some(file),
         seed: Vec::new(),
         log_dropped: None,
+        audit_losses: Losses::default(),
         compile_on_thread: false,
     })
 }

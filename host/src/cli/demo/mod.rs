@@ -12,6 +12,7 @@ use super::logging;
 use super::serve::{self, BUCKET};
 use crate::admin::{self, Address};
 use crate::app::{self, Seed, Start};
+use crate::audit::Losses;
 use crate::plugin::Access;
 use crate::proxy::access_log::{self, Sink};
 use crate::store::BackendKind;
@@ -64,6 +65,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let listen = args.listen.unwrap_or_else(|| free(LISTEN_PREFERRED));
     let mut start = start_of(listen, data.path(), &upstreams)?;
     start.log_dropped = Some(log.dropped.clone());
+    start.audit_losses = log.audit_losses.clone();
     let app = app::start(start).context("start the demonstration's proxy")?;
     data.await_signals();
     let demo = Demo::of(&app, data.path(), &upstreams)?;
@@ -137,6 +139,7 @@ fn start_of(
         file: None,
         seed,
         log_dropped: None,
+        audit_losses: Losses::default(),
         compile_on_thread: false,
     })
 }

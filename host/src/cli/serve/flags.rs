@@ -2,6 +2,7 @@
 
 use crate::admin::{self, Address, Auth};
 use crate::app::{Seed, Start};
+use crate::audit::Losses;
 use crate::cli::client::{ADMIN_DEFAULT, DATA_DEFAULT, parse_address};
 use crate::cli::{Ended, Exit, map, read_text};
 use crate::config::Config;
@@ -179,6 +180,7 @@ pub(super) fn from_flags(flags: Inline) -> anyhow::Result<Start> {
         file: None,
         seed,
         log_dropped: None,
+        audit_losses: Losses::default(),
         compile_on_thread: false,
     })
 }
