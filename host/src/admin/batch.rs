@@ -8,7 +8,7 @@ use super::plugins::{Change, deploy_problem};
 use super::problem::Problem;
 use super::transfer::{BatchBody, Content, commit, committed_json, done, offload};
 use crate::plugin::{DeployError, Order, Wanted};
-use crate::store::{Snapshot, WriteBatch};
+use crate::store::{BucketId, Snapshot, WriteBatch};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -84,6 +84,19 @@ pub(super) async fn post(
         .activate_with(&activate.plugin, wanted, order, batch)
         .await;
     change.end(deployed)
+}
+
+/// Checks a batch for several buckets, as far as that can be done without these.
+///
+/// # Errors
+/// What is wrong with it, and what was expected.
+pub(crate) fn check_batch(text: &str) -> Result<(), String> {
+    let sent: Sent = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    for (name, writes) in sent.writes {
+        let batch = writes.into_batch(BucketId(0));
+        batch.map_err(|problem| format!("bucket {name:?}: {}", problem.detail))?;
+    }
+    Ok(())
 }
 
 fn parse(body: &[u8], snapshot: &Snapshot) -> Result<(WriteBatch, Option<Activate>), Problem> {

@@ -253,9 +253,13 @@ fn no_key(bucket: &str, key: &str) -> Problem {
 pub(super) fn commit_problem(error: CommitError) -> Problem {
     let detail = error.to_string();
     match error {
-        CommitError::Invalid { .. } => Problem::invalid("invalid-value", detail),
-        CommitError::Conflict { .. }
-        | CommitError::BucketConflict { .. }
+        CommitError::Invalid { bucket, key, .. } => {
+            Problem::invalid("invalid-value", detail).about(bucket, key)
+        }
+        CommitError::Conflict { bucket, key, .. } => {
+            Problem::precondition(detail).about(bucket, key)
+        }
+        CommitError::BucketConflict { .. }
         | CommitError::Changed { .. }
         | CommitError::Marked { .. } => Problem::precondition(detail),
         CommitError::Quota { .. } => {

@@ -49,9 +49,11 @@ mod streams;
 pub mod token;
 mod transfer;
 
+pub(crate) use batch::check_batch;
 pub use rights::LimitedToken;
 pub use serve::{Bound, bind};
 pub use token::{Token, TokenError};
+pub(crate) use transfer::check_write;
 
 use attempt::Attempts;
 use problem::Problem;

@@ -17,6 +17,8 @@ pub struct Problem {
     pub code: &'static str,
     /// What is wrong: the thing, the value and what was expected.
     pub detail: String,
+    /// The bucket and the key that it is about, if it is about one.
+    pub entry: Option<(String, String)>,
     /// Single problems of a text that has several.
     pub errors: Vec<Value>,
     /// Fields of the response.
@@ -30,6 +32,7 @@ impl Problem {
             status,
             code,
             detail: detail.into(),
+            entry: None,
             errors: Vec::new(),
             headers: Vec::new(),
         }
@@ -68,6 +71,12 @@ impl Problem {
         )
     }
 
+    /// Says which entry it is about.
+    pub fn about(mut self, bucket: String, key: String) -> Self {
+        self.entry = Some((bucket, key));
+        self
+    }
+
     /// Adds single errors.
     pub fn with_errors(mut self, errors: Vec<Value>) -> Self {
         self.errors = errors;
@@ -89,6 +98,10 @@ impl Problem {
             "code": self.code,
             "detail": self.detail,
         });
+        if let Some((bucket, key)) = &self.entry {
+            document["bucket"] = bucket.as_str().into();
+            document["key"] = key.as_str().into();
+        }
         if !self.errors.is_empty() {
             document["errors"] = Value::Array(self.errors.clone());
         }
@@ -124,6 +137,16 @@ mod tests {
                 "code": "world",
                 "detail": "it exports nothing",
             })
+        );
+    }
+
+    #[test]
+    fn a_problem_of_one_entry_names_it_for_programs() {
+        let problem = Problem::precondition("it is absent").about("b".into(), "k".into());
+        let document = problem.to_json();
+        assert_eq!(
+            (&document["bucket"], &document["key"]),
+            (&json!("b"), &json!("k"))
         );
     }
 

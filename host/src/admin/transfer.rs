@@ -19,6 +19,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
+pub(crate) use batch::check_write;
 use batch::parse_batch;
 pub(super) use batch::{BatchBody, Content};
 use diff::diff;

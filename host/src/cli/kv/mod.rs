@@ -1,5 +1,6 @@
 //! `throwbar kv`: read and change the buckets of the store, through the admin API.
 
+mod batch;
 mod chunks;
 mod export;
 mod file;
@@ -213,6 +214,7 @@ Examples:
     History(history::HistoryArgs),
     /// Make a key, or all that one revision changed, what was before
     Undo(history::UndoArgs),
+    Batch(batch::Args),
     Import(import::Args),
     /// Write a whole bucket, as of one revision, to standard output or a file
     #[command(after_help = "\
@@ -318,6 +320,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         } => list::keys(&client, &bucket, prefix, limit, json).await,
         Command::History(args) => history::history(&client, &args).await,
         Command::Undo(args) => history::undo(&client, &args).await,
+        Command::Batch(args) => batch::run(&client, &args).await,
         Command::Import(args) => import::run(&client, &args).await,
         Command::Export {
             bucket,
