@@ -191,21 +191,19 @@ async fn what_is_written_for_a_client_that_went_away_is_audited() {
             ))
             .await;
     }
-    let told = eventually("a line for each", async || {
+    // One that was closed before it was looked at has changed nothing, and has no line.
+    eventually("a line for each write", async || {
         let lines = lines(&proxy);
-        (lines.len() == CLIENTS).then_some(lines)
+        let created = lines.iter().filter(|line| line["outcome"] == "created");
+        let created: BTreeSet<_> = created.map(|line| line["path"].to_string()).collect();
+        let page = admin.get("/v1/kv/notes?limit=1000").await.json();
+        let written = page["entries"].as_array().expect("a list").iter();
+        let path =
+            |entry: &Value| format!("\"/v1/kv/notes/{}\"", entry["key"].as_str().expect("text"));
+        let written: BTreeSet<_> = written.map(path).collect();
+        (lines.len() > CLIENTS / 2 && written == created && !written.is_empty()).then_some(())
     })
     .await;
-    let created = told.iter().filter(|line| line["outcome"] == "created");
-    let created: BTreeSet<_> = created
-        .map(|line| line["path"].clone().to_string())
-        .collect();
-    let page = admin.get("/v1/kv/notes?limit=1000").await.json();
-    let written = page["entries"].as_array().expect("a list").iter();
-    let path = |entry: &Value| format!("\"/v1/kv/notes/{}\"", entry["key"].as_str().expect("text"));
-    let written: BTreeSet<_> = written.map(path).collect();
-    assert!(!written.is_empty());
-    assert_eq!(written, created);
 }
 
 #[tokio::test]

@@ -148,6 +148,11 @@ struct Running {
 }
 
 impl Attempt {
+    /// Who asks.
+    pub(super) fn actor(&self) -> Actor {
+        self.0.actor.clone()
+    }
+
     /// Promises another line, for what is begun now.
     pub(super) fn owe(&self) {
         self.0.is_told.store(false, Relaxed);

@@ -18,7 +18,7 @@ pub struct Problem {
     /// What is wrong: the thing, the value and what was expected.
     pub detail: String,
     /// The bucket and the key that it is about, if it is about one.
-    pub entry: Option<(String, String)>,
+    pub entry: Option<Box<(String, String)>>,
     /// Single problems of a text that has several.
     pub errors: Vec<Value>,
     /// Fields of the response.
@@ -73,7 +73,7 @@ impl Problem {
 
     /// Says which entry it is about.
     pub fn about(mut self, bucket: String, key: String) -> Self {
-        self.entry = Some((bucket, key));
+        self.entry = Some(Box::new((bucket, key)));
         self
     }
 
@@ -98,7 +98,7 @@ impl Problem {
             "code": self.code,
             "detail": self.detail,
         });
-        if let Some((bucket, key)) = &self.entry {
+        if let Some((bucket, key)) = self.entry.as_deref() {
             document["bucket"] = bucket.as_str().into();
             document["key"] = key.as_str().into();
         }

@@ -49,7 +49,6 @@ pub(super) async fn post(
     Path((name, action)): Path<(String, String)>,
     Query(query): Query<TransferQuery>,
     caller: Caller,
-    actor: Actor,
     attempt: Attempt,
     headers: HeaderMap,
     body: Body,
@@ -70,7 +69,7 @@ pub(super) async fn post(
         bucket,
         query,
         caller,
-        actor,
+        actor: attempt.actor(),
     };
     let (mut batch, ended) = match action.as_str() {
         "batch" => {
