@@ -1,6 +1,7 @@
 //! Composition root: builds leaves first, starts, stops in reverse.
 
 use crate::admin;
+use crate::audit::Losses;
 use crate::config::Config;
 pub use crate::control::{Applied, ApplyError, Control, Running};
 use crate::control::{Parts, addresses, bind, own};
@@ -23,6 +24,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle as Task;
 use tracing_appender::non_blocking::ErrorCounter;
 
 mod fleet;
@@ -39,6 +41,8 @@ pub struct Start {
     pub seed: Vec<Seed>,
     /// Counts the lines of the process's own log that were dropped, if it has one.
     pub log_dropped: Option<ErrorCounter>,
+    /// Lines of the audit log that could not be written.
+    pub audit_losses: Losses,
     /// Plugins are compiled on a thread of this process, without bounds: for profilers, which cannot follow into another one.
     pub compile_on_thread: bool,
 }
@@ -52,6 +56,7 @@ impl Start {
             file: None,
             seed,
             log_dropped: None,
+            audit_losses: Losses::default(),
             compile_on_thread: false,
         }
     }
@@ -76,6 +81,7 @@ pub struct App {
     control_thread: JoinHandle<()>,
     threads: Threads,
     log_thread: Option<JoinHandle<()>>,
+    admin: Task<()>,
     admin_address: admin::Address,
     token_path: Option<PathBuf>,
     /// Ends the admin API, then the control thread.
@@ -95,6 +101,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         file,
         seed,
         log_dropped,
+        audit_losses,
         compile_on_thread,
     } = start;
     raise_descriptor_limit();
@@ -219,11 +226,12 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         fleet: fleet.clone(),
         counters,
         log_dropped,
+        audit_losses,
         token,
         config: config.admin,
         own: Arc::default(),
     };
-    handle.spawn(async move {
+    let admin = handle.spawn(async move {
         if let Err(error) = admin::serve(state, admin_listener, stopped(stopping)).await {
             tracing::error!(%error, "admin API ended");
         }
@@ -241,6 +249,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         control_thread,
         threads,
         log_thread,
+        admin,
         admin_address,
         token_path,
         stop_admin,
@@ -475,6 +484,7 @@ impl App {
             control_thread,
             threads,
             log_thread,
+            admin,
             stop_admin,
             stop_control,
             ..
@@ -485,6 +495,10 @@ impl App {
             handle.block_on(fleet.leave());
         }
         stop_admin.send_replace(true);
+        // What is being changed is changed, and audited, while there is a store.
+        if handle.block_on(admin).is_err() {
+            tracing::error!("admin API panicked");
+        }
         control.close();
         stop_control.send_replace(true);
         join(control_thread, "control");

@@ -11,6 +11,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 mod changes;
 pub mod cli;
 pub mod config;
@@ -21,6 +22,7 @@ pub mod drains;
 pub mod echo;
 pub mod fleet;
 pub mod listener;
+pub mod log_file;
 pub mod metrics;
 pub mod plugin;
 pub mod proxy;

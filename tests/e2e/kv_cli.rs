@@ -92,6 +92,79 @@ async fn keys_end_are_renewed_counted_and_asked_for() {
 }
 
 #[tokio::test]
+async fn a_file_of_writes_is_applied_all_or_none_in_any_buckets() {
+    let proxy = proxy().await;
+    ok(&proxy, &["set", "notes", "a=1", "b=2"]).await;
+    ok(&proxy, &["set", "upstreams", "id1=127.0.0.2"]).await;
+    let write = |text: &str| std::fs::write(proxy.file("w.ndjson"), text).expect("written");
+    let move_all = "# one moves, one goes, one is counted\n\
+        {\"bucket\": \"upstreams\", \"key\": \"id1\", \"value\": \"127.0.0.4\", \"if_revision\": 2}\n\n\
+        {\"bucket\": \"notes\", \"key\": \"a\", \"value\": null}\n\
+        {\"bucket\": \"notes\", \"key\": \"b\", \"increment\": 40}\n\
+        {\"bucket\": \"notes\", \"key\": \"c\", \"value\": \"new\", \"if_revision\": 0}\n";
+    write(move_all);
+    let dry = ok(&proxy, &["batch", "w.ndjson", "--dry-run"]).await;
+    let expected = "1 added, 2 changed, 1 deleted; nothing changed";
+    assert!(dry.ends_with(&format!("{expected}\n")), "{dry}");
+    assert_eq!(ok(&proxy, &["get", "notes", "b"]).await, "2\n");
+    let done = ok(&proxy, &["batch", "w.ndjson"]).await;
+    assert_eq!(
+        done,
+        "notes, upstreams: 1 added, 2 changed, 1 deleted   revision 3\n"
+    );
+    assert_eq!(ok(&proxy, &["get", "notes", "b"]).await, "42\n");
+    assert_eq!(kv(&proxy, &["exists", "notes", "a"]).await.code, 1);
+    let object = r#"{"writes": {"notes": {"set": {"d": "4"}, "delete": ["c"]}}}"#;
+    write(object);
+    let done = ok(&proxy, &["batch", "w.ndjson", "--json"]).await;
+    let done: Value = serde_json::from_str(&done).expect("JSON");
+    assert_eq!((&done["created"], &done["deleted"]), (&json!(1), &json!(1)));
+    for (text, code, said) in [
+        (
+            move_all,
+            1,
+            "w.ndjson, line 2: bucket \"upstreams\", key \"id1\": entry is at revision 3",
+        ),
+        (
+            "{\"bucket\": \"upstreams\", \"key\": \"x\", \"value\": \"no address!\"}",
+            3,
+            "w.ndjson, line 1: ",
+        ),
+        (
+            "\n{\"bucket\": \"notes\", \"key\": \"x\"}",
+            3,
+            "w.ndjson, line 2: missing field `value`",
+        ),
+        (
+            "{\"bucket\": \"none\", \"key\": \"x\", \"value\": \"\"}",
+            1,
+            "no bucket \"none\"",
+        ),
+        ("{\n\"writes\": {\"notes\": {\"sett\": {}}}\n}", 3, "line 2"),
+        ("", 3, "w.ndjson: has no write"),
+    ] {
+        write(text);
+        let refused = kv(&proxy, &["batch", "w.ndjson"]).await;
+        assert_eq!(refused.code, code, "{text}: {}", refused.stderr);
+        assert!(refused.stderr.contains(said), "{text}: {}", refused.stderr);
+    }
+    let mut piped = prepared()
+        .current_dir(proxy.dir())
+        .args(["kv", "batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the command under test runs");
+    let mut stdin = piped.stdin.take().expect("piped");
+    let line = b"{\"bucket\": \"notes\", \"key\": \"e\", \"value\": \"5\"}\n";
+    stdin.write_all(line).await.expect("taken");
+    drop(stdin);
+    let ended = crate::harness::soon("the end", piped.wait_with_output()).await;
+    assert!(ended.expect("it ended").status.success());
+    assert_eq!(ok(&proxy, &["get", "notes", "e"]).await, "5\n");
+}
+
+#[tokio::test]
 async fn a_watch_goes_on_after_the_proxy_was_killed() {
     let mut proxy = proxy().await;
     ok(&proxy, &["set", "notes", "a=1"]).await;

@@ -13,6 +13,7 @@ mod harness;
 
 mod access_log;
 mod admin;
+mod audit;
 mod bodies;
 mod canary;
 mod cli;

@@ -223,6 +223,45 @@ async fn of_two_who_require_the_same_one_wins_on_redis() {
     of_two_who_require_the_same_one_wins(Engine::Redis).await;
 }
 
+/// A tag is good on every proxy from the answer on that gave it.
+async fn a_tag_of_another_proxy_is_no_news(engine: Engine) {
+    let Some(fleet) = Fleet::start(engine, 2).await else {
+        return;
+    };
+    let [one, other] = &fleet.admins()[..] else {
+        panic!("two");
+    };
+    let path = "/v1/kv/notes/k";
+    let mut before = "\"1\"".to_owned();
+    for round in 0..150 {
+        let given = one.put(path, format!("one {round}")).await;
+        let tag = given.header("etag").to_owned();
+        let request = Request::new("PUT", path).body(format!("other {round}"));
+        let tags = match round % 3 {
+            0 => tag.clone(),
+            1 => format!("{before}, {tag}"),
+            _ => "*".to_owned(),
+        };
+        let taken = other.send(request.field("if-match", &tags)).await;
+        assert_eq!(taken.status, 200, "{tags}: {}", taken.text());
+        // It is gone, wherever that is asked for.
+        let request = Request::new("DELETE", path);
+        let late = one.send(request.field("if-match", &tag)).await;
+        assert_eq!(late.status, 412, "{}", late.text());
+        before = taken.header("etag").to_owned();
+    }
+}
+
+#[tokio::test]
+async fn a_tag_of_another_proxy_is_no_news_on_etcd() {
+    a_tag_of_another_proxy_is_no_news(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn a_tag_of_another_proxy_is_no_news_on_redis() {
+    a_tag_of_another_proxy_is_no_news(Engine::Redis).await;
+}
+
 async fn without_the_engine_reads_go_on(engine: Engine) {
     let Some(mut fleet) = Fleet::start(engine, 2).await else {
         return;

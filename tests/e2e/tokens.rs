@@ -114,6 +114,46 @@ async fn a_limited_token_reads_and_writes_its_keys_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_prefix_is_looked_at_as_it_is_read() {
+    let text = setup().text().replace("\"eu-\"", "\"a+\"");
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("agents.token"), format!("{SECRET}\n")).expect("written");
+    std::fs::write(dir.path().join("throwbar.toml"), text).expect("written");
+    let proxy = TestProxy::start_in(dir, &["serve", "throwbar.toml"]).await;
+    let limited = Admin::new(proxy.admin_address, Some(SECRET.to_owned()));
+    proxy.admin().set("ids", "a%20secret", "s").await;
+    proxy.admin().set("ids", "a+mine", "m").await;
+    // In a query, a plus is a space.
+    for query in [
+        "prefix=a+",
+        "prefix=a%20",
+        "prefix=a+&format=ndjson",
+        "prefix=a+&watch",
+        "prefix=a%2B&prefix=a",
+        "prefix=a&prefix=a%2B",
+        "Prefix=a%2B",
+        "prefix=a%2B;prefix=a",
+        "",
+    ] {
+        let response = limited.get(&format!("/v1/kv/ids?{query}")).await;
+        assert!(
+            matches!(response.status, 400 | 403) || !response.text().contains("secret"),
+            "{query}: {}",
+            response.text()
+        );
+    }
+    assert_eq!(limited.get("/v1/kv/ids?prefix=a+").await.status, 403);
+    let page = limited.get("/v1/kv/ids?prefix=a%2B").await.json();
+    assert_eq!(page["entries"][0]["key"], "a+mine", "{page}");
+    let beyond = limited.get("/v1/kv/ids?prefix=a%2B&cursor=a").await;
+    assert!(!beyond.text().contains("secret"), "{}", beyond.text());
+    assert_eq!(limited.get("/v1/kv/ids/a+mine").await.text(), "m");
+    for path in ["/v1/kv/ids/a%20secret", "/v1/kv/ids/a%20secret?lookup"] {
+        assert_eq!(limited.get(path).await.status, 403, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_is_good_for_as_long_as_the_config_has_it() {
     let (proxy, limited) = limited().await;
     assert!(limited.put("/v1/kv/ids/eu-1", "a").await.status < 300);

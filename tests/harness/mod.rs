@@ -13,6 +13,7 @@ pub mod upstream;
 pub mod websocket;
 
 use std::future::Future;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,12 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Says aloud why a test has tested nothing. Not by a macro: what these print is shown of failed tests only.
+pub fn not_tested(why: &str) {
+    // Nobody may be there to read it.
+    let _ = writeln!(std::io::stderr(), "!!! {why}: nothing was tested with it");
 }
 
 /// The component of a guest in `fixtures/guests/examples`.

@@ -301,7 +301,7 @@ pub(super) fn missing(what: &str) {
         std::env::var_os(REQUIRED).is_none(),
         "{what}, and {REQUIRED} is set"
     );
-    eprintln!("!!! {what}: nothing was tested with it");
+    super::not_tested(what);
 }
 
 /// A port of the loopback that nobody had a moment ago, below those that Linux gives to clients: one of these, trying to

@@ -1,22 +1,21 @@
 //! `POST /v1/batch`: writes to several buckets, and the activation of a version, in one step.
 
 use super::State as AdminState;
-use super::input::{Actor, DryRun, Query, audit, parse_json, read_body};
-use super::kv::{commit_problem, find};
+use super::attempt::Told;
+use super::input::{Actor, DryRun, Query, parse_json, read_body};
+use super::kv::find;
 use super::plugins::{Change, deploy_problem};
 use super::problem::Problem;
-use super::transfer::{BatchBody, Content, commit, committed_json, offload};
+use super::transfer::{BatchBody, Content, commit, committed_json, done, offload};
 use crate::plugin::{DeployError, Order, Wanted};
-use crate::store::{Snapshot, WriteBatch};
+use crate::store::{BucketId, Snapshot, WriteBatch};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::HeaderMap;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-
-const PATH: &str = "/v1/batch";
 
 /// What is to be done, all or none.
 #[derive(Deserialize)]
@@ -51,15 +50,12 @@ pub(super) async fn post(
 ) -> Result<Response, Problem> {
     let body = read_body(&headers, body, state.config.body_bytes_max).await?;
     let snapshot = state.store.snapshot();
-    let parsed = offload(move || parse(&body, &snapshot)).await?;
-    let (mut batch, activate) =
-        parsed.inspect_err(|problem| audit(&actor, "POST", PATH, problem.code, None))?;
+    let (mut batch, activate) = offload(move || parse(&body, &snapshot)).await??;
     let Some(activate) = activate else {
         batch.dry_run = dry_run;
-        let committed = commit(&state.store, batch, &actor, "POST", PATH)
-            .await
-            .map_err(commit_problem)?;
-        return Ok(Json(committed_json(committed, dry_run)).into_response());
+        let committed = commit(&state.store, batch, &actor, None).await?;
+        let answer = Json(committed_json(&committed, dry_run));
+        return Ok(Told::with(done(&committed), dry_run, answer));
     };
     let wanted = match (activate.version, activate.component) {
         (Some(version), None) => Wanted::Version(version),
@@ -87,7 +83,20 @@ pub(super) async fn post(
         .plugins
         .activate_with(&activate.plugin, wanted, order, batch)
         .await;
-    change.end(deployed, &actor, "POST", PATH)
+    change.end(deployed)
+}
+
+/// Checks a batch for several buckets, as far as that can be done without these.
+///
+/// # Errors
+/// What is wrong with it, and what was expected.
+pub(crate) fn check_batch(text: &str) -> Result<(), String> {
+    let sent: Sent = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    for (name, writes) in sent.writes {
+        let batch = writes.into_batch(BucketId(0));
+        batch.map_err(|problem| format!("bucket {name:?}: {}", problem.detail))?;
+    }
+    Ok(())
 }
 
 /// Checks the form of writes by the names of their buckets, as a request would have them.

@@ -4,14 +4,16 @@
 pub(crate) mod mappings;
 
 use super::State as AdminState;
-use super::input::{Actor, DryRun, Path, Query, audit, etag, parse_json, read_body};
-use super::kv::{bucket_condition, commit_problem, find};
+use super::attempt::Told;
+use super::input::{Actor, DryRun, Path, Query, etag, parse_json, read_body};
+use super::kv::{Required, find};
 use super::problem::Problem;
 use super::staleness::staleness;
-use super::transfer::{commit, offload};
+use super::transfer::{commit, done, offload};
 use crate::store::ordered::pattern_in_order;
 use crate::store::{
-    Bucket, BucketId, Expect, LookupKind, LookupKinds, Revision, Store, Write, WriteBatch,
+    Bucket, BucketId, Committed, Expect, LookupKind, LookupKinds, Revision, Store, Write,
+    WriteBatch,
 };
 use axum::Json;
 use axum::body::Body;
@@ -42,18 +44,11 @@ pub(super) async fn patch(
     body: Body,
 ) -> Result<Response, Problem> {
     let bucket = bucket_of(&state, &id)?;
-    let expect = {
-        let snapshot = state.store.snapshot();
-        bucket_condition(&headers, find(&snapshot, &bucket)?.1)?
-    };
+    let required = Required::of(&headers)?;
     let body = read_body(&headers, body, state.config.body_bytes_max).await?;
-    let order = Order {
-        expect,
-        dry_run,
-        path: format!("/id/{id}/mappings"),
-    };
-    replace(&state.store, &bucket, body.to_vec(), order, &actor).await?;
-    Ok(StatusCode::OK.into_response())
+    let order = Order { required, dry_run };
+    let committed = replace(&state.store, &bucket, body.to_vec(), order, &actor).await?;
+    Ok(Told::with(done(&committed), dry_run, StatusCode::OK))
 }
 
 /// `GET /id/{id}/mappings`
@@ -84,10 +79,8 @@ fn bucket_of(state: &AdminState, id: &str) -> Result<String, Problem> {
 /// How mappings are to be replaced.
 struct Order {
     /// What has to be so of the bucket.
-    expect: Expect,
+    required: Required,
     dry_run: bool,
-    /// For the audit log.
-    path: String,
 }
 
 /// Makes the mappings the whole content of a bucket.
@@ -97,28 +90,22 @@ async fn replace(
     body: Vec<u8>,
     order: Order,
     actor: &Actor,
-) -> Result<(), Problem> {
+) -> Result<Committed, Problem> {
     let (id, kept, kinds) = {
         let snapshot = store.snapshot();
         let (id, found) = find(&snapshot, bucket)?;
         (id, default_of(id, found), found.config().lookup)
     };
     let has_default = kept.is_some();
-    let parsed = offload(move || parse(&body, id, kinds, has_default)).await?;
-    let mut writes =
-        parsed.inspect_err(|problem| audit(actor, "PATCH", &order.path, problem.code, None))?;
+    let mut writes = offload(move || parse(&body, id, kinds, has_default)).await??;
     writes.extend(kept);
     let batch = WriteBatch {
         writes,
         replace: vec![id],
-        expect: vec![(id, order.expect)],
         dry_run: order.dry_run,
         ..WriteBatch::default()
     };
-    commit(store, batch, actor, "PATCH", &order.path)
-        .await
-        .map(drop)
-        .map_err(commit_problem)
+    commit(store, batch, actor, Some((id, order.required))).await
 }
 
 /// What keeps the default as it is.
@@ -214,11 +201,8 @@ mod tests {
         let store = Store::open(&[bucket], dir.path()).unwrap();
         let patch = async |body: &str, dry_run| {
             let actor = Actor("test".into());
-            let order = Order {
-                expect: Expect::Any,
-                dry_run,
-                path: "/id/x/mappings".into(),
-            };
+            let required = Required::of(&HeaderMap::new()).unwrap();
+            let order = Order { required, dry_run };
             replace(&store, "map", body.into(), order, &actor).await
         };
         let shown = async || {
@@ -258,9 +242,8 @@ mod tests {
         store.commit(batch).await.unwrap();
         let body = r#"[{"input":"b","outputs":["127.0.0.1"]},{"input_regexp":"^b","outputs":["127.0.0.2"]},{"input_regexp":"^a","outputs":["127.0.0.3"]}]"#;
         let order = Order {
-            expect: Expect::Any,
+            required: Required::of(&HeaderMap::new()).unwrap(),
             dry_run: false,
-            path: "/id/x/mappings".into(),
         };
         let patched = replace(&store, "map", body.into(), order, &Actor("test".into())).await;
         patched.unwrap();

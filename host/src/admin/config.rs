@@ -1,7 +1,8 @@
 //! `/v1/config`: the running text, replacing it, checking another.
 
 use super::State as AdminState;
-use super::input::{Actor, DryRun, Query, Tags, audit, etag, read_body};
+use super::attempt::{Done, Told};
+use super::input::{DryRun, Query, Tags, etag, read_body};
 use super::problem::Problem;
 use crate::app::ApplyError;
 use axum::Json;
@@ -38,34 +39,25 @@ pub(super) async fn get(
 pub(super) async fn put(
     State(state): State<AdminState>,
     Query(DryRun { dry_run }): Query<DryRun>,
-    actor: Actor,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let text = read_text(&headers, body).await?;
     let if_match = Tags::from(&headers, header::IF_MATCH)?;
-    let path = "/v1/config";
     let _turn = state.own.configuring.lock().await;
     let running = state.control.running();
     if if_match.is_some_and(|tags| !tags.holds_strongly(Some(&running.digest))) {
         let detail = format!("if-match: the running config is {}", running.digest);
-        audit(&actor, "PUT", path, &detail, None);
         return Err(Problem::precondition(detail));
     }
-    let result = state.control.apply(&text, dry_run).await;
-    let applied = result
-        .map_err(apply_problem)
-        .inspect_err(|problem| audit(&actor, "PUT", path, &problem.detail, None))?;
-    if !dry_run {
-        audit(&actor, "PUT", path, applied.as_str(), None);
-    }
+    let applied = state.control.apply(&text, dry_run).await;
+    let applied = applied.map_err(apply_problem)?;
     let running = state.control.running();
     let digest = &*running.digest;
-    Ok((
-        [(header::ETAG, etag(digest))],
-        Json(json!({ "outcome": applied, "digest": digest })),
-    )
-        .into_response())
+    let done = Done::new(applied.as_str()).with_digest(digest);
+    let answer = Json(json!({ "outcome": applied, "digest": digest }));
+    let tag = [(header::ETAG, etag(digest))];
+    Ok(Told::with(done, dry_run, (tag, answer)))
 }
 
 /// `POST /v1/config/check`
@@ -73,14 +65,14 @@ pub(super) async fn check(
     State(state): State<AdminState>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, Problem> {
-    let text = read_text(&headers, body).await?;
-    let applied = state
-        .control
-        .apply(&text, true)
-        .await
-        .map_err(apply_problem)?;
-    Ok(Json(json!({ "outcome": applied })).into_response())
+) -> Response {
+    let checked = async {
+        let text = read_text(&headers, body).await?;
+        let applied = state.control.apply(&text, true).await;
+        let applied = applied.map_err(apply_problem)?;
+        Ok::<_, Problem>(Json(json!({ "outcome": applied })))
+    };
+    Told::Nothing.within(checked.await)
 }
 
 async fn read_text(headers: &HeaderMap, body: Body) -> Result<String, Problem> {

@@ -1,7 +1,8 @@
 //! `/v1/streams/drain`: close many streams, spread over a time; look at it; cancel it.
 
 use super::State as AdminState;
-use super::input::{Actor, DryRun, Path, Query, audit, parse_json, read_body};
+use super::attempt::{Done, Told};
+use super::input::{Actor, DryRun, Path, Query, parse_json, read_body};
 use super::problem::Problem;
 use super::streams::{CODE_RESTART, Selector, check_close};
 use crate::config::decode::units;
@@ -56,7 +57,8 @@ pub(super) async fn start(
     let order = order(request, &actor)?;
     if dry_run {
         let matched = state.workers.select_streams(order.filter).await.len();
-        return Ok(Json(json!({ "dry_run": true, "matched": matched })).into_response());
+        let answer = Json(json!({ "dry_run": true, "matched": matched }));
+        return Ok(Told::Nothing.within(answer));
     }
     let drain = state
         .drains
@@ -65,14 +67,13 @@ pub(super) async fn start(
         .map_err(busy)?;
     let progress = drain.progress();
     let path = format!("/v1/streams/drain/{}", progress.id);
-    audit(&actor, "POST", &path, "started", None);
     let location = HeaderValue::from_str(&path).expect("a path and a number");
     let answer = (
         StatusCode::ACCEPTED,
         [(header::LOCATION, location)],
         Json(progress),
     );
-    Ok(answer.into_response())
+    Ok(Told::Done(Done::new("started")).within(answer))
 }
 
 /// `GET /v1/streams/drain`
@@ -93,15 +94,14 @@ pub(super) async fn cancel(
     State(state): State<AdminState>,
     Path(id): Path<String>,
     Query(query): Query<DryRun>,
-    actor: Actor,
 ) -> Result<Response, Problem> {
     let drain = find(&state, &id)?;
-    if !query.dry_run {
-        let outcome = if drain.cancel() { "cancelled" } else { "over" };
-        let path = format!("/v1/streams/drain/{id}");
-        audit(&actor, "DELETE", &path, outcome, None);
-    }
-    Ok(Json(drain.progress()).into_response())
+    let told = match query.dry_run {
+        true => Told::Nothing,
+        false if drain.cancel() => Told::Done(Done::new("cancelled")),
+        false => Told::Done(Done::new("over")),
+    };
+    Ok(told.within(Json(drain.progress())))
 }
 
 fn find(state: &AdminState, id: &str) -> Result<Arc<Drain>, Problem> {

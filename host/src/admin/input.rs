@@ -103,17 +103,28 @@ where
 #[derive(Debug, Clone)]
 pub(super) struct Actor(pub(super) String);
 
+impl Actor {
+    /// Who does not say it.
+    pub(super) fn unnamed(caller: &Caller) -> Self {
+        Self(match caller {
+            Caller::Limited(token) => token.name.clone(),
+            Caller::Admin => "admin".to_owned(),
+        })
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for Actor {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         // Who has a token of his own is known by it, whatever he calls himself besides.
-        let token = match parts.extensions.get() {
-            Some(Caller::Limited(token)) => Some(token.name.as_str()),
-            Some(Caller::Admin) | None => None,
+        let caller = parts.extensions.get().unwrap_or(&Caller::Admin);
+        let token = match caller {
+            Caller::Limited(token) => Some(token.name.as_str()),
+            Caller::Admin => None,
         };
         let Some(value) = parts.headers.get(ACTOR) else {
-            return Ok(Self(token.unwrap_or("admin").to_owned()));
+            return Ok(Self::unnamed(caller));
         };
         match value.to_str() {
             Ok(name) if !name.is_empty() && name.len() <= ACTOR_BYTES_MAX => {
@@ -130,11 +141,6 @@ impl<S: Send + Sync> FromRequestParts<S> for Actor {
             )),
         }
     }
-}
-
-/// One line for a change, or for an attempt at one.
-pub(super) fn audit(actor: &Actor, method: &str, path: &str, outcome: &str, revision: Option<u64>) {
-    tracing::info!(target: "audit", actor = actor.0, method, path, outcome, revision);
 }
 
 /// Reads a body of at most `limit` bytes. A longer one is refused before it is read if it says its length, else when it
@@ -305,17 +311,6 @@ impl Tags {
                 tags.iter().any(|(weak, tag)| !weak && tag == current)
             }
         }
-    }
-
-    /// The greatest of those that are strong and numbers.
-    pub(super) fn newest(&self) -> Option<u64> {
-        let Self::List(tags) = self else { return None };
-        let strong = tags.iter().filter(|(weak, _)| !weak);
-        let numbers = strong.filter_map(|(_, tag)| {
-            let number: u64 = tag.parse().ok()?;
-            (number.to_string() == *tag).then_some(number)
-        });
-        numbers.max()
     }
 
     /// Whether the tag is among these by weak comparison, as `If-None-Match` wants it.

@@ -1,5 +1,6 @@
 //! `/v1/kv`: buckets, pages of keys, single keys, changes as they happen.
 
+mod condition;
 mod history;
 mod watch;
 mod write;
@@ -9,9 +10,7 @@ use super::input::{Path, Query, Tags, etag};
 use super::problem::Problem;
 use super::rights::Caller;
 use super::transfer::{self, Export, ExportFormat};
-use crate::store::{
-    Bucket, BucketId, CommitError, Deadline, Entry, Expect, Revision, Snapshot, Value,
-};
+use crate::store::{Bucket, BucketId, CommitError, Deadline, Entry, Snapshot, Value};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -21,6 +20,7 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 use jiff::Timestamp;
 use serde_json::json;
 
+pub(super) use condition::Required;
 pub(super) use history::undo_problem;
 pub(super) use write::{delete, patch, put};
 
@@ -77,8 +77,10 @@ pub(super) async fn list(
     State(data): State<Data>,
     Path(name): Path<String>,
     Query(query): Query<ListQuery>,
+    caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    caller.may_list(&query.prefix)?;
     let snapshot = data.store.snapshot();
     let (id, bucket) = find(&snapshot, &name)?;
     if watch::is_wanted(&query)? {
@@ -233,67 +235,17 @@ fn no_key(bucket: &str, key: &str) -> Problem {
     Problem::not_found("no-such-key", format!("bucket {bucket:?}: no key {key:?}"))
 }
 
-/// What `If-Match` and `If-None-Match` require of an entry or a bucket, `subject`, which is at `current`. `bucket` is that
-/// of the entry, or itself.
-pub(super) fn condition(
-    headers: &HeaderMap,
-    subject: &str,
-    current: Option<Revision>,
-    bucket: &Bucket,
-) -> Result<Expect, Problem> {
-    let if_match = Tags::from(headers, header::IF_MATCH)?;
-    let if_none_match = Tags::from(headers, header::IF_NONE_MATCH)?;
-    match (if_match, if_none_match) {
-        (None, None) => Ok(Expect::Any),
-        (None, Some(Tags::Any)) => Ok(Expect::Absent),
-        (Some(Tags::Any), None) if current.is_some() => Ok(Expect::Present),
-        // One of several may hold: the one that does is what the commit requires, so no other write can come between.
-        (Some(tags), None) => {
-            let text = current.map(|revision| revision.to_string());
-            let held = current.filter(|_| tags.holds_strongly(text.as_deref()));
-            match (held.or_else(|| unseen(&tags, bucket)), current) {
-                (Some(revision), _) => Ok(Expect::At(revision)),
-                (None, Some(revision)) => Err(Problem::precondition(format!(
-                    "if-match: {subject} is at revision {revision}"
-                ))),
-                (None, None) => Err(Problem::precondition(format!(
-                    "if-match: there is no {subject}"
-                ))),
-            }
-        }
-        (None, Some(_)) => Err(Problem::bad_request(
-            "entity-tag",
-            "if-none-match: expected * for a write",
-        )),
-        (Some(_), Some(_)) => Err(Problem::bad_request(
-            "entity-tag",
-            "expected if-match or if-none-match, not both",
-        )),
-    }
-}
-
-/// The newest of these revisions if this process has not come so far: another one of those that share the bucket has, and
-/// whether it holds is found out by the commit.
-fn unseen(tags: &Tags, bucket: &Bucket) -> Option<Revision> {
-    let is_shared = bucket.config().backend.is_shared();
-    let newest = tags.newest().filter(|_| is_shared).map(Revision)?;
-    (newest > bucket.revision()).then_some(newest)
-}
-
-/// What these fields require of a bucket as a whole, for writes of many keys: its revision, that it holds a key (`*`), or
-/// that it holds none (`If-None-Match: *`).
-pub(super) fn bucket_condition(headers: &HeaderMap, bucket: &Bucket) -> Result<Expect, Problem> {
-    let subject = format!("bucket {:?}", bucket.config().name);
-    condition(headers, &subject, Some(bucket.revision()), bucket)
-}
-
 /// A refused batch as a response.
 pub(super) fn commit_problem(error: CommitError) -> Problem {
     let detail = error.to_string();
     match error {
-        CommitError::Invalid { .. } => Problem::invalid("invalid-value", detail),
-        CommitError::Conflict { .. }
-        | CommitError::BucketConflict { .. }
+        CommitError::Invalid { bucket, key, .. } => {
+            Problem::invalid("invalid-value", detail).about(bucket, key)
+        }
+        CommitError::Conflict { bucket, key, .. } => {
+            Problem::precondition(detail).about(bucket, key)
+        }
+        CommitError::BucketConflict { .. }
         | CommitError::Changed { .. }
         | CommitError::Marked { .. } => Problem::precondition(detail),
         CommitError::Quota { .. } => {

@@ -1,12 +1,14 @@
 //! The admin API: plugins, store, streams, config, metrics, on a thread of its own.
 //!
 //! A request passes [`auth`] first, then meets one handler of the table in `endpoints`. Errors are [`problem`] documents.
-//! `GET` and `HEAD` never change anything; every change takes `?dry_run=true` and writes one line to the target `audit`.
+//! `GET` and `HEAD` never change anything; whatever else is asked for goes through `attempt`, which has it audited. Changes
+//! take `?dry_run=true`.
 //!
 //! With `auth = "none"` on loopback, Caddy's `PATCH /id/{id}/mappings` works as its users wrote it; with a token, they add
 //! one `Authorization` field.
 
 use crate::app::Control;
+use crate::audit::Losses;
 use crate::drains::Drains;
 use crate::fleet::Fleet;
 use crate::metrics::{Counters, Swaps};
@@ -26,10 +28,12 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 use tracing_appender::non_blocking::ErrorCounter;
 
+mod attempt;
 pub mod auth;
 mod batch;
 pub(crate) mod caddy;
 mod config;
+mod connected;
 mod drains;
 mod handed;
 mod input;
@@ -46,11 +50,13 @@ mod streams;
 pub mod token;
 mod transfer;
 
-pub(crate) use batch::check_writes;
+pub(crate) use batch::{check_batch, check_writes};
 pub use rights::LimitedToken;
 pub use serve::{Bound, bind};
 pub use token::{Token, TokenError};
+pub(crate) use transfer::check_write;
 
+use attempt::Attempts;
 use problem::Problem;
 
 /// Where the admin API listens and who may use it.
@@ -139,6 +145,8 @@ pub struct State {
     pub counters: Arc<Counters>,
     /// Counts the lines of the process's own log that were dropped, if it has one.
     pub log_dropped: Option<ErrorCounter>,
+    /// Lines of the audit log that could not be written.
+    pub audit_losses: Losses,
     /// The token that callers need; with [`Auth::Token`] and none, nobody is let in.
     pub token: Option<Token>,
     /// The config of this API.
@@ -211,13 +219,14 @@ pub async fn serve(
         stop.await;
         own.stopping.send_replace(true);
     };
-    serve::run(router(state), listener, stop).await
+    let attempts = Attempts::new(state.audit_losses.clone());
+    serve::run(router(state, attempts.clone()), listener, stop, &attempts).await
 }
 
-fn router(state: State) -> Router {
+fn router(state: State, attempts: Attempts) -> Router {
     let gate = auth::Gate::new(&state.config, state.token.clone()).following(state.control.clone());
     let staleness = from_fn_with_state(state.store.clone(), staleness::tell);
-    guarded(endpoints().layer(staleness), gate).with_state(state)
+    guarded(endpoints().layer(staleness), gate, attempts).with_state(state)
 }
 
 /// Every endpoint.
@@ -269,11 +278,16 @@ where
         )
 }
 
-/// Puts the gate before everything, unknown paths included.
-fn guarded<S: Clone + Send + Sync + 'static>(router: Router<S>, gate: auth::Gate) -> Router<S> {
+/// Puts the gate before everything, unknown paths included, and after it what looks at rights and has attempts audited.
+fn guarded<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    gate: auth::Gate,
+    attempts: Attempts,
+) -> Router<S> {
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(attempts, attempt::conduct))
         .layer(from_fn_with_state(gate, auth::gate))
 }
 

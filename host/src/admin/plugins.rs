@@ -1,7 +1,8 @@
 //! `/v1/plugins`: list, upload, roll back.
 
 use super::State as AdminState;
-use super::input::{Actor, Path, Query, Tags, audit, etag, media_type, read_body};
+use super::attempt::{Done, Told};
+use super::input::{Actor, Path, Query, Tags, etag, media_type, read_body};
 use super::kv::commit_problem;
 use super::problem::Problem;
 use super::rollout::{Forced, share};
@@ -83,7 +84,7 @@ pub(super) async fn put(
     };
     let wanted = Wanted::Component(component);
     let deployed = state.plugins.bring(&name, wanted, role, order).await;
-    change.end(deployed, &actor, "PUT", &format!("/v1/plugins/{name}"))
+    change.end(deployed)
 }
 
 /// `POST /v1/plugins/{name}/rollback`
@@ -102,8 +103,7 @@ pub(super) async fn rollback(
         .plugins
         .bring(&name, wanted, Role::Active, order)
         .await;
-    let path = format!("/v1/plugins/{name}/rollback");
-    change.end(deployed, &actor, "POST", &path)
+    change.end(deployed)
 }
 
 /// Plugins with a deploy between the check of its conditions and its end.
@@ -175,13 +175,7 @@ impl<'a> Change<'a> {
         Ok(turn)
     }
 
-    pub(super) fn end(
-        &self,
-        result: Result<Deployed, DeployError>,
-        actor: &Actor,
-        method: &str,
-        path: &str,
-    ) -> Result<Response, Problem> {
+    pub(super) fn end(&self, result: Result<Deployed, DeployError>) -> Result<Response, Problem> {
         let swaps = &self.state.own.swaps;
         let deployed = match result {
             Ok(deployed) => deployed,
@@ -190,7 +184,6 @@ impl<'a> Change<'a> {
                 if !self.dry_run {
                     swaps.count(self.name, problem.code);
                 }
-                audit(actor, method, path, &problem.detail, None);
                 return Err(problem);
             }
         };
@@ -204,14 +197,16 @@ impl<'a> Change<'a> {
         };
         if !self.dry_run {
             swaps.count(self.name, outcome);
-            audit(actor, method, path, outcome, deployed.generation);
         }
-        Ok((
-            status,
-            [(header::ETAG, etag(&deployed.digest))],
-            Json(deployed),
-        )
-            .into_response())
+        let done = Done::new(outcome)
+            .of_plugin(self.name, deployed.generation)
+            .with_digest(&deployed.digest);
+        let tag = [(header::ETAG, etag(&deployed.digest))];
+        Ok(Told::with(
+            done,
+            self.dry_run,
+            (status, tag, Json(deployed)),
+        ))
     }
 }
 

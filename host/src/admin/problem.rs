@@ -1,5 +1,6 @@
 //! Errors as RFC 9457 problem documents: every refusal of the admin API has this shape.
 
+use super::attempt::Told;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
@@ -16,6 +17,8 @@ pub struct Problem {
     pub code: &'static str,
     /// What is wrong: the thing, the value and what was expected.
     pub detail: String,
+    /// The bucket and the key that it is about, if it is about one.
+    pub entry: Option<Box<(String, String)>>,
     /// Single problems of a text that has several.
     pub errors: Vec<Value>,
     /// Fields of the response.
@@ -29,6 +32,7 @@ impl Problem {
             status,
             code,
             detail: detail.into(),
+            entry: None,
             errors: Vec::new(),
             headers: Vec::new(),
         }
@@ -67,6 +71,12 @@ impl Problem {
         )
     }
 
+    /// Says which entry it is about.
+    pub fn about(mut self, bucket: String, key: String) -> Self {
+        self.entry = Some(Box::new((bucket, key)));
+        self
+    }
+
     /// Adds single errors.
     pub fn with_errors(mut self, errors: Vec<Value>) -> Self {
         self.errors = errors;
@@ -88,6 +98,10 @@ impl Problem {
             "code": self.code,
             "detail": self.detail,
         });
+        if let Some((bucket, key)) = self.entry.as_deref() {
+            document["bucket"] = bucket.as_str().into();
+            document["key"] = key.as_str().into();
+        }
         if !self.errors.is_empty() {
             document["errors"] = Value::Array(self.errors.clone());
         }
@@ -103,7 +117,7 @@ impl IntoResponse for Problem {
         for (name, value) in self.headers {
             headers.insert(name, value);
         }
-        response
+        Told::Refused(self.code, self.detail).within(response)
     }
 }
 
@@ -123,6 +137,16 @@ mod tests {
                 "code": "world",
                 "detail": "it exports nothing",
             })
+        );
+    }
+
+    #[test]
+    fn a_problem_of_one_entry_names_it_for_programs() {
+        let problem = Problem::precondition("it is absent").about("b".into(), "k".into());
+        let document = problem.to_json();
+        assert_eq!(
+            (&document["bucket"], &document["key"]),
+            (&json!("b"), &json!("k"))
         );
     }
 

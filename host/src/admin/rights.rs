@@ -1,13 +1,15 @@
 //! Tokens for a part of the store: some buckets, and of their keys those that begin in one way.
+//!
+//! What a request names is looked at as the endpoints read it, by the same parsers: the path before they are asked, the prefix
+//! of a list and the keys of a body by themselves.
 
 use super::problem::Problem;
 use super::token::Token;
 use crate::plugin::Access;
 use crate::store::WriteBatch;
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, RawPathParams};
 use http::request::Parts;
 use http::{Method, StatusCode, Uri};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -44,6 +46,43 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 }
 
 impl Caller {
+    /// Whether a request may go on, whose path has these parts if it is that of an endpoint; of lists, batches and imports, this
+    /// looks at the bucket only.
+    ///
+    /// # Errors
+    /// 403 with what is beyond the token.
+    pub(super) fn permit(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        params: Option<&RawPathParams>,
+    ) -> Result<(), Problem> {
+        let Self::Limited(token) = self else {
+            return Ok(());
+        };
+        let is_of_store = uri.path().starts_with("/v1/kv/");
+        let params = params.filter(|_| is_of_store);
+        let named = |wanted| {
+            let mut params = params.into_iter().flatten();
+            params.find_map(|(name, value)| (name == wanted).then_some(value))
+        };
+        token.permit(method, named("bucket"), named("key"))
+    }
+
+    /// Whether the caller may list keys that begin so.
+    ///
+    /// # Errors
+    /// 403 if some of them are beyond the caller's rights.
+    pub(super) fn may_list(&self, prefix: &str) -> Result<(), Problem> {
+        match self {
+            Self::Limited(token) if !token.has_key(prefix) => Err(token.refuse(format_args!(
+                "lists keys that begin with {:?} only: expected them as prefix in the query",
+                token.prefix
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// How every key has to begin that the caller may see or write.
     pub(super) fn prefix(&self) -> &str {
         match self {
@@ -83,47 +122,29 @@ impl Caller {
 }
 
 impl LimitedToken {
-    /// Whether a request may go on; of batches and imports, this looks at the bucket only.
-    ///
-    /// # Errors
-    /// 403 with what is beyond the token.
-    pub(super) fn permit(&self, method: &Method, uri: &Uri) -> Result<(), Problem> {
-        let Some((bucket, key)) = bucket_and_key(uri.path()) else {
+    fn permit(
+        &self,
+        method: &Method,
+        bucket: Option<&str>,
+        key: Option<&str>,
+    ) -> Result<(), Problem> {
+        let Some(bucket) = bucket else {
             return Err(self.refuse(format_args!("is for /v1/kv/{{bucket}} and its keys")));
         };
         let reads = matches!(*method, Method::GET | Method::HEAD);
-        match self.buckets.get(&*bucket) {
+        match self.buckets.get(bucket) {
             None => Err(self.refuse(format_args!("is not for bucket {bucket:?}"))),
             Some(Access::Read) if !reads => {
                 Err(self.refuse(format_args!("is for reading bucket {bucket:?} only")))
             }
             Some(_) => match key {
-                None => self.permit_list(uri.query().unwrap_or_default()),
-                // Whatever is named in the body is looked at when it is read.
-                Some(key)
-                    if *method == Method::POST && matches!(&*key, "batch" | "import" | "undo") =>
-                {
-                    Ok(())
-                }
-                Some(key) if self.has_key(&key) => Ok(()),
-                Some(key) => Err(self.not_its_key(&key)),
+                // Whatever is named in the query or the body is looked at when it is read.
+                None => Ok(()),
+                Some("batch" | "import" | "undo") if *method == Method::POST => Ok(()),
+                Some(key) if self.has_key(key) => Ok(()),
+                Some(key) => Err(self.not_its_key(key)),
             },
         }
-    }
-
-    fn permit_list(&self, query: &str) -> Result<(), Problem> {
-        let mut prefixes = query
-            .split('&')
-            .filter_map(|pair| pair.strip_prefix("prefix="));
-        let (prefix, more) = (prefixes.next().unwrap_or_default(), prefixes.next());
-        // In a query, unlike in a path, a plus is a space.
-        if more.is_none() && self.has_key(&decoded(&prefix.replace('+', " "))) {
-            return Ok(());
-        }
-        Err(self.refuse(format_args!(
-            "lists keys that begin with {:?} only: expected them as prefix in the query",
-            self.prefix
-        )))
     }
 
     fn has_key(&self, key: &str) -> bool {
@@ -143,39 +164,18 @@ impl LimitedToken {
     }
 }
 
-/// Bucket and key of a path of the store, as the endpoints will see them.
-pub(super) fn bucket_and_key(path: &str) -> Option<(Cow<'_, str>, Option<Cow<'_, str>>)> {
-    let rest = path.strip_prefix("/v1/kv/")?;
-    let (bucket, key) = match rest.split_once('/') {
-        Some((bucket, key)) => (bucket, Some(decoded(key))),
-        None => (rest, None),
-    };
-    (!bucket.is_empty()).then(|| (decoded(bucket), key))
-}
-
-/// A part of a URI without percent-encoding; what is no UTF-8 then begins with no prefix of a config but the empty one.
-fn decoded(text: &str) -> Cow<'_, str> {
-    if !text.contains('%') {
-        return text.into();
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        let digits = after.get(..2).filter(|_| *first == b'%');
-        let byte = digits
-            .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        rest = if byte.is_some() { &after[2..] } else { after };
-        bytes.push(byte.unwrap_or(*first));
-    }
-    String::from_utf8_lossy(&bytes).into_owned().into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::{BucketId, Write};
+    use axum::body::Body;
+    use axum::extract::Request;
+    use axum::middleware::{Next, from_fn};
+    use axum::response::IntoResponse;
+    use axum::routing::any;
+    use axum::{RequestExt, Router};
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
 
     fn token(prefix: &str) -> LimitedToken {
         LimitedToken {
@@ -190,91 +190,112 @@ mod tests {
         }
     }
 
-    fn permitted(token: &LimitedToken, method: Method, uri: &str) -> Result<(), String> {
-        let uri = uri.parse().unwrap();
-        token.permit(&method, &uri).map_err(|problem| {
-            assert_eq!(problem.status, 403);
-            problem.detail
-        })
-    }
-
-    #[test]
-    fn a_token_is_good_for_its_buckets_and_for_nothing_else() {
-        let token = token("");
-        for path in [
-            "/v1/kv/ids",
-            "/v1/kv/ids?watch=1",
-            "/v1/kv/ids/a/b",
-            "/v1/kv/n%61mes/k",
-        ] {
-            assert_eq!(permitted(&token, Method::GET, path), Ok(()), "{path}");
-        }
-        for method in [Method::PUT, Method::DELETE, Method::PATCH, Method::POST] {
-            assert_eq!(permitted(&token, method.clone(), "/v1/kv/ids/k"), Ok(()));
-            assert!(
-                permitted(&token, method, "/v1/kv/names/k")
-                    .unwrap_err()
-                    .contains("reading")
-            );
-        }
-        assert!(permitted(&token, Method::POST, "/v1/kv/names/batch").is_err());
-        for path in [
-            "/",
-            "/metrics",
-            "/v1/kv",
-            "/v1/kv/",
-            "/v1/kv/other/k",
-            "/v1/kvs/ids/k",
-            "/id/x/mappings",
-            "/v1/config",
-        ] {
-            assert!(permitted(&token, Method::GET, path).is_err(), "{path}");
+    /// Whether a request gets to the endpoint that the table has for it.
+    async fn is_permitted(prefix: &str, method: Method, uri: &str) -> bool {
+        let caller = Caller::Limited(Arc::new(token(prefix)));
+        let look = from_fn(move |mut request: Request, next: Next| {
+            let caller = caller.clone();
+            async move {
+                let params = request.extract_parts::<RawPathParams>().await.ok();
+                let permitted = caller.permit(request.method(), request.uri(), params.as_ref());
+                match permitted {
+                    Ok(()) => next.run(request).await,
+                    Err(problem) => problem.into_response(),
+                }
+            }
+        });
+        let router = Router::new()
+            .route("/v1/kv", any(|| async {}))
+            .route("/v1/kv/{bucket}", any(|| async {}))
+            .route("/v1/kv/{bucket}/{*key}", any(|| async {}))
+            .route("/v1/plugins/{bucket}", any(|| async {}))
+            .fallback(|| async {})
+            .layer(look);
+        let request = Request::builder().method(method).uri(uri);
+        let request = request.body(Body::empty()).unwrap();
+        let response = TowerToHyperService::new(router).call(request).await;
+        match response.unwrap().status() {
+            StatusCode::OK => true,
+            StatusCode::FORBIDDEN => false,
+            other => panic!("{uri}: {other}"),
         }
     }
 
-    #[test]
-    fn keys_and_lists_are_those_with_the_prefix() {
-        let token = token("eu-");
+    #[tokio::test]
+    async fn a_token_is_good_for_its_buckets_and_for_nothing_else() {
         for (method, path) in [
-            (Method::PUT, "/v1/kv/ids/eu-1"),
-            (Method::GET, "/v1/kv/ids/%65u-1"),
-            (Method::GET, "/v1/kv/ids?limit=5&prefix=eu-a"),
-            (Method::GET, "/v1/kv/ids?prefix=%65u%2D"),
+            (Method::GET, "/v1/kv/ids"),
+            (Method::GET, "/v1/kv/ids?watch=1"),
+            (Method::GET, "/v1/kv/ids/a/b"),
+            (Method::GET, "/v1/kv/n%61mes/k"),
+            (Method::PUT, "/v1/kv/ids/k"),
+            (Method::DELETE, "/v1/kv/ids/k"),
+            (Method::PATCH, "/v1/kv/ids/k"),
             (Method::POST, "/v1/kv/ids/batch"),
         ] {
-            assert_eq!(permitted(&token, method, path), Ok(()), "{path}");
+            assert!(is_permitted("", method, path).await, "{path}");
         }
         for (method, path) in [
-            (Method::PUT, "/v1/kv/ids/us-1"),
-            (Method::PUT, "/v1/kv/ids/batch"),
-            (Method::GET, "/v1/kv/ids/EU-1"),
-            (Method::GET, "/v1/kv/ids"),
-            (Method::GET, "/v1/kv/ids?prefix=e"),
-            (Method::GET, "/v1/kv/ids?prefix=eu-&prefix="),
-            (Method::GET, "/v1/kv/ids?prefix=%ffeu-"),
+            (Method::PUT, "/v1/kv/names/k"),
+            (Method::DELETE, "/v1/kv/names/k"),
+            (Method::PATCH, "/v1/kv/names/k"),
+            (Method::POST, "/v1/kv/names/batch"),
+            (Method::GET, "/"),
+            (Method::GET, "/metrics"),
+            (Method::GET, "/v1/kv"),
+            (Method::GET, "/v1/kv/"),
+            (Method::GET, "/v1/kv/other/k"),
+            (Method::GET, "/v1/kv/ids%2Fk"),
+            (Method::GET, "/v1/kvs/ids/k"),
+            (Method::GET, "/v1/plugins/ids"),
+            (Method::GET, "/v1/config"),
         ] {
-            assert!(permitted(&token, method, path).is_err(), "{path}");
+            assert!(!is_permitted("", method, path).await, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_are_those_with_the_prefix_as_the_endpoints_read_them() {
+        for (prefix, method, path) in [
+            ("eu-", Method::PUT, "/v1/kv/ids/eu-1"),
+            ("eu-", Method::GET, "/v1/kv/ids/%65u-1"),
+            ("eu-", Method::POST, "/v1/kv/ids/batch"),
+            ("a+", Method::GET, "/v1/kv/ids/a+1"),
+            ("a+", Method::GET, "/v1/kv/ids/a%2B1"),
+            ("a b", Method::GET, "/v1/kv/ids/a%20b"),
+            ("%+5", Method::GET, "/v1/kv/ids/%+5x"),
+            ("/", Method::GET, "/v1/kv/ids//x"),
+        ] {
+            assert!(is_permitted(prefix, method, path).await, "{path}");
+        }
+        for (prefix, method, path) in [
+            ("eu-", Method::PUT, "/v1/kv/ids/us-1"),
+            ("eu-", Method::PUT, "/v1/kv/ids/batch"),
+            ("eu-", Method::GET, "/v1/kv/ids/EU-1"),
+            ("eu-", Method::GET, "/v1/kv/ids/../eu-1"),
+            ("eu-", Method::GET, "/v1/kv/ids//eu-1"),
+            ("a ", Method::GET, "/v1/kv/ids/a+1"),
+            ("\u{5}", Method::GET, "/v1/kv/ids/%+5x"),
+            // No text: the endpoint would refuse it, too.
+            ("\u{fffd}", Method::GET, "/v1/kv/ids/%ff"),
+        ] {
+            assert!(!is_permitted(prefix, method, path).await, "{path}");
         }
     }
 
     #[test]
-    fn a_prefix_is_read_as_the_list_reads_it() {
-        let plus = token("a+");
-        assert_eq!(
-            permitted(&plus, Method::GET, "/v1/kv/ids?prefix=a%2B"),
-            Ok(())
-        );
-        assert_eq!(permitted(&plus, Method::GET, "/v1/kv/ids/a+1"), Ok(()));
-        // That is a list of what begins with "a ".
-        assert!(permitted(&plus, Method::GET, "/v1/kv/ids?prefix=a+").is_err());
-        let space = token("a ");
-        assert_eq!(
-            permitted(&space, Method::GET, "/v1/kv/ids?prefix=a+"),
-            Ok(())
-        );
-        assert!(permitted(&space, Method::GET, "/v1/kv/ids?prefix=a%2B").is_err());
-        // No number has a sign there.
-        assert!(permitted(&token("\u{1}"), Method::GET, "/v1/kv/ids/%+1").is_err());
+    fn a_list_is_of_keys_with_the_prefix() {
+        let caller = Caller::Limited(Arc::new(token("eu-")));
+        assert!(caller.may_list("eu-").is_ok() && caller.may_list("eu-a").is_ok());
+        for prefix in ["", "e", "us-"] {
+            let problem = caller.may_list(prefix).unwrap_err();
+            assert!(
+                problem.detail.contains("\"eu-\" only"),
+                "{}",
+                problem.detail
+            );
+        }
+        assert!(Caller::Admin.may_list("").is_ok());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `/v1/plugins/{name}/…`: activate, forget, canary, shadow.
 
 use super::State as AdminState;
-use super::input::{Actor, DryRun, Path, Query, audit, media_type, parse_json, read_body};
+use super::attempt::{Done, Told};
+use super::input::{Actor, DryRun, Path, Query, media_type, parse_json, read_body};
 use super::plugins::{Change, deploy_problem, find};
 use super::problem::Problem;
 use crate::plugin::{Fraction, Order, Role, Share, StickyField, Wanted};
@@ -81,12 +82,7 @@ async fn activate(
         .plugins
         .bring(&name, wanted, Role::Active, order)
         .await;
-    change.end(
-        done,
-        &actor,
-        "POST",
-        &format!("/v1/plugins/{name}/activate"),
-    )
+    change.end(done)
 }
 
 /// `DELETE /v1/plugins/{name}/versions/{version}`
@@ -101,14 +97,16 @@ async fn forget(
         .plugins
         .forget(&name, &version, forced.order(&actor))
         .await;
-    let path = format!("/v1/plugins/{name}/versions/{version}");
-    let digest = audited(done, forced.dry_run, "forgotten", &actor, "DELETE", &path)?;
+    let digest = done.map_err(|error| deploy_problem(&error))?;
     let outcome = if forced.dry_run {
         "checked"
     } else {
         "forgotten"
     };
-    Ok(Json(json!({ "plugin": name, "digest": digest, "outcome": outcome })).into_response())
+    let answer = json!({ "plugin": name, "digest": digest, "outcome": outcome });
+    let done = Done::new(outcome).of_plugin(&name, None);
+    let done = done.with_digest(&digest.to_string());
+    Ok(Told::with(done, forced.dry_run, Json(answer)))
 }
 
 /// `GET /v1/plugins/{name}/canary`
@@ -175,7 +173,7 @@ async fn put_canary(
             ));
         }
     };
-    change.end(done, &actor, "PUT", &format!("/v1/plugins/{name}/canary"))
+    change.end(done)
 }
 
 /// A share from its two parts.
@@ -202,8 +200,7 @@ async fn promote(
     let _turn = change.begin()?;
     let order = forced.order(&actor);
     let done = state.plugins.promote(&name, order).await;
-    let path = format!("/v1/plugins/{name}/canary/promote");
-    change.end(done, &actor, "POST", &path)
+    change.end(done)
 }
 
 /// `DELETE /v1/plugins/{name}/canary`
@@ -212,13 +209,13 @@ async fn abort(
     Path(name): Path<String>,
     Query(DryRun { dry_run }): Query<DryRun>,
     actor: Actor,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     find(&state, &name)?;
     let order = Forced::unforced(dry_run).order(&actor);
     let done = state.plugins.abort(&name, order).await;
-    let path = format!("/v1/plugins/{name}/canary");
-    audited(done, dry_run, "aborted", &actor, "DELETE", &path)?;
-    Ok(StatusCode::NO_CONTENT)
+    done.map_err(|error| deploy_problem(&error))?;
+    let done = Done::new("aborted").of_plugin(&name, None);
+    Ok(Told::with(done, dry_run, StatusCode::NO_CONTENT))
 }
 
 /// `GET /v1/plugins/{name}/shadow`
@@ -289,7 +286,7 @@ async fn put_shadow(
         .plugins
         .bring(&name, wanted, role, forced.order(&actor))
         .await;
-    change.end(done, &actor, "PUT", &format!("/v1/plugins/{name}/shadow"))
+    change.end(done)
 }
 
 /// `DELETE /v1/plugins/{name}/shadow`
@@ -298,29 +295,11 @@ async fn end_shadow(
     Path(name): Path<String>,
     Query(DryRun { dry_run }): Query<DryRun>,
     actor: Actor,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     find(&state, &name)?;
     let order = Forced::unforced(dry_run).order(&actor);
     let done = state.plugins.end_shadow(&name, order).await;
-    let path = format!("/v1/plugins/{name}/shadow");
-    audited(done, dry_run, "ended", &actor, "DELETE", &path)?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-/// Writes the audit line of a change that is no deploy.
-fn audited<T>(
-    done: Result<T, crate::plugin::DeployError>,
-    dry_run: bool,
-    outcome: &str,
-    actor: &Actor,
-    method: &str,
-    path: &str,
-) -> Result<T, Problem> {
-    let done = done.map_err(|error| deploy_problem(&error));
-    match &done {
-        Ok(_) if dry_run => {}
-        Ok(_) => audit(actor, method, path, outcome, None),
-        Err(problem) => audit(actor, method, path, &problem.detail, None),
-    }
-    done
+    done.map_err(|error| deploy_problem(&error))?;
+    let done = Done::new("ended").of_plugin(&name, None);
+    Ok(Told::with(done, dry_run, StatusCode::NO_CONTENT))
 }

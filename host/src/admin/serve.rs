@@ -1,5 +1,6 @@
 //! The admin listener: binds, accepts under a limit, serves HTTP/1.1 with deadlines, stops gracefully.
 
+use super::attempt::Attempts;
 use super::{Address, Auth, Config};
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
@@ -29,6 +30,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// How long running requests may take after the stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long is read what a client sends after the last answer.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept: out of file descriptors, most often.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -146,11 +149,12 @@ pub(super) async fn run(
     router: Router,
     bound: Bound,
     stop: impl Future<Output = ()>,
+    attempts: &Attempts,
 ) -> io::Result<()> {
     match bound.socket {
         Socket::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            accept(router, stop, || async {
+            accept(router, stop, attempts, || async {
                 let (stream, _) = listener.accept().await?;
                 // Answers are written whole; waiting to fill a segment would only delay them.
                 stream.set_nodelay(true)?;
@@ -160,7 +164,7 @@ pub(super) async fn run(
         }
         Socket::Unix(listener, _file) => {
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            accept(router, stop, || async {
+            accept(router, stop, attempts, || async {
                 listener.accept().await.map(|(stream, _)| stream)
             })
             .await;
@@ -169,8 +173,12 @@ pub(super) async fn run(
     Ok(())
 }
 
-async fn accept<S, F>(router: Router, stop: impl Future<Output = ()>, next: impl Fn() -> F)
-where
+async fn accept<S, F>(
+    router: Router,
+    stop: impl Future<Output = ()>,
+    attempts: &Attempts,
+    next: impl Fn() -> F,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = io::Result<S>>,
 {
@@ -205,7 +213,11 @@ where
         }
     }
     stopping.send_replace(true);
-    let ended = async { while connections.join_next().await.is_some() {} };
+    let ended = async {
+        while connections.join_next().await.is_some() {}
+        // Of some the client is gone.
+        attempts.ended().await;
+    };
     if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
         tracing::warn!("admin: requests were cut at the end of the stop");
     }
@@ -215,7 +227,7 @@ async fn serve_connection<S>(stream: S, router: Router, mut stopped: watch::Rece
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let connection = hyper::server::conn::http1::Builder::new()
+    let mut connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
@@ -223,18 +235,38 @@ where
             TokioIo::new(WriteDeadline::new(stream)),
             TowerToHyperService::new(router),
         );
-    let mut connection = std::pin::pin!(connection);
-    let stopped = async { stopped.wait_for(|stopped| *stopped).await.is_ok() };
     let result = tokio::select! {
-        result = connection.as_mut() => result,
-        _ = stopped => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        result = &mut connection => result,
+        () = until(&mut stopped) => {
+            Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
         }
     };
     if let Err(error) = result {
         tracing::debug!(%error, "admin: connection ended");
     }
+    let stream = connection.into_parts().io.into_inner().stream;
+    tokio::select! {
+        () = linger(stream) => {}
+        () = until(&mut stopped) => {}
+    }
+}
+
+async fn until(stopped: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone: stop too.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Reads on, for a client that is still sending what was refused by its head: a socket that is closed on what was not read
+/// resets the connection, and the client would lose the answer.
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    let mut nothing = tokio::io::sink();
+    let read_on = async {
+        // Either fails if the client is gone.
+        let _ = stream.shutdown().await;
+        let _ = tokio::io::copy(&mut stream, &mut nothing).await;
+    };
+    let _ = tokio::time::timeout(LINGER_TIMEOUT, read_on).await;
 }
 
 /// A stream that fails when its peer takes nothing for [`WRITE_TIMEOUT`].
@@ -309,8 +341,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::Losses;
     use std::os::unix::fs::MetadataExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
 
     fn unix(path: &Path) -> Config {
         Config {
@@ -381,9 +414,12 @@ mod tests {
         let bound = bind(&unix(&path)).unwrap();
         let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let server = tokio::spawn(run(router, bound, async {
-            let _ = stopped.await;
-        }));
+        let server = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            run(router, bound, stopped, &Attempts::new(Losses::default())).await
+        });
         let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
         client
             .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")

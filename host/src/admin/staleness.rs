@@ -1,8 +1,8 @@
 //! `Throwbar-Staleness`: how old what is read of a bucket that proxies share may be.
 
-use super::rights::bucket_and_key;
 use crate::store::{Bucket, Store};
-use axum::extract::{Request, State};
+use axum::RequestExt;
+use axum::extract::{RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::{HeaderMap, HeaderName, Method};
@@ -11,11 +11,14 @@ use http::{HeaderMap, HeaderName, Method};
 const STALENESS: HeaderName = HeaderName::from_static("throwbar-staleness");
 
 /// Puts it on every answer to a read of buckets, refusals among them: a key that is not there may be so of old.
-pub(super) async fn tell(State(store): State<Store>, request: Request, next: Next) -> Response {
+pub(super) async fn tell(State(store): State<Store>, mut request: Request, next: Next) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     // As of before the read, so that it is not too low.
     let fields = match reads {
-        true => of_path(&store, request.uri().path()),
+        true => {
+            let params = request.extract_parts::<RawPathParams>().await.ok();
+            of_path(&store, request.uri().path(), params.as_ref())
+        }
         false => HeaderMap::new(),
     };
     let mut response = next.run(request).await;
@@ -23,11 +26,13 @@ pub(super) async fn tell(State(store): State<Store>, request: Request, next: Nex
     response
 }
 
-fn of_path(store: &Store, path: &str) -> HeaderMap {
+fn of_path(store: &Store, path: &str, params: Option<&RawPathParams>) -> HeaderMap {
     let snapshot = store.snapshot();
-    match bucket_and_key(path) {
-        Some((name, _)) => {
-            let bucket = snapshot.bucket_id(&name).and_then(|id| snapshot.bucket(id));
+    let params = params.filter(|_| path.starts_with("/v1/kv/"));
+    let mut params = params.into_iter().flatten();
+    match params.find(|(name, _)| *name == "bucket") {
+        Some((_, name)) => {
+            let bucket = snapshot.bucket_id(name).and_then(|id| snapshot.bucket(id));
             staleness(store, bucket.into_iter())
         }
         None if path == "/v1/kv" => staleness(store, snapshot.buckets().map(|(_, bucket)| bucket)),

@@ -219,6 +219,7 @@ fn gather(state: &AdminState) -> Scrape {
             .log_dropped
             .as_ref()
             .map_or(0, |lines| lines.dropped_lines() as u64),
+        audit_log_lost: state.audit_losses.lines(),
     }
 }
 

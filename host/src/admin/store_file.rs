@@ -1,14 +1,15 @@
 //! `/v1/store`: the data file as a whole, copied while it is in use, and made smaller.
 
 use super::Data;
+use super::attempt::{Done, Told};
 use super::handed::Handed;
-use super::input::{Actor, Query, audit};
+use super::input::Query;
 use super::problem::Problem;
 use crate::store::data_file::{Backup, FileError};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 use std::io::{self, Read};
@@ -31,10 +32,8 @@ pub(super) struct NoQuery {}
 pub(super) async fn backup(
     State(data): State<Data>,
     Query(NoQuery {}): Query<NoQuery>,
-    actor: Actor,
 ) -> Result<Response, Problem> {
-    let path = "/v1/store/backup";
-    let backup = audited(data.store.backup().await, &actor, path, "copied")?;
+    let backup = data.store.backup().await.map_err(file_problem)?;
     let (contents, bytes) = (backup.contents, backup.bytes);
     let (chunks, taken) = mpsc::channel(CHUNKS_AHEAD);
     // It ends when the client is gone, and with it the copy.
@@ -52,19 +51,17 @@ pub(super) async fn backup(
         (KEYS, contents.keys.into()),
         (REVISION, contents.revision.0.into()),
     ];
-    Ok((head, Body::new(Handed(taken))).into_response())
+    Ok(Told::Done(Done::new("copied")).within((head, Body::new(Handed(taken)))))
 }
 
 /// `POST /v1/store/compact`
 pub(super) async fn compact(
     State(data): State<Data>,
     Query(NoQuery {}): Query<NoQuery>,
-    actor: Actor,
 ) -> Result<Response, Problem> {
-    let path = "/v1/store/compact";
-    let compacted = audited(data.store.compact().await, &actor, path, "compacted")?;
+    let compacted = data.store.compact().await.map_err(file_problem)?;
     let sizes = json!({ "bytes_before": compacted.before, "bytes_after": compacted.after });
-    Ok(Json(sizes).into_response())
+    Ok(Told::Done(Done::new("compacted")).within(Json(sizes)))
 }
 
 fn send(mut backup: Backup, chunks: &mpsc::Sender<Bytes>) -> io::Result<()> {
@@ -80,27 +77,13 @@ fn send(mut backup: Backup, chunks: &mpsc::Sender<Bytes>) -> io::Result<()> {
     Ok(())
 }
 
-fn audited<T>(
-    done: Result<T, FileError>,
-    actor: &Actor,
-    path: &str,
-    outcome: &str,
-) -> Result<T, Problem> {
-    match done {
-        Ok(done) => {
-            audit(actor, "POST", path, outcome, None);
-            Ok(done)
-        }
-        Err(error) => {
-            let detail = error.to_string();
-            audit(actor, "POST", path, &detail, None);
-            Err(match error {
-                FileError::None => Problem::new(StatusCode::CONFLICT, "no-data-file", detail),
-                FileError::Busy => Problem::new(StatusCode::CONFLICT, "backup-under-way", detail),
-                FileError::Failed(_) | FileError::Closed => {
-                    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", detail)
-                }
-            })
+fn file_problem(error: FileError) -> Problem {
+    let detail = error.to_string();
+    match error {
+        FileError::None => Problem::new(StatusCode::CONFLICT, "no-data-file", detail),
+        FileError::Busy => Problem::new(StatusCode::CONFLICT, "backup-under-way", detail),
+        FileError::Failed(_) | FileError::Closed => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", detail)
         }
     }
 }

@@ -1,7 +1,8 @@
 //! `/v1/streams`: list, close one.
 
 use super::State as AdminState;
-use super::input::{Actor, Path, Query, audit};
+use super::attempt::{Done, Told};
+use super::input::{Path, Query};
 use super::problem::Problem;
 use crate::config::decode::{address, units};
 use crate::plugin::verdict::{CLOSE_REASON_BYTES_MAX as REASON_BYTES_MAX, is_close_code};
@@ -142,17 +143,13 @@ pub(super) async fn close(
     State(state): State<AdminState>,
     Path(id): Path<String>,
     Query(query): Query<CloseQuery>,
-    actor: Actor,
 ) -> Result<Response, Problem> {
     let no_stream = || Problem::not_found("no-such-stream", format!("no stream {id:?}"));
     let stream = id.parse().map(StreamId).map_err(|_| no_stream())?;
     let (code, reason) = check(query)?;
     let closed = state.workers.close_stream(stream, code, reason).await;
-    let outcome = if closed { "closed" } else { "no-such-stream" };
-    let path = format!("/v1/streams/{id}");
-    audit(&actor, "DELETE", &path, outcome, None);
     if closed {
-        Ok(StatusCode::NO_CONTENT.into_response())
+        Ok(Told::Done(Done::new("closed")).within(StatusCode::NO_CONTENT))
     } else {
         Err(no_stream())
     }

@@ -9,15 +9,17 @@ mod table;
 mod undo;
 
 use super::Data;
-use super::input::{Actor, Chunks, Path, Query, audit, read_body};
-use super::kv::{bucket_condition, commit_problem, find};
+use super::attempt::{Attempt, Done, Told};
+use super::input::{Actor, Chunks, Path, Query, read_body};
+use super::kv::{Required, commit_problem, find};
 use super::problem::Problem;
 use super::rights::Caller;
-use crate::store::{BucketId, CommitError, Committed, Expect, Store, WriteBatch};
+use crate::store::{BucketId, Committed, Expect, Store, WriteBatch};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+pub(crate) use batch::check_write;
 use batch::parse_batch;
 pub(super) use batch::{BatchBody, Content};
 use diff::diff;
@@ -47,35 +49,27 @@ pub(super) async fn post(
     Path((name, action)): Path<(String, String)>,
     Query(query): Query<TransferQuery>,
     caller: Caller,
-    actor: Actor,
+    attempt: Attempt,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (bucket, kind, expect) = {
+    let (bucket, kind) = {
         let snapshot = data.store.snapshot();
         let (id, bucket) = find(&snapshot, &name)?;
-        let expect = match action.as_str() {
-            // Of a key it is about that.
-            "undo" => Expect::Any,
-            _ => bucket_condition(&headers, bucket).inspect_err(|problem| {
-                let path = format!("/v1/kv/{name}/{action}");
-                audit(&actor, "POST", &path, problem.code, None);
-            })?,
-        };
-        (id, bucket.config().values, expect)
+        (id, bucket.config().values)
     };
+    let required = Required::of(&headers)?;
     if query.diff && !query.dry_run {
         return Err(bad_query(
             "diff=true shows what would be changed: expected dry_run=true beside it",
         ));
     }
     let order = Order {
-        path: format!("/v1/kv/{name}/{action}"),
         store: data.store,
         bucket,
         query,
         caller,
-        actor,
+        actor: attempt.actor(),
     };
     let (mut batch, ended) = match action.as_str() {
         "batch" => {
@@ -86,15 +80,15 @@ pub(super) async fn post(
         }
         "undo" => {
             query.check_chunk(false)?;
-            return undo::post(order, &headers, body).await;
+            return undo::post(order, required, &headers, body).await;
         }
         "import" => {
-            query.check_chunk(expect == Expect::Any)?;
+            query.check_chunk(required.is_nothing())?;
             let intake = Intake::new(Format::of(&headers)?, bucket, kind, query.chunk);
             if query.chunk.is_some() {
                 // Whatever its length: only a chunk of it is held.
                 let body = Chunks::endless(&headers, body)?;
-                return chunks::import(order, intake, body).await;
+                return chunks::import(order, attempt, intake, body).await;
             }
             let mut body = Chunks::new(&headers, body, data.body_bytes_max)?;
             let (batch, ended) = import::take(intake, &mut body).await?;
@@ -102,15 +96,14 @@ pub(super) async fn post(
         }
         _ => return Err(post_on_key(&name, &action)),
     };
-    batch.expect = vec![(bucket, expect)];
     if query.replace {
         batch.replace = vec![bucket];
     }
-    let mut answer = order.commit(batch).await?;
+    let (done, mut answer) = order.commit(batch, Some(required)).await?;
     if let Some(ended) = ended {
         answer["ended"] = ended.into();
     }
-    Ok(Json(answer).into_response())
+    Ok(Told::with(done, query.dry_run, Json(answer)))
 }
 
 impl TransferQuery {
@@ -136,7 +129,6 @@ fn bad_query(detail: impl std::fmt::Display) -> Problem {
 
 /// Many writes to a bucket, and who wants them.
 struct Order {
-    path: String,
     store: Store,
     bucket: BucketId,
     query: TransferQuery,
@@ -145,12 +137,14 @@ struct Order {
 }
 
 impl Order {
-    /// Commits a batch, or says what it would do.
-    async fn commit(&self, mut batch: WriteBatch) -> Result<serde_json::Value, Problem> {
+    /// Commits a batch if the bucket is as it is required to be, or says what it would do.
+    async fn commit(
+        &self,
+        mut batch: WriteBatch,
+        required: Option<Required>,
+    ) -> Result<(Done, serde_json::Value), Problem> {
         batch.dry_run = self.query.dry_run;
-        self.caller
-            .may_commit(&batch)
-            .inspect_err(|problem| audit(&self.actor, "POST", &self.path, problem.code, None))?;
+        self.caller.may_commit(&batch)?;
         let changes = if self.query.diff {
             let (snapshot, bucket) = (self.store.snapshot(), self.bucket);
             let (changes, kept) = offload(move || {
@@ -163,15 +157,14 @@ impl Order {
         } else {
             None
         };
-        let committed = commit(&self.store, batch, &self.actor, "POST", &self.path)
-            .await
-            .map_err(commit_problem)?;
-        let mut answer = committed_json(committed, self.query.dry_run);
+        let required = required.map(|required| (self.bucket, required));
+        let committed = commit(&self.store, batch, &self.actor, required).await?;
+        let mut answer = committed_json(&committed, self.query.dry_run);
         if let Some((changes, more)) = changes {
             answer["changes"] = changes.into();
             answer["changes_not_shown"] = more.into();
         }
-        Ok(answer)
+        Ok((done(&committed), answer))
     }
 }
 
@@ -189,26 +182,33 @@ fn post_on_key(bucket: &str, key: &str) -> Problem {
     )
 }
 
-/// Commits in the name of the actor, and writes the audit line.
+/// Commits in the name of the actor, if a bucket is as it is required to be.
 pub(super) async fn commit(
     store: &Store,
     mut batch: WriteBatch,
     actor: &Actor,
-    method: &str,
-    path: &str,
-) -> Result<Committed, CommitError> {
+    required: Option<(BucketId, Required)>,
+) -> Result<Committed, Problem> {
     batch.by = Some(actor.0.as_str().into());
-    let dry_run = batch.dry_run;
-    let result = store.commit(batch).await;
-    match &result {
-        Ok(_) if dry_run => {}
-        Ok(committed) => {
-            let outcome = outcome(committed);
-            audit(actor, method, path, outcome, Some(committed.revision.0));
+    let committed = match required {
+        None => store.commit(batch).await,
+        Some((bucket, required)) => {
+            let put = |batch: &mut WriteBatch, expect| {
+                // What requires nothing need not be looked at.
+                batch.expect = match expect {
+                    Expect::Any => Vec::new(),
+                    other => vec![(bucket, other)],
+                };
+            };
+            required.commit(store, batch, put).await
         }
-        Err(error) => audit(actor, method, path, &error.to_string(), None),
-    }
-    result
+    };
+    committed.map_err(commit_problem)
+}
+
+/// A write of many keys as it is audited.
+pub(super) fn done(committed: &Committed) -> Done {
+    Done::written(outcome(committed), committed)
 }
 
 fn outcome(committed: &Committed) -> &'static str {
@@ -222,10 +222,10 @@ fn outcome(committed: &Committed) -> &'static str {
     }
 }
 
-pub(super) fn committed_json(committed: Committed, dry_run: bool) -> serde_json::Value {
+pub(super) fn committed_json(committed: &Committed, dry_run: bool) -> serde_json::Value {
     let mut body = json!({
         "revision": committed.revision,
-        "outcome": outcome(&committed),
+        "outcome": outcome(committed),
         "created": committed.created,
         "updated": committed.updated,
         "deleted": committed.deleted,

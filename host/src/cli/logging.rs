@@ -2,11 +2,10 @@
 
 use super::output::Style;
 use super::{Ended, Exit};
+use crate::audit::{self, AuditFile, Losses};
 use crate::config::decode::log::filter;
 use crate::proxy::access_log::Config;
-use std::fs::File;
 use std::io::IsTerminal;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -21,6 +20,8 @@ const LINES_MAX: usize = 8_192;
 pub(super) struct Log {
     /// Counts the lines dropped because their reader was behind.
     pub(super) dropped: ErrorCounter,
+    /// Lines of the audit log that could not be written.
+    pub(super) audit_losses: Losses,
     _writer: WorkerGuard,
 }
 
@@ -50,9 +51,12 @@ pub(super) fn start(option: Option<String>, config: &Config) -> anyhow::Result<L
         .finish(std::io::stderr());
     let log = Log {
         dropped: lines.error_counter(),
+        audit_losses: Losses::default(),
         _writer: writer,
     };
-    let audit = config.audit.as_deref().map(audit_file).transpose()?;
+    let audit = config.audit.as_deref();
+    let audit = audit.map(|path| audit_file(path, log.audit_losses.clone()));
+    let audit = audit.transpose()?;
     // Whatever the level is, and whoever reads standard error: a line is written before the change is answered.
     let audit = audit.map(|file| {
         tracing_subscriber::fmt::layer()
@@ -61,7 +65,7 @@ pub(super) fn start(option: Option<String>, config: &Config) -> anyhow::Result<L
             .with_target(false)
             .with_level(false)
             .with_writer(Mutex::new(file))
-            .with_filter(Targets::new().with_target("audit", tracing::Level::INFO))
+            .with_filter(Targets::new().with_target(audit::TARGET, tracing::Level::INFO))
     });
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(lines)
@@ -79,13 +83,8 @@ pub(super) fn start(option: Option<String>, config: &Config) -> anyhow::Result<L
     Ok(log)
 }
 
-/// Opens the file of the audit log, which only grows and only its owner reads.
-fn audit_file(path: &Path) -> anyhow::Result<File> {
-    File::options()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
+fn audit_file(path: &Path, losses: Losses) -> anyhow::Result<AuditFile> {
+    AuditFile::open(path, losses)
         .map_err(|error| anyhow::anyhow!("log.audit: cannot open {}: {error}", path.display()))
 }
 

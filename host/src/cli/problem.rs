@@ -15,6 +15,10 @@ pub(crate) struct Problem {
     pub(crate) detail: Option<String>,
     /// The kind, for programs.
     pub(crate) code: Option<String>,
+    /// The bucket and the key that it is about, if it is about one.
+    pub(crate) bucket: Option<String>,
+    /// See above.
+    pub(crate) key: Option<String>,
     /// Each problem, if there are several.
     pub(crate) errors: Vec<serde_json::Value>,
 }

@@ -55,6 +55,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     };
     let log = logging::start(args.log_level, &start.config.log)?;
     start.log_dropped = Some(log.dropped.clone());
+    start.audit_losses = log.audit_losses.clone();
     start.compile_on_thread = args.compile_on_thread;
     let about = About::of(&start);
     let app = app::start(start)?;

@@ -193,6 +193,11 @@ impl Scrape {
                 "Lines of the process's own log dropped because its reader was behind",
                 self.process_log_dropped,
             ),
+            (
+                "throwbar_audit_log_lost",
+                "Lines of the audit log that could not be written",
+                self.audit_log_lost,
+            ),
         ] {
             out.counter(name, help, count)?;
         }
@@ -383,6 +388,7 @@ mod tests {
             drains_running: 1,
             swaps: vec![("p".into(), "swapped", 6)],
             process_log_dropped: 11,
+            audit_log_lost: 12,
         })
         .unwrap();
         for line in [
@@ -426,6 +432,7 @@ mod tests {
             "throwbar_bucket_keys{bucket=\"upstreams\"} 2",
             "throwbar_log_dropped_total 0",
             "throwbar_process_log_dropped_total 11",
+            "throwbar_audit_log_lost_total 12",
         ] {
             assert!(
                 text.lines().any(|got| got == line),

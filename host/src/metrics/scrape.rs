@@ -33,6 +33,8 @@ pub struct Scrape {
     pub swaps: Vec<(String, &'static str, u64)>,
     /// Lines of the process's own log dropped because its reader was behind.
     pub process_log_dropped: u64,
+    /// Lines of the audit log that could not be written.
+    pub audit_log_lost: u64,
 }
 
 /// Requests of a route.

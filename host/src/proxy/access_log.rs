@@ -3,11 +3,11 @@
 //! Workers gather lines and hand them over in batches, at least every [`TICK`](super::TICK); one thread writes them. When
 //! it falls behind, batches are dropped and counted: a slow reader of the log never stalls traffic.
 
+use crate::log_file::LogFile;
 use crate::metrics::Counters;
 use crate::upstream::address::Address;
 use jiff::Timestamp;
 use std::cell::{Cell, RefCell};
-use std::fs::File;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -62,13 +62,7 @@ pub fn start(sink: &Sink) -> io::Result<Option<(Batches, std::thread::JoinHandle
                     format!("log.access: cannot open {}: {e}", path.display()),
                 )
             };
-            Box::new(
-                File::options()
-                    .append(true)
-                    .create(true)
-                    .open(path)
-                    .map_err(named)?,
-            )
+            Box::new(LogFile::open(path, 0o666).map_err(named)?)
         }
     };
     let (sender, receiver) = sync_channel(BATCHES_MAX);

@@ -1,17 +1,17 @@
 //! Writes of a single key: `PUT`, `PATCH` and `DELETE /v1/kv/{bucket}/{key}`.
 
-use super::{bucket_and_entry, commit_problem, condition, expires_json, find, no_key};
+use super::condition::Required;
+use super::{bucket_and_entry, commit_problem, expires_json, find, no_key};
 use crate::admin::Data;
-use crate::admin::input::{
-    Actor, DryRun, Path, Query, Ttl, audit, etag, nullable, parse_json, read_body,
-};
+use crate::admin::attempt::{Done, Told};
+use crate::admin::input::{Actor, DryRun, Path, Query, Ttl, etag, nullable, parse_json, read_body};
 use crate::admin::problem::Problem;
 use crate::store::bucket::VALUE_BYTES_MAX;
 use crate::store::{Action, BucketId, CommitError, Committed, Expect, Write, WriteBatch};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::json;
 use std::time::Duration;
@@ -57,10 +57,10 @@ impl Patch {
 
 /// One write as it was asked for.
 struct Order<'a> {
-    method: &'static str,
     bucket: &'a str,
     key: &'a str,
     write: Write,
+    required: Required,
     dry_run: bool,
 }
 
@@ -73,18 +73,17 @@ pub(in crate::admin) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let asked = ("PUT", &*name, &*key);
-    let (id, expect) = required(&data, asked, &headers, &actor)?;
+    let (id, required) = required(&data, &name, &headers)?;
     let value = read_body(&headers, body, VALUE_BYTES_MAX).await?;
     let action = Action::Put {
         value: value.to_vec().into(),
         ttl: query.ttl.map(Duration::from),
     };
     let order = Order {
-        method: "PUT",
         bucket: &name,
         key: &key,
-        write: Write::new(id, key.as_str(), action).expecting(expect),
+        write: Write::new(id, key.as_str(), action),
+        required,
         dry_run: query.dry_run,
     };
     let committed = commit(&data, &order, &actor).await?;
@@ -100,21 +99,20 @@ pub(in crate::admin) async fn patch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let asked = ("PATCH", &*name, &*key);
-    let (id, expect) = required(&data, asked, &headers, &actor)?;
+    let (id, required) = required(&data, &name, &headers)?;
     let body = read_body(&headers, body, PATCH_BYTES_MAX).await?;
     let action = parse_json::<Patch>(&body)?.action()?;
-    if expect == Expect::Absent && matches!(action, Action::Touch { .. }) {
+    if required.expect == Expect::Absent && matches!(action, Action::Touch { .. }) {
         return Err(Problem::bad_request(
             "entity-tag",
             "if-none-match: * makes no sense for a ttl alone",
         ));
     }
     let order = Order {
-        method: "PATCH",
         bucket: &name,
         key: &key,
-        write: Write::new(id, key.as_str(), action).expecting(expect),
+        write: Write::new(id, key.as_str(), action),
+        required,
         dry_run,
     };
     let committed = commit(&data, &order, &actor).await?;
@@ -129,74 +127,55 @@ pub(in crate::admin) async fn delete(
     actor: Actor,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let asked = ("DELETE", &*name, &*key);
-    let (id, expect) = required(&data, asked, &headers, &actor)?;
-    let expect = match expect {
-        Expect::Any => Expect::Present,
-        Expect::Absent => {
-            return Err(Problem::bad_request(
-                "entity-tag",
-                "if-none-match: * makes no sense for a delete",
-            ));
-        }
-        other => other,
-    };
+    let (id, required) = required(&data, &name, &headers)?;
+    if required.expect == Expect::Absent {
+        return Err(Problem::bad_request(
+            "entity-tag",
+            "if-none-match: * makes no sense for a delete",
+        ));
+    }
     let order = Order {
-        method: "DELETE",
         bucket: &name,
         key: &key,
-        write: Write::delete(id, key.as_str()).expecting(expect),
+        write: Write::delete(id, key.as_str()),
+        required,
         dry_run,
     };
-    commit(&data, &order, &actor).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let committed = commit(&data, &order, &actor).await?;
+    let done = Done::written(outcome(&committed), &committed);
+    Ok(Told::with(done, dry_run, StatusCode::NO_CONTENT))
 }
 
-/// The bucket, and what the fields of the request require of the entry. What they refuse is an attempt, too.
-fn required(
-    data: &Data,
-    (method, name, key): (&str, &str, &str),
-    headers: &HeaderMap,
-    actor: &Actor,
-) -> Result<(BucketId, Expect), Problem> {
-    let snapshot = data.store.snapshot();
-    let (id, bucket) = find(&snapshot, name)?;
-    let current = bucket.get(key).map(|entry| entry.revision);
-    let expect = condition(headers, &format!("key {key:?}"), current, bucket);
-    let expect = expect.inspect_err(|problem| {
-        let path = format!("/v1/kv/{name}/{key}");
-        audit(actor, method, &path, problem.code, None);
-    })?;
-    Ok((id, expect))
+/// The bucket, and what the fields of the request require of the entry.
+fn required(data: &Data, name: &str, headers: &HeaderMap) -> Result<(BucketId, Required), Problem> {
+    let (id, _) = find(&data.store.snapshot(), name)?;
+    Ok((id, Required::of(headers)?))
 }
 
-/// Commits and writes the audit line.
 async fn commit(data: &Data, order: &Order<'_>, actor: &Actor) -> Result<Committed, Problem> {
-    let path = format!("/v1/kv/{}/{}", order.bucket, order.key);
-    let needs_entry = order.write.expect == Expect::Present
-        || order.write.expect == Expect::Any && matches!(order.write.action, Action::Touch { .. });
+    // Whoever requires nothing is told that there is no such key, others that it is not as they require.
+    let is_free = order.required.is_nothing();
+    let needs_entry =
+        is_free && matches!(order.write.action, Action::Delete | Action::Touch { .. });
     let batch = WriteBatch {
         writes: vec![order.write.clone()],
         dry_run: order.dry_run,
         by: Some(actor.0.as_str().into()),
         ..WriteBatch::default()
     };
-    let committed = data
-        .store
-        .commit(batch)
-        .await
-        .map_err(|error| match error {
-            CommitError::Conflict { found: None, .. } if needs_entry => {
-                no_key(order.bucket, order.key)
-            }
-            other => commit_problem(other),
-        })
-        .inspect_err(|problem| audit(actor, order.method, &path, problem.code, None))?;
-    if !order.dry_run {
-        let revision = Some(committed.revision.0);
-        audit(actor, order.method, &path, outcome(&committed), revision);
-    }
-    Ok(committed)
+    let required = order.required.clone();
+    let committed = required.commit(&data.store, batch, |batch, expect| {
+        for write in &mut batch.writes {
+            write.expect = match expect {
+                Expect::Any if needs_entry => Expect::Present,
+                other => other,
+            };
+        }
+    });
+    committed.await.map_err(|error| match error {
+        CommitError::Conflict { found: None, .. } if needs_entry => no_key(order.bucket, order.key),
+        other => commit_problem(other),
+    })
 }
 
 fn outcome(committed: &Committed) -> &'static str {
@@ -226,7 +205,7 @@ fn answer(data: &Data, order: &Order<'_>, committed: &Committed) -> Response {
     }
     if order.dry_run {
         body["dry_run"] = true.into();
-        return Json(body).into_response();
+        return Told::Nothing.within(Json(body));
     }
     let snapshot = data.store.snapshot();
     let entry = bucket_and_entry(&snapshot, order.write.bucket, order.key);
@@ -239,5 +218,6 @@ fn answer(data: &Data, order: &Order<'_>, committed: &Committed) -> Response {
         "created" => StatusCode::CREATED,
         _ => StatusCode::OK,
     };
-    (status, [(header::ETAG, etag(revision))], Json(body)).into_response()
+    let tag = [(header::ETAG, etag(revision))];
+    Told::Done(Done::written(outcome, committed)).within((status, tag, Json(body)))
 }

@@ -104,6 +104,17 @@ impl<'de> Deserialize<'de> for Content {
     }
 }
 
+/// Checks a write as a line of a batch has it; returns its key.
+///
+/// # Errors
+/// What is wrong with it, and what was expected.
+pub(crate) fn check_write(write: &serde_json::Value) -> Result<String, String> {
+    let mut write = WriteBody::deserialize(write).map_err(|error| error.to_string())?;
+    let key = std::mem::take(&mut write.key);
+    write.action()?;
+    Ok(key)
+}
+
 /// Reads a batch.
 ///
 /// # Errors

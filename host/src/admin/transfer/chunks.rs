@@ -4,14 +4,14 @@
 //! chunk is at most [`CHUNK_BYTES_MAX`] of keys and values, or one row more.
 
 use super::import::{Chunk, Intake};
-use super::{Order, commit, offload, outcome};
-use crate::admin::handed::Worked;
-use crate::admin::input::{Chunks, audit};
-use crate::admin::kv::commit_problem;
+use super::{Order, commit, done, offload, outcome};
+use crate::admin::attempt::{Attempt, Done, Told};
+use crate::admin::handed::Handed;
+use crate::admin::input::Chunks;
 use crate::admin::problem::Problem;
 use crate::store::{Committed, WriteBatch};
 use axum::body::{Body, Bytes};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::header;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -24,26 +24,27 @@ pub(super) const ROWS_MAX: usize = 65_536;
 pub(super) const CHUNK_BYTES_MAX: usize = 16 << 20;
 /// Least time between two lines of the answer, so that a client that reads it late is not waited for.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
-/// How long the rest of a body is read that is not imported.
-const REST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lines of the answer made before the client took them.
 const LINES_AHEAD: usize = 4;
 
-/// The answer, lines of JSON, which does the work while it is taken. The last line has either `outcome` or `problem`.
+/// The answer, lines of JSON, told by a task that does the work while they are taken. It ends when the client goes away: what had
+/// arrived by then is written, and audited. The last line has either `outcome` or `problem`.
 ///
 /// # Errors
 /// If nothing arrives. It is waited for, because a client may hold its body back until it is asked for: once the answer has
 /// begun it is too late for that.
 pub(super) async fn import(
     order: Order,
+    attempt: Attempt,
     intake: Intake,
     mut body: Chunks,
 ) -> Result<Response, Problem> {
     let first = body.next().await?;
     let (lines, told) = mpsc::channel(LINES_AHEAD);
-    let work = async move {
+    tokio::spawn(async move {
         let mut run = Run {
             order,
+            attempt,
             lines,
             last_told: Instant::now(),
             applied: 0,
@@ -51,21 +52,27 @@ pub(super) async fn import(
             sum: None,
         };
         match run.all(intake, first, &mut body).await {
-            Ok(ended) => run.tell(&run.done(ended)).await,
+            Ok(ended) => {
+                if run.sum.is_none() {
+                    run.attempt.tell(&Told::Done(Done::new("unchanged")));
+                }
+                run.tell(&run.done(ended)).await;
+            }
             Err(problem) => {
-                run.tell(&run.progress(Some(&problem))).await;
-                // A connection that is closed on what the client is sending may lose what it was told.
-                let rest = async { while let Ok(Some(_)) = body.next().await {} };
-                let _ = tokio::time::timeout(REST_TIMEOUT, rest).await;
+                let line = run.progress(Some(&problem));
+                run.attempt
+                    .tell(&Told::Refused(problem.code, problem.detail));
+                run.tell(&line).await;
             }
         }
-    };
+    });
     let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((content_type, Body::new(Worked::new(Box::pin(work), told))).into_response())
+    Ok(Told::Later.within((content_type, Body::new(Handed(told)))))
 }
 
 struct Run {
     order: Order,
+    attempt: Attempt,
     lines: mpsc::Sender<Bytes>,
     last_told: Instant,
     /// Rows.
@@ -114,13 +121,10 @@ impl Run {
             ..WriteBatch::default()
         };
         let order = &self.order;
-        order
-            .caller
-            .may_commit(&batch)
-            .inspect_err(|problem| audit(&order.actor, "POST", &order.path, problem.code, None))?;
-        let committed = commit(&order.store, batch, &order.actor, "POST", &order.path)
-            .await
-            .map_err(commit_problem)?;
+        order.caller.may_commit(&batch)?;
+        self.attempt.owe();
+        let committed = commit(&order.store, batch, &order.actor, None).await?;
+        self.attempt.tell(&Told::Done(done(&committed)));
         self.applied += rows;
         self.line = chunk.line;
         self.sum = Some(match self.sum {

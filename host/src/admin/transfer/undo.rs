@@ -1,13 +1,14 @@
 //! `POST /v1/kv/{bucket}/undo`: makes a key, or all that one revision changed, what was before, by a write like any other.
 
 use super::Order;
-use crate::admin::input::{audit, parse_json, read_body};
-use crate::admin::kv::{bucket_condition, condition, undo_problem};
+use crate::admin::attempt::Told;
+use crate::admin::input::{parse_json, read_body};
+use crate::admin::kv::{Required, undo_problem};
 use crate::admin::problem::Problem;
-use crate::store::{Expect, Revision, UndoError, Write, WriteBatch};
+use crate::store::{Expect, Revision, Write, WriteBatch};
 use axum::Json;
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::HeaderMap;
 use serde::Deserialize;
 
@@ -28,6 +29,7 @@ struct Sent {
 
 pub(super) async fn post(
     order: Order,
+    required: Required,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -35,47 +37,39 @@ pub(super) async fn post(
         return Err(super::bad_query("replace makes no sense for an undo"));
     }
     let body = read_body(headers, body, BODY_BYTES_MAX).await?;
-    let planned = plan(&order, headers, &body).await;
-    let (batch, left_out) = planned
-        .inspect_err(|problem| audit(&order.actor, "POST", &order.path, problem.code, None))?;
-    let mut answer = order.commit(batch).await?;
+    let (batch, left_out, of_bucket) = plan(&order, required, &body).await?;
+    let (done, mut answer) = order.commit(batch, of_bucket).await?;
     if let Some(left_out) = left_out {
         answer["left_out"] = left_out.into();
     }
-    Ok(Json(answer).into_response())
+    Ok(Told::with(done, order.query.dry_run, Json(answer)))
 }
 
-/// What is to be written, and how many keys are left as they are, if some may be.
+/// What is to be written, how many keys are left as they are, if some may be, and what is required of the bucket.
 async fn plan(
     order: &Order,
-    headers: &HeaderMap,
+    required: Required,
     body: &[u8],
-) -> Result<(WriteBatch, Option<usize>), Problem> {
+) -> Result<(WriteBatch, Option<usize>, Option<Required>), Problem> {
     match parse_json(body)? {
         Sent {
             key: Some(key),
             to,
             revision: None,
             skip_changed: false,
-        } => Ok((of_key(order, headers, &key, to).await?, None)),
+        } => Ok((of_key(order, &required, &key, to).await?, None, None)),
         Sent {
             key: None,
             to: None,
             revision: Some(revision),
             skip_changed,
         } => {
-            let expect = {
-                let snapshot = order.store.snapshot();
-                let bucket = snapshot.bucket(order.bucket);
-                bucket.map_or(Ok(Expect::Any), |bucket| bucket_condition(headers, bucket))?
-            };
             let (revision, prefix) = (Revision(revision), order.caller.prefix());
             let undone = order
                 .store
                 .undo_revision(order.bucket, revision, skip_changed, prefix);
-            let (mut batch, left_out) = undone.await.map_err(undo_problem)?;
-            batch.expect = vec![(order.bucket, expect)];
-            Ok((batch, skip_changed.then_some(left_out)))
+            let (batch, left_out) = undone.await.map_err(undo_problem)?;
+            Ok((batch, skip_changed.then_some(left_out), Some(required)))
         }
         _ => Err(Problem::invalid(
             "invalid-body",
@@ -86,7 +80,7 @@ async fn plan(
 
 async fn of_key(
     order: &Order,
-    headers: &HeaderMap,
+    required: &Required,
     key: &str,
     to: Option<u64>,
 ) -> Result<WriteBatch, Problem> {
@@ -95,29 +89,21 @@ async fn of_key(
         writes: vec![Write::delete(order.bucket, key)],
         ..WriteBatch::default()
     })?;
-    let required = {
-        let snapshot = order.store.snapshot();
-        let bucket = snapshot.bucket(order.bucket);
-        let bucket = bucket.ok_or_else(|| undo_problem(UndoError::NoSuchBucket))?;
-        let current = bucket.get(key).map(|entry| entry.revision);
-        condition(headers, &format!("key {key:?}"), current, bucket)?
-    };
     let batch = order
         .store
         .undo_key(order.bucket, key, to.map(Revision))
         .await
         .map_err(undo_problem)?;
-    // It was looked at twice: what the caller requires has to be so of what is undone.
-    let found = batch.writes.first().map(|write| write.expect);
-    let holds = match required {
-        Expect::Any => true,
-        Expect::Present => matches!(found, Some(Expect::At(_))),
-        Expect::Absent | Expect::At(_) => found == Some(required),
-    };
-    if holds {
+    // What the caller requires has to be so of what is undone, which is what the batch requires.
+    let found = batch.writes.first().and_then(|write| match write.expect {
+        Expect::At(revision) => Some(revision),
+        Expect::Any | Expect::Absent | Expect::Present => None,
+    });
+    if required.holds(found) {
         return Ok(batch);
     }
-    Err(Problem::precondition(format!(
-        "key {key:?}: it was changed meanwhile"
-    )))
+    Err(Problem::precondition(match found {
+        Some(revision) => format!("key {key:?}: it is at revision {revision}"),
+        None => format!("key {key:?}: it is absent"),
+    }))
 }

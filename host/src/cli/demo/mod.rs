@@ -64,6 +64,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let listen = args.listen.unwrap_or_else(|| free(LISTEN_PREFERRED));
     let mut start = start_of(listen, data.path(), &upstreams)?;
     start.log_dropped = Some(log.dropped.clone());
+    start.audit_losses = log.audit_losses.clone();
     let app = app::start(start).context("start the demonstration's proxy")?;
     data.await_signals();
     let demo = Demo::of(&app, data.path(), &upstreams)?;

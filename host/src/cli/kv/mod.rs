@@ -1,5 +1,6 @@
 //! `throwbar kv`: read and change the buckets of the store, through the admin API.
 
+mod batch;
 mod chunks;
 mod export;
 mod file;
@@ -212,6 +213,7 @@ Examples:
     History(history::HistoryArgs),
     /// Make a key, or all that one revision changed, what was before
     Undo(history::UndoArgs),
+    Batch(batch::Args),
     Import(import::Args),
     Export(export::Args),
     Backup(file::BackupArgs),
@@ -301,6 +303,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         } => list::keys(&client, &bucket, prefix, limit, json).await,
         Command::History(args) => history::history(&client, &args).await,
         Command::Undo(args) => history::undo(&client, &args).await,
+        Command::Batch(args) => batch::run(&client, &args).await,
         Command::Import(args) => import::run(&client, &args).await,
         Command::Export(args) => export::run(&client, &args).await,
         Command::Backup(args) => file::backup(&client, &args).await,

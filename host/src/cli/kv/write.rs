@@ -100,7 +100,7 @@ pub(super) async fn set(
     let Ok([(key, value)]) = <[(String, String); 1]>::try_from(pairs) else {
         return Err(Ended::error(
             Exit::Usage,
-            "--if-revision and --if-absent need exactly one KEY=VALUE",
+            "--if-revision and --if-absent need exactly one KEY=VALUE: kv batch takes a condition for each of many",
         ));
     };
     let query = [("dry_run", flag(how.dry_run)), ("ttl", ttl)];
@@ -133,7 +133,7 @@ pub(super) async fn delete(
     let Ok([key]) = <[String; 1]>::try_from(keys) else {
         return Err(Ended::error(
             Exit::Usage,
-            "--if-revision needs exactly one KEY",
+            "--if-revision needs exactly one KEY: kv batch takes a condition for each of many",
         ));
     };
     let path = with_query(path_of(bucket, &key)?, &[("dry_run", flag(how.dry_run))]);
