@@ -22,12 +22,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle as Task;
 use tracing_appender::non_blocking::ErrorCounter;
 
 mod fleet;
+mod signals;
+
+pub use signals::{Hangup, Signals};
 
 /// What to start.
 pub struct Start {
@@ -366,45 +368,6 @@ async fn sow(store: &Store, seed: Vec<Seed>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The signals that end a process or have it read its config again.
-pub struct Signals {
-    term: Signal,
-    int: Signal,
-    hup: Signal,
-}
-
-/// A SIGHUP while the proxy starts: it does not end the process, and the config is read again once it serves.
-pub struct Hangup {
-    runtime: tokio::runtime::Runtime,
-    signal: Signal,
-}
-
-impl Hangup {
-    /// From now on no SIGHUP ends the process.
-    ///
-    /// # Errors
-    /// If the system refuses.
-    pub fn hold() -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let signal = {
-            let _entered = runtime.enter();
-            signal(SignalKind::hangup())?
-        };
-        Ok(Self { runtime, signal })
-    }
-
-    /// Whether one has come.
-    fn came(mut self) -> bool {
-        let come = async {
-            let none = Duration::from_millis(1);
-            tokio::time::timeout(none, self.signal.recv()).await.is_ok()
-        };
-        self.runtime.block_on(come)
-    }
-}
-
 impl App {
     /// What the admin API may ask.
     pub fn control(&self) -> &Control {
@@ -424,55 +387,6 @@ impl App {
     /// The file with the admin token, if one is needed.
     pub fn token_path(&self) -> Option<&Path> {
         self.token_path.as_deref()
-    }
-
-    /// Listens for signals: from now on none of them ends the process by itself. To be called before anybody is told that it
-    /// serves, for who is told may send one at once.
-    ///
-    /// # Errors
-    /// If the system refuses.
-    pub fn signals(&self) -> anyhow::Result<Signals> {
-        let _entered = self.handle.enter();
-        Ok(Signals {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            hup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Serves until SIGTERM or SIGINT, then drains; a second one forces. SIGHUP reads the config again.
-    pub fn run_until_signal(self, signals: Signals, early: Hangup) {
-        let control = self.control.clone();
-        let came_early = early.came();
-        let Signals {
-            mut term,
-            mut int,
-            mut hup,
-        } = signals;
-        let grace = self.handle.clone().block_on(async {
-            if came_early {
-                control.reload().await;
-            }
-            loop {
-                tokio::select! {
-                    _ = term.recv() => break,
-                    _ = int.recv() => break,
-                    _ = hup.recv() => control.reload().await,
-                }
-            }
-            let grace = control.running().config.streams.shutdown_grace;
-            tracing::info!(?grace, "draining; a second signal stops at once");
-            self.handle.spawn(async move {
-                tokio::select! {
-                    _ = term.recv() => {}
-                    _ = int.recv() => {}
-                }
-                tracing::warn!("stopped at once");
-                std::process::exit(1);
-            });
-            grace
-        });
-        self.stop(grace);
     }
 
     /// Drains for at most `grace`, then stops everything in reverse.

@@ -20,6 +20,7 @@ mod gate;
 pub(super) mod histories;
 mod over;
 mod past;
+mod reloads;
 mod table;
 mod watching;
 
