@@ -299,7 +299,7 @@ async fn what_is_refused_is_told_in_words_of_the_command_line() {
         (
             &["set", "notes", "id1=2", "--if-revision", "77"][..],
             1,
-            "bucket \"notes\": key \"id1\" is at revision 1, expected 77: it was changed since",
+            "bucket \"notes\", key \"id1\": entry is at revision 1, expected 77: it was changed since",
         ),
         (
             &["set", "notes", "id1=2", "--if-absent"],

@@ -233,7 +233,13 @@ async fn every_change_and_every_refused_one_is_in_the_audit_log_before_it_is_ans
             Some("\"9\""),
             "precondition-failed",
         ),
-        ("POST", "/v1/kv/ids/batch", missing, None, "key \"eu-1\""),
+        (
+            "POST",
+            "/v1/kv/ids/batch",
+            missing,
+            None,
+            "precondition-failed",
+        ),
         (
             "POST",
             "/v1/kv/ids/undo",
@@ -241,7 +247,13 @@ async fn every_change_and_every_refused_one_is_in_the_audit_log_before_it_is_ans
             None,
             "no-history",
         ),
-        ("PUT", "/v1/config", "", Some("\"other\""), "if-match: "),
+        (
+            "PUT",
+            "/v1/config",
+            "",
+            Some("\"other\""),
+            "precondition-failed",
+        ),
     ] {
         let before = lines(&proxy).len();
         let request = Request::new(method, path).body(body);

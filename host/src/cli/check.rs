@@ -107,7 +107,8 @@ fn log_problem(config: &Config) -> Option<String> {
         ("log.audit", config.log.audit.as_ref()),
     ];
     files.into_iter().find_map(|(key, path)| {
-        let directory = path?.parent()?;
+        // Of a bare name it is this one.
+        let directory = path?.parent().filter(|it| !it.as_os_str().is_empty())?;
         (!directory.is_dir()).then(|| format!("{key}: {} is no directory", directory.display()))
     })
 }

@@ -165,7 +165,7 @@ async fn push_takes_the_writes_that_belong_to_a_version_from_a_file() {
     };
     let missing = push("none.json").await;
     assert!(
-        missing.code == 1 && missing.stderr.contains("none.json"),
+        missing.code == 3 && missing.stderr.contains("none.json"),
         "{}",
         missing.stderr
     );

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use super::{Loaded, Wake};
 use crate::store::arrive::table;
@@ -70,12 +71,14 @@ impl Fetcher {
             reason,
         };
         // One that was away for the last bucket is so for this one, and need not be waited for again.
+        let asked = Instant::now();
         let loaded = match link.health().lost {
             Some(reason) => Err(EngineError::Unavailable(reason)),
             None => link.load_blocking(vec![name.clone()]),
         };
         let (loaded, from) = match loaded {
             Ok(loaded) => {
+                link.loaded(asked);
                 let revision = loaded.revision;
                 (loaded, Some(revision))
             }

@@ -46,6 +46,11 @@ impl Health {
         self.current_at = Some((at, Duration::ZERO));
     }
 
+    /// It was loaded, by a question that was asked then.
+    pub(super) fn loaded(&mut self, at: Instant) {
+        self.current_at.get_or_insert((at, Duration::ZERO));
+    }
+
     pub(super) fn lost(&mut self, reason: String) {
         if self.lost.is_none() {
             self.losses += 1;

@@ -333,6 +333,11 @@ impl Link {
         locked(&self.shared.health).clone()
     }
 
+    /// All of a bucket was told, by a question that was asked then.
+    pub(in crate::store) fn loaded(&self, at: Instant) {
+        locked(&self.shared.health).loaded(at);
+    }
+
     /// What is known is as old as this: it was kept from before the process started.
     pub(in crate::store) fn kept_from(&self, at: std::time::SystemTime, reason: String) {
         locked(&self.shared.health).kept_from(at, reason);

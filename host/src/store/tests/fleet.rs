@@ -414,18 +414,18 @@ fn only_the_engine_knows_when_what_is_counted_ends() {
     let add = |ttl| Write::new(e, "k", Action::Increment { by: 1, ttl });
     wait(stores[1].commit(batch(vec![add(None), add(ttl(7))]))).unwrap();
     assert_eq!(shelf.contents("e")[0].1, "3");
-    assert_eq!(shelf.end_of("e", "k"), Some(60_000));
+    assert_eq!(shelf.end_of("e", "k"), Some(1_060_000));
     // What the batch itself put first ends as it says, and so does what it made.
     let put = put_for(e, "k", "5", ttl(20)).writes.remove(0);
     wait(stores[1].commit(batch(vec![put, add(None)]))).unwrap();
-    assert_eq!(shelf.end_of("e", "k"), Some(20_000));
+    assert_eq!(shelf.end_of("e", "k"), Some(1_020_000));
     let anew = WriteBatch {
         replace: vec![e],
         ..batch(vec![add(ttl(30))])
     };
     wait(stores[0].commit(anew)).unwrap();
     assert_eq!(shelf.contents("e")[0].1, "1");
-    assert_eq!(shelf.end_of("e", "k"), Some(30_000));
+    assert_eq!(shelf.end_of("e", "k"), Some(1_030_000));
 }
 
 #[test]

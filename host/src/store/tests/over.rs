@@ -7,7 +7,7 @@ use super::*;
 use crate::store::log::Ending;
 use std::time::Duration;
 
-const MANY: usize = 5_000;
+const MANY: usize = 4_000;
 
 fn seconds(seconds: u64) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
