@@ -159,7 +159,11 @@ impl Node {
         wanted: Wanted,
         role: Role,
     ) -> Result<crate::plugin::Deployed, DeployError> {
-        self.plugins.bring("p", wanted, role, ORDER).await
+        in_turn(async || {
+            let bringing = self.plugins.bring("p", wanted.clone(), role.clone(), ORDER);
+            bringing.await
+        })
+        .await
     }
 
     fn active(&self) -> Option<String> {
@@ -179,6 +183,19 @@ impl Node {
     /// What it says of itself.
     fn told(&self) -> Value {
         self.fleet.status()["plugins"]["p"].clone()
+    }
+}
+
+/// Makes a change when it is its turn: a node may still be at what it has just shown to have.
+async fn in_turn<T>(change: impl AsyncFn() -> Result<T, DeployError>) -> Result<T, DeployError> {
+    let began = Instant::now();
+    loop {
+        match change().await {
+            Err(DeployError::Busy(_)) if began.elapsed() < PATIENCE => {
+                tokio::task::yield_now().await;
+            }
+            done => return done,
+        }
     }
 }
 
@@ -210,8 +227,10 @@ fn share(percent: f64) -> Share {
     }
 }
 
+const PATIENCE: Duration = Duration::from_secs(30);
+
 async fn until(what: &str, so: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     while !so() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -274,7 +293,14 @@ async fn what_is_written_with_a_push_is_written_if_it_is_agreed_on_and_else_not(
             ..WriteBatch::default()
         };
         let wanted = Wanted::Component(component(status));
-        node.plugins.activate_with("p", wanted, ORDER, batch).await
+        in_turn(async || {
+            let writes = batch.clone();
+            let done = node
+                .plugins
+                .activate_with("p", wanted.clone(), ORDER, writes);
+            done.await
+        })
+        .await
     };
     let (first, second) = tokio::join!(push_with(&one, 201, "one"), push_with(&other, 202, "two"));
     let (won, key, lost) = match (first, second) {
@@ -353,13 +379,13 @@ async fn a_share_reaches_every_node_and_so_does_its_end() {
         }
     };
     both_have(Some((202, 5.0))).await;
-    other
-        .plugins
-        .set_share("p", share(25.0), ORDER)
+    in_turn(async || other.plugins.set_share("p", share(25.0), ORDER).await)
         .await
         .expect("more");
     both_have(Some((202, 25.0))).await;
-    one.plugins.abort("p", ORDER).await.expect("aborted");
+    in_turn(async || one.plugins.abort("p", ORDER).await)
+        .await
+        .expect("aborted");
     both_have(None).await;
     let again = Wanted::Version(version(202));
     other
@@ -367,7 +393,9 @@ async fn a_share_reaches_every_node_and_so_does_its_end() {
         .await
         .expect("a canary");
     both_have(Some((202, 50.0))).await;
-    one.plugins.promote("p", ORDER).await.expect("promoted");
+    in_turn(async || one.plugins.promote("p", ORDER).await)
+        .await
+        .expect("promoted");
     other.has(202).await;
     both_have(None).await;
 }
