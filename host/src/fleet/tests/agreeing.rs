@@ -178,3 +178,50 @@ async fn who_forces_a_version_on_one_node_forces_it_on_all() {
     brought.expect("forced");
     other.has(202).await;
 }
+
+#[tokio::test]
+async fn what_is_written_with_a_push_is_written_if_it_is_agreed_on_and_else_not() {
+    let backend = Backend::new();
+    let (one, other) = (backend.node("a").await, backend.node("b").await);
+    one.push(200).await.expect("a version");
+    other.has(200).await;
+    let snapshot = backend.store.snapshot();
+    let map = snapshot.bucket_id("map").expect("a bucket");
+    let push_with = async |node: &Node, status: u16, key: &str| {
+        let batch = WriteBatch {
+            writes: vec![Write::put(map, key, *b"127.0.0.1")],
+            ..WriteBatch::default()
+        };
+        let wanted = Wanted::Component(component(status));
+        in_turn(async || {
+            let writes = batch.clone();
+            let done = node
+                .plugins
+                .activate_with("p", wanted.clone(), ORDER, writes);
+            done.await
+        })
+        .await
+    };
+    let (first, second) = tokio::join!(push_with(&one, 201, "one"), push_with(&other, 202, "two"));
+    let (won, key, lost) = match (first, second) {
+        (Ok(won), Err(_)) => (won, "one", "two"),
+        (Err(_), Ok(won)) => (won, "two", "one"),
+        both => panic!("{both:?}"),
+    };
+    let snapshot = backend.store.snapshot();
+    let map = snapshot.bucket(map).expect("a bucket");
+    assert_eq!(map.get(lost), None);
+    let written = map.get(key).expect("it is written").revision;
+    assert_eq!(
+        won.revision,
+        Some(written),
+        "the version decides from there on"
+    );
+    let (agreed, _) = one.fleet.agreed(&snapshot, "p").expect("agreed");
+    assert_eq!(agreed, written, "both in one step");
+    let winner = Some(won.digest);
+    until("both have the winner's", || {
+        one.active() == winner && other.active() == winner
+    })
+    .await;
+}

@@ -3,7 +3,6 @@
 use super::deadlines::{Hand, put_for, until};
 use super::engine::Shelf;
 use super::*;
-use crate::store::log::Ending;
 use crate::store::shared::link::Link;
 use std::time::Duration;
 
@@ -377,55 +376,6 @@ fn without_the_engine_and_a_whole_copy_there_is_no_start() {
         assert!(error.contains("etcd.copy: damaged: "), "{error}");
         assert_eq!(fs::read(&path).unwrap(), bad, "it is left as it was");
     }
-}
-
-#[test]
-fn what_ends_at_the_engine_ends_everywhere() {
-    let hand = Hand::new();
-    let (shelf, stores, _dir) = fleet(2, &hand);
-    let e = id(&stores[0], "e");
-    let ttl = Some(Duration::from_secs(1));
-    wait(stores[0].commit(put_for(e, "k", "1", ttl))).unwrap();
-    wait(stores[0].commit(put(e, "stays", "1"))).unwrap();
-    converge(&shelf, &stores);
-    let mut watch = stores[1].watch(e, None).unwrap();
-    // Only the engine says when.
-    hand.advance(5_000);
-    wait(stores[1].commit(put(id(&stores[1], "own"), "k", "1"))).unwrap();
-    assert_eq!(contents(&stores[1], e).len(), 2);
-    shelf.advance(5_000);
-    shelf.expire();
-    converge(&shelf, &stores);
-    let group = wait(watch.next()).unwrap();
-    let how: Vec<_> = group.changes().map(|(_, entry)| entry.err()).collect();
-    assert_eq!(how, [Some(Ending::Expired)]);
-}
-
-#[test]
-fn only_the_engine_knows_when_what_is_counted_ends() {
-    let hand = Hand::new();
-    let (shelf, stores, _dir) = fleet(2, &hand);
-    let e = id(&stores[0], "e");
-    let ttl = |seconds| Some(Duration::from_secs(seconds));
-    wait(stores[0].commit(put_for(e, "k", "1", ttl(60)))).unwrap();
-    converge(&shelf, &stores);
-    // By this process's clock it ended long ago.
-    hand.advance(100_000_000);
-    let add = |ttl| Write::new(e, "k", Action::Increment { by: 1, ttl });
-    wait(stores[1].commit(batch(vec![add(None), add(ttl(7))]))).unwrap();
-    assert_eq!(shelf.contents("e")[0].1, "3");
-    assert_eq!(shelf.end_of("e", "k"), Some(1_060_000));
-    // What the batch itself put first ends as it says, and so does what it made.
-    let put = put_for(e, "k", "5", ttl(20)).writes.remove(0);
-    wait(stores[1].commit(batch(vec![put, add(None)]))).unwrap();
-    assert_eq!(shelf.end_of("e", "k"), Some(1_020_000));
-    let anew = WriteBatch {
-        replace: vec![e],
-        ..batch(vec![add(ttl(30))])
-    };
-    wait(stores[0].commit(anew)).unwrap();
-    assert_eq!(shelf.contents("e")[0].1, "1");
-    assert_eq!(shelf.end_of("e", "k"), Some(1_030_000));
 }
 
 #[test]
