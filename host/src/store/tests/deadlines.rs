@@ -207,15 +207,20 @@ fn a_clock_that_was_set_while_the_process_was_away_shortens_or_prolongs_what_is_
     assert_eq!(life(&store, &hand, e, "third"), Some((3, Some(3_600_000))));
 }
 
+/// A store with one bucket on a disk that fails when it is told to, and one in memory.
+fn on_faulty_disk(hand: &Hand) -> (Store, Arc<Faults>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let disk = faulty(dir.path(), SyncPolicy::Always, Arc::clone(&faults));
+    let backends = Backends::with_embedded(disk);
+    let store = Store::with_backends(&[embedded("e"), memory("m")], backends, hand.clock());
+    (store.unwrap(), faults, dir)
+}
+
 #[test]
 fn what_the_disk_refuses_to_end_ends_when_it_takes_writes_again() {
-    let dir = tempfile::tempdir().unwrap();
     let hand = Hand::new();
-    let faults = Arc::new(Faults::default());
-    let backends =
-        Backends::with_embedded(faulty(dir.path(), SyncPolicy::Always, Arc::clone(&faults)));
-    let store = Store::with_backends(&[embedded("e"), memory("m")], backends, hand.clock());
-    let store = store.unwrap();
+    let (store, faults, _dir) = on_faulty_disk(&hand);
     let (e, m) = (id(&store, "e"), id(&store, "m"));
     wait(store.commit(put_for(e, "k", "1", millis(100)))).unwrap();
     faults.sync.store(true, Ordering::SeqCst);
@@ -231,13 +236,8 @@ fn what_the_disk_refuses_to_end_ends_when_it_takes_writes_again() {
 
 #[test]
 fn what_is_in_memory_ends_whatever_the_disk_refuses() {
-    let dir = tempfile::tempdir().unwrap();
     let hand = Hand::new();
-    let faults = Arc::new(Faults::default());
-    let backends =
-        Backends::with_embedded(faulty(dir.path(), SyncPolicy::Always, Arc::clone(&faults)));
-    let store = Store::with_backends(&[embedded("e"), memory("m")], backends, hand.clock());
-    let store = store.unwrap();
+    let (store, faults, _dir) = on_faulty_disk(&hand);
     let (e, m) = (id(&store, "e"), id(&store, "m"));
     wait(store.commit(put_for(e, "k", "1", millis(100)))).unwrap();
     wait(store.commit(put_for(m, "first", "1", millis(100)))).unwrap();
