@@ -54,8 +54,7 @@ pub(super) fn unmet(
             ),
             false => "it exists already".to_owned(),
         };
-        let detail = problem.detail.take().unwrap_or_default();
-        let found = detail.strip_prefix("if-match: ").unwrap_or(&detail);
+        let found = problem.detail.take().unwrap_or_default();
         let place = format!("bucket {bucket:?}");
         problem.detail = Some(match found.starts_with(&place) {
             true => format!("{found}, {why}"),
