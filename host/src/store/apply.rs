@@ -1,11 +1,12 @@
 //! A batch against a snapshot: everything that can be wrong with it is found before anything changes.
 
 use std::cell::LazyCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::RandomState;
+use indexmap::IndexMap;
 
 use super::backend::Change;
 use super::batch::{
@@ -16,14 +17,18 @@ use super::history::Origin;
 use super::patterns::Regexes;
 use super::record::Record;
 use super::snapshot::{Bucket, Entry, Snapshot};
+use super::table::PARTS;
 use super::{BucketId, Revision, Value};
 
 /// What a key is to become: a value and when it ends, or nothing.
 type Content = Option<(Value, Option<Deadline>)>;
 
-/// What each key of the batch is to become, after all of its writes.
+/// From as many changes on, a bucket's table takes what is put all at once. Fewer are one or two for each part of a table.
+const MANY: usize = 8 * PARTS;
+
+/// What each key of the batch is to become, after all of its writes; in their order, which is often that of a data file.
 struct Wanted<'a> {
-    keys: HashMap<(BucketId, &'a str), Content, RandomState>,
+    keys: IndexMap<(BucketId, &'a str), Content, RandomState>,
     /// What the last increment came to.
     number: Option<i64>,
 }
@@ -205,11 +210,21 @@ fn execute(
     changes: &mut Vec<Change>,
 ) {
     snapshot.revision = revision;
+    let many = planned.len() >= MANY;
+    if many {
+        let ids: HashSet<BucketId> = planned.iter().map(|(id, ..)| *id).collect();
+        for id in ids {
+            let put = planned.iter().filter(|(of, ..)| *of == id);
+            let put = put.filter_map(|(.., after)| after.as_deref());
+            snapshot.buckets[id.0 as usize].insert_all(put);
+        }
+    }
     // Made once, by the first change that needs it.
     let origin = LazyCell::new(|| Arc::new(origin));
     for (id, before, after) in planned {
         let bucket = &mut snapshot.buckets[id.0 as usize];
         match (&before, &after) {
+            (_, Some(_)) if many => {}
             (_, Some(record)) => bucket.insert(record),
             (Some(record), None) => bucket.remove(record.key()),
             (None, None) => {}
@@ -249,7 +264,7 @@ fn check<'a>(
         check_bucket(bucket(snapshot, id)?, expect)?;
     }
     let mut wanted = Wanted {
-        keys: HashMap::with_capacity_and_hasher(batch.writes.len(), RandomState::new()),
+        keys: IndexMap::with_capacity_and_hasher(batch.writes.len(), RandomState::new()),
         number: None,
     };
     for write in &batch.writes {

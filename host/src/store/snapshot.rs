@@ -173,11 +173,25 @@ impl Bucket {
 
     /// Puts a record in the place of what its key had.
     pub(super) fn insert(&mut self, record: &Record) {
+        self.insert_beside(record);
+        self.table.insert(record);
+    }
+
+    /// Puts records of distinct keys in the places of what these had: faster than one by one, of many.
+    pub(super) fn insert_all<'r>(&mut self, records: impl Iterator<Item = &'r Record> + Clone) {
+        if self.patterns.is_some() || self.over.is_some() {
+            let records = records.clone();
+            records.for_each(|record| self.insert_beside(record));
+        }
+        self.table.insert_all(records);
+    }
+
+    /// What goes with a record that is put, beside the table.
+    fn insert_beside(&mut self, record: &Record) {
         if let Some(patterns) = self.patterns_for(record.key()) {
             patterns.insert(record);
         }
         self.forget_over(record.key());
-        self.table.insert(record);
     }
 
     /// Removes what the key has, if anything.

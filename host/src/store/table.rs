@@ -144,7 +144,10 @@ impl Table {
 
     /// Puts a record in the place of what its key had.
     pub(super) fn insert(&mut self, record: &Record) {
-        let hash = self.hasher.hash_one(record.key_bytes());
+        self.insert_hashed(self.hasher.hash_one(record.key_bytes()), record);
+    }
+
+    fn insert_hashed(&mut self, hash: u64, record: &Record) {
         let branch = &mut Arc::make_mut(&mut self.root)[branch_of(hash)];
         if branch.is_empty() {
             *branch = vec![Group::default(); FAN].into();

@@ -1,13 +1,18 @@
-//! Tables of many records at once: faster than inserting them one by one, and without having them twice.
+//! Many records of a table at once: faster than inserting them one by one, and loaded without having them twice.
 
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use super::{Branch, FAN, LEAVES_MAX, Table, branch_of, group_from, group_of};
+use super::{
+    Branch, FAN, Group, LEAVES_MAX, PARTS, Table, branch_of, group_from, group_of, records,
+};
 use crate::store::record::Record;
 
 /// Records per leaf that is aimed at.
 const LEAF_RECORDS: usize = 16;
+/// From as many records on, a group is built anew instead of taking them one by one.
+const ANEW: usize = 4;
 /// Of more records than this, the table is built on a thread of its own.
 const ALONE_MAX: usize = 10_000;
 /// Records that go to that thread together, and how many of these may wait for it.
@@ -55,6 +60,64 @@ impl Table {
             (table, read)
         })
     }
+
+    /// Puts records of distinct keys in the places of what these had.
+    pub(in crate::store) fn insert_all<'r>(&mut self, put: impl Iterator<Item = &'r Record>) {
+        let mut parts: Vec<Vec<(u64, &Record)>> = vec![Vec::new(); PARTS];
+        for record in put {
+            let hash = self.hasher.hash_one(record.key_bytes());
+            parts[branch_of(hash) * FAN + group_of(hash)].push((hash, record));
+        }
+        for (part, put) in parts.into_iter().enumerate() {
+            if put.len() < ANEW {
+                put.into_iter()
+                    .for_each(|(hash, record)| self.insert_hashed(hash, record));
+            } else {
+                self.put_in_group(part, put);
+            }
+        }
+    }
+
+    fn put_in_group(&mut self, part: usize, mut put: Vec<(u64, &Record)>) {
+        put.sort_unstable_by_key(|(hash, _)| *hash);
+        let is_put = |hash, key| {
+            let first = put.partition_point(|(other, _)| *other < hash);
+            let alike = put[first..].iter().take_while(|(other, _)| *other == hash);
+            alike
+                .map(|(_, record)| record.key_bytes())
+                .any(|other| other == key)
+        };
+        let branch = &mut Arc::make_mut(&mut self.root)[part / FAN];
+        if branch.is_empty() {
+            *branch = vec![Group::default(); FAN].into();
+        }
+        let group = &mut Arc::make_mut(branch)[part % FAN];
+        let mut all: Vec<(u64, Record)> = Vec::new();
+        for record in records(group) {
+            let hash = self.hasher.hash_one(record.key_bytes());
+            if is_put(hash, record.key_bytes()) {
+                self.len -= 1;
+                self.bytes -= record.bytes();
+                self.ending -= record.ending();
+            } else {
+                all.push((hash, record.clone()));
+            }
+        }
+        for &(hash, record) in &put {
+            self.len += 1;
+            self.bytes += record.bytes();
+            self.ending += record.ending();
+            all.push((hash, record.clone()));
+        }
+        let leaves = leaves_for(all.len()).max(group.len());
+        *group = group_from(all.into_iter(), leaves);
+    }
+}
+
+/// Leaves of a group of so many records.
+fn leaves_for(records: usize) -> usize {
+    let leaves = records.div_ceil(LEAF_RECORDS).next_power_of_two();
+    leaves.min(LEAVES_MAX)
 }
 
 /// Records of a table that is being loaded, by the branch they belong to.
@@ -106,8 +169,7 @@ fn branch_from(mut records: Vec<(u64, Record)>) -> Branch {
     ends.into_iter()
         .map(|end| {
             let len = end - std::mem::replace(&mut begin, end);
-            let leaves = len.div_ceil(LEAF_RECORDS).next_power_of_two();
-            group_from(rest.by_ref().take(len), leaves.min(LEAVES_MAX))
+            group_from(rest.by_ref().take(len), leaves_for(len))
         })
         .collect()
 }

@@ -173,3 +173,43 @@ fn a_leaf_finds_what_has_the_same_print_or_none() {
     }
     assert!(leaf.records.is_empty());
 }
+
+#[test]
+fn what_is_put_all_at_once_is_as_if_it_was_put_one_by_one() {
+    let mut numbers = Numbers(2_463_534_242);
+    let (mut table, mut model) = (Table::new(), Model::new());
+    let mut kept = vec![(table.clone(), model.clone())];
+    for (step, keys, count) in [
+        (0, 50_000, 20),
+        (1, 50_000, 30_000),
+        (2, 50_000, 60_000),
+        (3, 50_000, 300),
+        (4, 200_000, 90_000),
+    ] {
+        let put: BTreeMap<String, String> = (0..count)
+            .map(|_| (key(numbers.below(keys)), numbers.below(4).to_string()))
+            .collect();
+        let records: Vec<Record> = put
+            .iter()
+            .map(|(key, value)| record(key, value, step))
+            .collect();
+        table.insert_all(records.iter());
+        model.extend(put);
+        assert_same(&table, &model);
+        kept.push((table.clone(), model.clone()));
+    }
+    // What is removed and put after that finds its places.
+    for key in model.keys().step_by(3) {
+        table.remove(key);
+    }
+    let mut nth = 0;
+    model.retain(|_, _| {
+        nth += 1;
+        nth % 3 != 1
+    });
+    assert_same(&table, &model);
+    for (before, after) in kept.iter().zip(&kept[1..]) {
+        assert_same(&before.0, &before.1);
+        assert_changed(before, after);
+    }
+}
