@@ -146,6 +146,36 @@ async fn defaults_and_expressions_of_caddys_map_find_what_they_found() {
 }
 
 #[tokio::test]
+async fn a_default_that_comes_or_changes_while_mappings_are_replaced_stays() {
+    let setup = "[buckets.ids]\nlookup = [\"exact\", \"regex\", \"default\"]\n\
+                 regexes_max = 1000\n[compat.caddy]\nids = \"ids\"\n";
+    let proxy = TestProxy::start(setup).await;
+    let admin = proxy.admin();
+    let mappings: Vec<_> = (0..500)
+        .map(|n| json!({"input_regexp": format!("^agent-{n}-[a-z0-9]{{1,9}}$"), "outputs": ["127.0.0.2"]}))
+        .collect();
+    let body = serde_json::to_string(&mappings).expect("JSON");
+    // Whenever in the course of a replacement it happens, of which nobody outside is told.
+    for delay in [0, 5, 20, 50, 100, 200].map(std::time::Duration::from_millis) {
+        for before in [None, Some("127.0.0.3")] {
+            admin.delete("/v1/kv/ids/*").await;
+            if let Some(before) = before {
+                admin.set("ids", "*", before).await;
+            }
+            let patch =
+                crate::harness::Request::new("PATCH", "/id/ids/mappings").body(body.clone());
+            let changing = async {
+                tokio::time::sleep(delay).await;
+                admin.set("ids", "*", "127.0.0.4").await;
+            };
+            let (replaced, ()) = tokio::join!(admin.send(patch), changing);
+            assert_eq!(replaced.status, 200, "{delay:?}: {}", replaced.text());
+            assert_eq!(admin.get("/v1/kv/ids/*").await.text(), "now", "{delay:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_import_writes_all_or_nothing_and_never_over_something() {
     let dir = tempfile::tempdir().expect("a directory");
     let write = |text: &str| std::fs::write(dir.path().join("caddy.json"), text).expect("written");

@@ -19,6 +19,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use mappings::Input;
 use serde::{Deserialize, Serialize};
@@ -47,7 +48,7 @@ pub(super) async fn patch(
     let required = Required::of(&headers)?;
     let body = read_body(&headers, body, state.config.body_bytes_max).await?;
     let order = Order { required, dry_run };
-    let committed = replace(&state.store, &bucket, body.to_vec(), order, &actor).await?;
+    let committed = replace(&state.store, &bucket, body, order, &actor).await?;
     Ok(Told::with(done(&committed), dry_run, StatusCode::OK))
 }
 
@@ -83,37 +84,62 @@ struct Order {
     dry_run: bool,
 }
 
+/// Replacing begins anew when somebody changes the default meanwhile, up to so many times.
+const TURNS_MAX: usize = 8;
+
 /// Makes the mappings the whole content of a bucket.
 async fn replace(
     store: &Store,
     bucket: &str,
-    body: Vec<u8>,
+    body: Bytes,
     order: Order,
     actor: &Actor,
 ) -> Result<Committed, Problem> {
-    let (id, kept, kinds) = {
-        let snapshot = store.snapshot();
-        let (id, found) = find(&snapshot, bucket)?;
-        (id, default_of(id, found), found.config().lookup)
-    };
-    let has_default = kept.is_some();
-    let mut writes = offload(move || parse(&body, id, kinds, has_default)).await??;
-    writes.extend(kept);
-    let batch = WriteBatch {
-        writes,
-        replace: vec![id],
-        dry_run: order.dry_run,
-        ..WriteBatch::default()
-    };
-    commit(store, batch, actor, Some((id, order.required))).await
+    let mut turns = 1;
+    loop {
+        let (id, kept, kinds, has_default) = {
+            let snapshot = store.snapshot();
+            let (id, found) = find(&snapshot, bucket)?;
+            let has_default = found.get(DEFAULT).is_some();
+            (
+                id,
+                default_of(id, found),
+                found.config().lookup,
+                has_default,
+            )
+        };
+        let body = body.clone();
+        // Many expressions take seconds.
+        let mut writes = offload(move || parse(&body, id, kinds, has_default)).await??;
+        writes.extend(kept);
+        let batch = WriteBatch {
+            writes,
+            replace: vec![id],
+            dry_run: order.dry_run,
+            ..WriteBatch::default()
+        };
+        let required = Some((id, order.required.clone()));
+        match commit(store, batch, actor, required).await {
+            Err(problem) if turns < TURNS_MAX && is_of_default(&problem) => turns += 1,
+            committed => return committed,
+        }
+    }
 }
 
-/// What keeps the default as it is.
+fn is_of_default(problem: &Problem) -> bool {
+    let entry = problem.entry.as_deref();
+    problem.status == StatusCode::PRECONDITION_FAILED
+        && entry.is_some_and(|(_, key)| key == DEFAULT)
+}
+
+/// What keeps the default as it is: there, or not.
 fn default_of(id: BucketId, bucket: &Bucket) -> Option<Write> {
     if !bucket.is_pattern(DEFAULT) {
         return None;
     }
-    let entry = bucket.get(DEFAULT)?;
+    let Some(entry) = bucket.get(DEFAULT) else {
+        return Some(Write::delete(id, DEFAULT).expecting(Expect::Absent));
+    };
     let write = Write::put(id, DEFAULT, entry.value.to_bytes().into_owned());
     Some(Write {
         until: entry.deadline,
@@ -203,7 +229,14 @@ mod tests {
             let actor = Actor("test".into());
             let required = Required::of(&HeaderMap::new()).unwrap();
             let order = Order { required, dry_run };
-            replace(&store, "map", body.into(), order, &actor).await
+            replace(
+                &store,
+                "map",
+                Bytes::copy_from_slice(body.as_bytes()),
+                order,
+                &actor,
+            )
+            .await
         };
         let shown = async || {
             let (_, mappings) = mappings(&store, "map").await.unwrap();
