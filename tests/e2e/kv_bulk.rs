@@ -324,3 +324,18 @@ async fn entries_take_their_deadlines_along_and_what_has_ended_is_left_out() {
     );
     assert_eq!(proxy.kv(&["export", "notes"]).await.ok(), "new 1\n");
 }
+
+#[tokio::test]
+async fn a_diff_of_a_replacement_counts_from_nothing_as_the_replacement_does() {
+    let proxy = TestProxy::start(&with_notes()).await;
+    let admin = proxy.admin();
+    admin.set("notes", "n", "5").await;
+    let body = json!({ "writes": [{ "key": "n", "increment": 1 }] }).to_string();
+    let path = "/v1/kv/notes/batch?replace=true";
+    let dry = format!("{path}&dry_run=true&diff=true");
+    let shown = admin.post(&dry, body.clone()).await.json();
+    let change = json!([{ "key": "n", "before": "5", "after": "1" }]);
+    assert_eq!(shown["changes"], change, "{shown}");
+    assert_eq!(admin.post(path, body).await.status, 200);
+    assert_eq!(admin.get("/v1/kv/notes/n").await.text(), "1");
+}

@@ -17,6 +17,7 @@ pub(super) fn diff(bucket: &Bucket, batch: &WriteBatch) -> (Vec<Json>, u64) {
         let key = &*write.key;
         let seen = match wanted.remove(key) {
             Some(written) => written,
+            None if !batch.replace.is_empty() => None,
             None => bucket.get(key).map(|entry| Cow::Borrowed(&entry.value)),
         };
         let after = after(bucket.config().values, seen, &write.action);
