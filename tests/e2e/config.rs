@@ -2,7 +2,7 @@
 
 use crate::harness::proxy::run;
 use crate::harness::websocket;
-use crate::harness::{Setup, TestProxy, TestUpstream, eventually};
+use crate::harness::{Setup, TestProxy, TestUpstream, eventually, soon};
 use rustix::process::Signal;
 
 fn reply(text: &str, echo: &TestUpstream) -> Setup {
@@ -312,4 +312,22 @@ async fn a_bucket_that_moves_to_another_backend_says_how_many_keys_are_left_behi
     proxy.says("bucket is on another backend now").await;
     assert!(proxy.stderr().contains("\"keys\":1"), "{}", proxy.stderr());
     assert_eq!(admin.get("/v1/kv/b/k").await.status, 404);
+}
+
+#[tokio::test]
+async fn sigterm_ends_a_proxy_whose_reload_waits_for_an_engine() {
+    let engine = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let engine = engine.expect("a port");
+    let address = engine.local_addr().expect("it is bound");
+    let store = format!(
+        "[store.redis]\nserver = \"{address}\"\ntimeout = \"60s\"\nconnect_timeout = \"60s\"\n"
+    );
+    let mut proxy = Setup::new(store.clone()).start().await;
+    let buckets = format!("{store}[buckets.shared]\nbackend = \"redis\"\n");
+    std::fs::write(proxy.file("throwbar.toml"), Setup::new(buckets).text()).expect("written");
+    proxy.signal(Signal::HUP);
+    // It never answers.
+    let _waiting = soon("the reload", engine.accept()).await.expect("a proxy");
+    proxy.signal(Signal::TERM);
+    assert!(proxy.ended().await.success());
 }

@@ -4,6 +4,7 @@ use super::App;
 use std::io;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 /// The signals that end a process or have it read its config again.
 pub struct Signals {
@@ -68,17 +69,27 @@ impl App {
             mut int,
             mut hup,
         } = signals;
-        let grace = self.handle.clone().block_on(async {
+        let reloads = self.control.clone();
+        let (serving, mut over) = oneshot::channel::<()>();
+        // Apart from the signals that end the process: a reload may compile or wait for an engine.
+        self.handle.spawn(async move {
             if came_early {
-                control.reload().await;
+                reloads.reload().await;
             }
             loop {
                 tokio::select! {
-                    _ = term.recv() => break,
-                    _ = int.recv() => break,
-                    _ = hup.recv() => control.reload().await,
+                    _ = &mut over => break,
+                    _ = hup.recv() => {}
                 }
+                reloads.reload().await;
             }
+        });
+        let grace = self.handle.clone().block_on(async {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            drop(serving);
             let grace = control.running().config.streams.shutdown_grace;
             tracing::info!(?grace, "draining; a second signal stops at once");
             self.handle.spawn(async move {
