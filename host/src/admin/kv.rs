@@ -119,19 +119,20 @@ pub(super) async fn list(
             format!("query: limit {limit}: expected 1 to {LIMIT_MAX}"),
         ));
     }
-    let page = bucket.page(&query.prefix, query.cursor.as_deref(), limit);
-    let entries: Vec<_> = page
-        .entries
-        .iter()
-        .map(|(key, entry)| entry_json(key, entry))
-        .collect();
-    let page = json!({
-        "revision": snapshot.revision(),
-        "entries": entries,
-        "cursor": page.next,
-    });
     let tag = [(header::ETAG, etag(bucket.revision()))];
-    Ok((tag, Json(page)).into_response())
+    // All keys are looked at.
+    let page = transfer::offload(move || {
+        let bucket = snapshot.bucket(id)?;
+        let page = bucket.page(&query.prefix, query.cursor.as_deref(), limit);
+        let entries = page.entries.iter();
+        let entries: Vec<_> = entries.map(|(key, entry)| entry_json(key, entry)).collect();
+        Some(json!({
+            "revision": snapshot.revision(),
+            "entries": entries,
+            "cursor": page.next,
+        }))
+    });
+    Ok((tag, Json(page.await?)).into_response())
 }
 
 /// What of a key, or how it is looked at.
