@@ -41,8 +41,8 @@ impl Losses {
     /// Says in the process's own log that there are new ones, not too often. For who has just had a line written: while it is
     /// being written, nothing can be logged.
     pub fn tell(&self) {
-        let lines = self.lines();
         let mut last = self.last();
+        let lines = self.lines();
         let is_due = last.told_at.is_none_or(|at| at.elapsed() >= TOLD_EVERY);
         if lines == last.told || !is_due {
             return;
