@@ -140,7 +140,11 @@ async fn a_file_of_writes_is_applied_all_or_none_in_any_buckets() {
             1,
             "no bucket \"none\"",
         ),
-        ("{\n\"writes\": {\"notes\": {\"sett\": {}}}\n}", 3, "line 2"),
+        (
+            "{\n\"writes\": {\"notes\": {\"sett\": {}}}\n}",
+            3,
+            "w.ndjson: bucket \"notes\": unknown field `sett`, expected one of `set`, ",
+        ),
         ("", 3, "w.ndjson: has no write"),
     ] {
         write(text);

@@ -183,6 +183,10 @@ async fn a_push_is_refused_by_the_file_that_is_at_fault() {
         "{\n \"upstreams\": {\"st\": {\"a\": \"127.0.0.1\"}}}",
     );
     writes(
+        "body.json",
+        "{\"writes\": {\"upstreams\": {\"set\": {\"a\": \"127.0.0.1\"}}}}",
+    );
+    writes(
         "bucket.json",
         "{\"none\": {\"set\": {\"a\": \"127.0.0.1\"}}}",
     );
@@ -205,7 +209,14 @@ async fn a_push_is_refused_by_the_file_that_is_at_fault() {
             "bad.wasm",
             "typo.json",
             3,
-            "typo.json: bucket \"upstreams\": unknown field \"st\", expected",
+            "typo.json: bucket \"upstreams\": unknown field `st`, expected one of `set`, ",
+        ),
+        ("bad.wasm", "typo.json", 3, " at line 2 column "),
+        (
+            "bad.wasm",
+            "body.json",
+            3,
+            "expected what is under \"writes\" in POST /v1/batch",
         ),
         (component, "bucket.json", 3, "bucket.json: refused: "),
         (component, "value.json", 3, "value.json: refused: "),
