@@ -6,7 +6,7 @@ use super::input::{Actor, DryRun, Query, parse_json, read_body};
 use super::kv::find;
 use super::plugins::{Change, deploy_problem};
 use super::problem::Problem;
-use super::transfer::{BatchBody, Content, commit, committed_json, done, offload};
+use super::transfer::{BatchBody, Content, Ending, commit, committed_json, done, offload};
 use crate::plugin::{DeployError, Order, Wanted};
 use crate::store::{BucketId, Snapshot, WriteBatch};
 use axum::Json;
@@ -98,9 +98,11 @@ pub(super) async fn post(
     let (mut batch, activate) = offload(move || parse(&body, &snapshot)).await??;
     let Some(activate) = activate else {
         batch.dry_run = dry_run;
+        let ends = Ending::of(&batch);
         let committed = commit(&state.store, batch, &actor, None).await?;
-        let answer = Json(committed_json(&committed, dry_run));
-        return Ok(Told::with(done(&committed), dry_run, answer));
+        let mut answer = committed_json(&committed, dry_run);
+        ends.tell(&state.store, &committed, &mut answer);
+        return Ok(Told::with(done(&committed), dry_run, Json(answer)));
     };
     let wanted = match (activate.version, activate.component) {
         (Some(version), None) => Wanted::Version(version),

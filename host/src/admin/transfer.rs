@@ -3,6 +3,7 @@
 mod batch;
 mod chunks;
 mod diff;
+mod ending;
 mod export;
 mod import;
 mod table;
@@ -23,6 +24,7 @@ pub(crate) use batch::check_write;
 use batch::parse_batch;
 pub(super) use batch::{BatchBody, Content};
 use diff::diff;
+pub(super) use ending::Ending;
 pub(super) use export::{Export, ExportFormat, export};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use import::{Format, Intake};
@@ -158,8 +160,10 @@ impl Order {
             None
         };
         let required = required.map(|required| (self.bucket, required));
+        let ends = Ending::of(&batch);
         let committed = commit(&self.store, batch, &self.actor, required).await?;
         let mut answer = committed_json(&committed, self.query.dry_run);
+        ends.tell(&self.store, &committed, &mut answer);
         if let Some((changes, more)) = changes {
             answer["changes"] = changes.into();
             answer["changes_not_shown"] = more.into();
