@@ -89,10 +89,11 @@ pub(super) async fn post(
             let intake = Intake::new(Format::of(&headers)?, bucket, kind, query.chunk);
             if query.chunk.is_some() {
                 // Whatever its length: only a chunk of it is held.
-                let body = Chunks::endless(&headers, body)?;
+                let body = Chunks::endless(&headers, body)?.until(attempt.stopping());
                 return chunks::import(order, attempt, intake, body).await;
             }
-            let mut body = Chunks::new(&headers, body, data.body_bytes_max)?;
+            let body = Chunks::new(&headers, body, data.body_bytes_max)?;
+            let mut body = body.until(attempt.stopping());
             let (batch, ended) = import::take(intake, &mut body).await?;
             (batch, Some(ended))
         }
