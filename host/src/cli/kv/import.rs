@@ -6,6 +6,7 @@ use super::source::Source;
 use super::write::{refused, report};
 use super::{chunks, flag, foreign, segment};
 use crate::cli::client::{Client, ClientError, with_query};
+use crate::cli::number::whole;
 use crate::cli::output::{self, Out, Style};
 use crate::cli::progress::watch_rows;
 use crate::cli::{Ended, Exit};
@@ -54,7 +55,7 @@ pub(super) struct Args {
     #[arg(long, requires = "replace")]
     allow_empty: bool,
     /// Write so many rows at a time: each chunk all or none, and what was written before a bad row stays
-    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..=65_536),
+    #[arg(long, value_name = "ROWS", allow_negative_numbers = true, value_parser = whole::<u64>(1, 65_536),
           conflicts_with_all = ["replace", "dry_run", "diff"])]
     chunk: Option<u64>,
     /// Check only; change nothing

@@ -305,7 +305,7 @@ const BAD: &[(&str, &str)] = &[
     ),
     (
         "streams.age_max = \"4 hours\"",
-        "4:19 streams.age_max: \"4 hours\" is not a duration: expected a number with its unit, such as \"250ms\", \"5s\", \"10m\" or \"4h\"",
+        "4:19 streams.age_max: \"4 hours\" is not a duration: expected a whole number with its unit, such as \"250ms\", \"5s\", \"10m\" or \"4h\"",
     ),
     (
         "streams.ping_client = \"1ms\"",
