@@ -6,7 +6,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::Stdio;
-use tokio::io::AsyncWriteExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn lines(path: &str, body: impl Into<bytes::Bytes>) -> Request {
     Request::post(path, body).field("content-type", "text/plain")
@@ -194,7 +196,17 @@ async fn an_import_that_breaks_off_leaves_nothing() {
         .expect("a process id");
     // As Ctrl-C does, which a process that was started in the background may ignore.
     rustix::process::kill_process(pid, Signal::TERM).expect("the process is ours");
-    soon("its end", import.wait()).await.expect("it ended");
+    let mut said = String::new();
+    let mut stderr = import.stderr.take().expect("piped");
+    soon("what it says", stderr.read_to_string(&mut said))
+        .await
+        .expect("text");
+    let ended = soon("its end", import.wait()).await.expect("it ended");
+    assert_eq!(ended.code(), Some(143), "{said}");
+    assert_eq!(
+        said,
+        "error: standard input: a signal ended it: nothing was written\n"
+    );
     drop(stdin);
     assert_eq!(keys(&proxy).await, 0);
     // What is cut in the middle of a row, or of a body of a known length, is no import either.
@@ -215,6 +227,103 @@ async fn an_import_that_breaks_off_leaves_nothing() {
     }
     proxy.kv(&["set", "notes", "after=1"]).await.ok();
     assert_eq!(keys(&proxy).await, 1);
+}
+
+/// An import of rows without end.
+struct Endless {
+    import: tokio::process::Child,
+    writing: tokio::task::JoinHandle<()>,
+    /// Bytes that it has taken.
+    taken: Arc<AtomicUsize>,
+}
+
+fn endless_import(proxy: &TestProxy, more: &[&str], row: fn(usize) -> String) -> Endless {
+    let mut import = proxy
+        .command()
+        .current_dir(proxy.dir())
+        .args(["kv", "import", "notes", "-"])
+        .args(more)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command under test runs");
+    let mut stdin = import.stdin.take().expect("piped");
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&taken);
+    let writing = tokio::spawn(async move {
+        for first in (0..).step_by(100) {
+            let rows: String = (first..first + 100).map(row).collect();
+            if stdin.write_all(rows.as_bytes()).await.is_err() {
+                return;
+            }
+            counter.fetch_add(rows.len(), Relaxed);
+        }
+    });
+    Endless {
+        import,
+        writing,
+        taken,
+    }
+}
+
+impl Endless {
+    /// Ends the proxy while it imports; what the import says then.
+    async fn outlives(self, proxy: &mut TestProxy) -> String {
+        proxy.signal(Signal::TERM);
+        let ended = soon("the end of the import", self.import.wait_with_output());
+        let (ended, status) = tokio::join!(ended, proxy.ended());
+        assert_eq!(status.code(), Some(0), "{}", proxy.stderr());
+        self.writing.await.expect("nobody reads any more");
+        let ended = ended.expect("it ended");
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        said
+    }
+}
+
+#[tokio::test]
+async fn an_import_in_chunks_says_what_it_wrote_before_the_proxy_ended() {
+    let mut proxy = TestProxy::start(&with_notes()).await;
+    let row = |row| format!("key-{row} value\n");
+    let import = endless_import(&proxy, &["--chunk", "300"], row);
+    eventually("rows are written", async || {
+        (keys(&proxy).await > 0).then_some(())
+    })
+    .await;
+    let said = import.outlives(&mut proxy).await;
+    let told = "error: standard input: the proxy is ending (503)\n  ";
+    let written = said.strip_prefix(told).and_then(|it| {
+        let (rows, rest) = it.split_once(" rows up to line ")?;
+        let line = rest.strip_suffix(" stay written\n")?;
+        Some((rows.replace(',', "").parse().ok()?, line.parse().ok()?))
+    });
+    let (rows, line): (u64, u64) = written.unwrap_or_else(|| panic!("{said}"));
+    assert_eq!((rows % 300, line), (0, rows));
+    proxy.start_again().await;
+    assert_eq!(keys(&proxy).await, rows);
+    let last = format!("/v1/kv/notes/key-{}", rows - 1);
+    assert_eq!(proxy.admin().get(&last).await.text(), "value");
+}
+
+#[tokio::test]
+async fn a_whole_import_that_the_proxy_does_not_wait_for_leaves_nothing_and_says_so() {
+    let mut proxy = TestProxy::start(&with_notes()).await;
+    let row = |row| match row {
+        0 => "key value\n".to_owned(),
+        _ => format!("# {row:>1000}\n"),
+    };
+    let import = endless_import(&proxy, &[], row);
+    // More than pipes and sockets hold: the proxy is in the middle of it.
+    eventually("much of it is taken", async || {
+        (import.taken.load(Relaxed) > 16 << 20).then_some(())
+    })
+    .await;
+    let said = import.outlives(&mut proxy).await;
+    let told = "the proxy is ending: nothing was written (503)";
+    assert!(said.contains(told), "{said}");
+    proxy.start_again().await;
+    assert_eq!(keys(&proxy).await, 0);
 }
 
 #[tokio::test]

@@ -38,7 +38,11 @@ async fn ok(proxy: &TestProxy, arguments: &[&str]) -> String {
 #[tokio::test]
 async fn keys_end_are_renewed_counted_and_asked_for() {
     let proxy = proxy().await;
-    ok(&proxy, &["set", "notes", "a=1", "b=2", "--ttl", "300ms"]).await;
+    let set = ok(&proxy, &["set", "notes", "a=1", "b=2", "--ttl", "300ms"]).await;
+    assert!(
+        set.contains("2 added   revision 1   the first ends 20"),
+        "{set}"
+    );
     let renewed = ok(&proxy, &["touch", "notes", "a", "--ttl", "1h"]).await;
     assert!(renewed.contains("1 renewed"), "{renewed}");
     eventually("the key has ended", async || {
@@ -69,11 +73,14 @@ async fn keys_end_are_renewed_counted_and_asked_for() {
     let late = kv(&proxy, &["del", "notes", "a", "--if-revision", "1"]).await;
     assert_eq!(late.code, 1, "{}", late.stderr);
     ok(&proxy, &["del", "notes", "a", "--if-revision", &revision]).await;
-    ok(
-        &proxy,
-        &["set", "notes", "once=1", "--if-absent", "--ttl", "1h"],
-    )
-    .await;
+    let set = ["set", "notes", "once=1", "--if-absent", "--ttl", "1h"];
+    let set = ok(&proxy, &set).await;
+    assert!(
+        set.contains("once set   revision ") && set.contains("   ends 20"),
+        "{set}"
+    );
+    let renewed = ok(&proxy, &["touch", "notes", "once", "--ttl", "2h"]).await;
+    assert!(renewed.contains("   ends 20"), "{renewed}");
     let got = ok(&proxy, &["ls", "notes", "--prefix", "once", "--json"]).await;
     assert!(got.contains("expires_at"), "{got}");
     for (arguments, code, said) in [
@@ -140,7 +147,11 @@ async fn a_file_of_writes_is_applied_all_or_none_in_any_buckets() {
             1,
             "no bucket \"none\"",
         ),
-        ("{\n\"writes\": {\"notes\": {\"sett\": {}}}\n}", 3, "line 2"),
+        (
+            "{\n\"writes\": {\"notes\": {\"sett\": {}}}\n}",
+            3,
+            "w.ndjson: bucket \"notes\": unknown field `sett`, expected one of `set`, ",
+        ),
         ("", 3, "w.ndjson: has no write"),
     ] {
         write(text);

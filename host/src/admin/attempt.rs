@@ -18,7 +18,7 @@ use http::{Method, StatusCode};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Attempts at once, those without a client included.
 const PLACES: u32 = 256;
@@ -30,6 +30,7 @@ const DETAIL_CHARS_MAX: usize = 500;
 pub(super) struct Attempts {
     places: Arc<Semaphore>,
     losses: Losses,
+    stopping: watch::Sender<bool>,
 }
 
 impl Attempts {
@@ -38,7 +39,13 @@ impl Attempts {
         Self {
             places: Arc::new(Semaphore::new(PLACES as usize)),
             losses,
+            stopping: watch::Sender::new(false),
         }
+    }
+
+    /// Tells those that are running that the process ends.
+    pub(super) fn stop(&self) {
+        self.stopping.send_replace(true);
     }
 
     /// Waits until none is running.
@@ -144,6 +151,7 @@ struct Running {
     path: String,
     is_told: AtomicBool,
     losses: Losses,
+    stopping: watch::Sender<bool>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -151,6 +159,11 @@ impl Attempt {
     /// Who asks.
     pub(super) fn actor(&self) -> Actor {
         self.0.actor.clone()
+    }
+
+    /// Whether the process ends, for what would take long.
+    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
+        self.0.stopping.subscribe()
     }
 
     /// Promises another line, for what is begun now.
@@ -236,6 +249,7 @@ pub(super) async fn conduct(
         path: request.uri().path().to_owned(),
         is_told: AtomicBool::new(false),
         losses: attempts.losses,
+        stopping: attempts.stopping,
         _place: place.expect("the semaphore is never closed"),
     }));
     let connected = Connected::default();

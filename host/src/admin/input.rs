@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How long a body may pause.
@@ -167,6 +168,8 @@ pub(super) struct Chunks {
     limit: usize,
     /// When it has to be whole, if it has to be.
     deadline: Option<Instant>,
+    /// Whether the process ends, if that ends it.
+    stopping: Option<watch::Receiver<bool>>,
 }
 
 impl Chunks {
@@ -183,6 +186,7 @@ impl Chunks {
             left: limit as u64,
             limit,
             deadline: Some(Instant::now() + BODY_TIMEOUT),
+            stopping: None,
         })
     }
 
@@ -197,18 +201,30 @@ impl Chunks {
             left: u64::MAX,
             limit: usize::MAX,
             deadline: None,
+            stopping: None,
         })
+    }
+
+    /// It, read only until the process ends, which a long one would hold up and then be cut by.
+    pub(super) fn until(mut self, stopping: watch::Receiver<bool>) -> Self {
+        self.stopping = Some(stopping);
+        self
     }
 
     /// What arrives next; none at the end.
     ///
     /// # Errors
-    /// If it is too long, too slow, or breaks off.
+    /// If it is too long, too slow, or breaks off, or the process ends.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         loop {
             let pause = Instant::now() + BODY_PAUSE_TIMEOUT;
             let pause = self.deadline.map_or(pause, |end| end.min(pause));
-            let frame = match tokio::time::timeout_at(pause, self.body.frame()).await {
+            let frame = tokio::select! {
+                biased;
+                () = stopped(&mut self.stopping) => return Err(Problem::stopping()),
+                frame = tokio::time::timeout_at(pause, self.body.frame()) => frame,
+            };
+            let frame = match frame {
                 Err(_) => {
                     return Err(Problem::new(
                         StatusCode::REQUEST_TIMEOUT,
@@ -232,6 +248,16 @@ impl Chunks {
             return Ok(Some(data));
         }
     }
+}
+
+/// Waits for the end of the process; without a sign of it, for ever.
+async fn stopped(stopping: &mut Option<watch::Receiver<bool>>) {
+    if let Some(stopping) = stopping
+        && stopping.wait_for(|stopping| *stopping).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Problem> {

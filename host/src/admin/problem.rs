@@ -71,6 +71,15 @@ impl Problem {
         )
     }
 
+    /// 503: the process ends, and does not wait for the rest of a body.
+    pub fn stopping() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "stopping",
+            "the proxy is ending",
+        )
+    }
+
     /// Says which entry it is about.
     pub fn about(mut self, bucket: String, key: String) -> Self {
         self.entry = Some(Box::new((bucket, key)));

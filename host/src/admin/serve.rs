@@ -32,6 +32,8 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long is read what a client sends after the last answer.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same once the process ends.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: out of file descriptors, most often.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -213,6 +215,7 @@ async fn accept<S, F>(
         }
     }
     stopping.send_replace(true);
+    attempts.stop();
     let ended = async {
         while connections.join_next().await.is_some() {}
         // Of some the client is gone.
@@ -235,20 +238,32 @@ where
             TokioIo::new(WriteDeadline::new(stream)),
             TowerToHyperService::new(router),
         );
-    let result = tokio::select! {
-        result = &mut connection => result,
+    let (result, was_busy) = tokio::select! {
+        result = &mut connection => (result, false),
         () = until(&mut stopped) => {
             Pin::new(&mut connection).graceful_shutdown();
-            (&mut connection).await
+            // One that waits for another request ends at once.
+            tokio::select! {
+                biased;
+                result = &mut connection => (result, false),
+                () = std::future::ready(()) => ((&mut connection).await, true),
+            }
         }
     };
     if let Err(error) = result {
         tracing::debug!(%error, "admin: connection ended");
     }
     let stream = connection.into_parts().io.into_inner().stream;
+    let stopped = async {
+        until(&mut stopped).await;
+        if was_busy {
+            // Its client may not have read the answer, which the end of the process has made a short one.
+            tokio::time::sleep(LAST_ANSWER_TIMEOUT).await;
+        }
+    };
     tokio::select! {
         () = linger(stream) => {}
-        () = until(&mut stopped) => {}
+        () = stopped => {}
     }
 }
 

@@ -3,6 +3,7 @@
 mod batch;
 mod chunks;
 mod diff;
+mod ending;
 mod export;
 mod import;
 mod table;
@@ -23,6 +24,7 @@ pub(crate) use batch::check_write;
 use batch::parse_batch;
 pub(super) use batch::{BatchBody, Content};
 use diff::diff;
+pub(super) use ending::Ending;
 pub(super) use export::{Export, ExportFormat, export};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use import::{Format, Intake};
@@ -87,10 +89,11 @@ pub(super) async fn post(
             let intake = Intake::new(Format::of(&headers)?, bucket, kind, query.chunk);
             if query.chunk.is_some() {
                 // Whatever its length: only a chunk of it is held.
-                let body = Chunks::endless(&headers, body)?;
+                let body = Chunks::endless(&headers, body)?.until(attempt.stopping());
                 return chunks::import(order, attempt, intake, body).await;
             }
-            let mut body = Chunks::new(&headers, body, data.body_bytes_max)?;
+            let body = Chunks::new(&headers, body, data.body_bytes_max)?;
+            let mut body = body.until(attempt.stopping());
             let (batch, ended) = import::take(intake, &mut body).await?;
             (batch, Some(ended))
         }
@@ -158,8 +161,10 @@ impl Order {
             None
         };
         let required = required.map(|required| (self.bucket, required));
+        let ends = Ending::of(&batch);
         let committed = commit(&self.store, batch, &self.actor, required).await?;
         let mut answer = committed_json(&committed, self.query.dry_run);
+        ends.tell(&self.store, &committed, &mut answer);
         if let Some((changes, more)) = changes {
             answer["changes"] = changes.into();
             answer["changes_not_shown"] = more.into();

@@ -41,7 +41,7 @@ Examples:
   throwbar fleet status --wait 30s")]
     Status {
         /// Wait so long for every node to have what was agreed on
-        #[arg(long, value_name = "TIME", value_parser = units::duration)]
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = units::duration)]
         wait: Option<Duration>,
         /// Print JSON
         #[arg(long)]

@@ -21,6 +21,7 @@ mod import;
 mod kv;
 mod logging;
 mod map;
+mod number;
 mod output;
 mod plugin;
 mod problem;
@@ -116,7 +117,7 @@ enum Command {
     Kv(kv::Args),
     /// Show the nodes of a fleet, and whether each has what they agreed on
     Fleet(fleet::Args),
-    /// Make a config and a filled bucket of what another proxy was given
+    /// Make a config and a filled bucket of another proxy's config; `kv import` fills a bucket of this one
     Import(import::Args),
     /// List and close open streams
     Streams(streams::Args),

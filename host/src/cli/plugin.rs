@@ -284,10 +284,16 @@ async fn push_with(
     let shown = writes.display();
     let invalid = |why: String| Ended::error(Exit::ConfigInvalid, format!("{shown}: {why}"));
     let text = super::read_text(writes).map_err(|error| invalid(error.to_string()))?;
+    // The proxy takes them as part of a request, where places of this file mean nothing.
+    let checked = check_writes(&text);
     let writes: Value =
         serde_json::from_str(&text).map_err(|error| invalid(format!("no JSON: {error}")))?;
-    // The proxy takes them as part of a request, where places of this file mean nothing.
-    check_writes(&writes).map_err(invalid)?;
+    checked.map_err(|why| match writes.get("writes") {
+        Some(_) => invalid(format!(
+            "{why}\n  expected what is under \"writes\" in POST /v1/batch: {{\"BUCKET\": {{\"set\": {{\"KEY\": \"VALUE\"}}}}}}"
+        )),
+        None => invalid(why),
+    })?;
     let component = read_component(file)?;
     let bytes = component.len();
     let body = json!({

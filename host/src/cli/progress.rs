@@ -9,7 +9,7 @@ use std::future::Future;
 use std::io::IsTerminal;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -115,6 +115,7 @@ pub(crate) struct Sent {
     bytes: AtomicU64,
     rows: AtomicU64,
     applied: AtomicU64,
+    is_whole: AtomicBool,
 }
 
 impl Sent {
@@ -131,6 +132,16 @@ impl Sent {
         let rows = memchr::memchr_iter(b'\n', chunk).count();
         self.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         self.rows.fetch_add(rows as u64, Ordering::Relaxed);
+    }
+
+    /// Nothing follows what was handed to the connection.
+    pub(crate) fn end(&self) {
+        self.is_whole.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing follows: before that, what is applied whole is not applied.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole.load(Ordering::Relaxed)
     }
 
     /// So many rows are written.

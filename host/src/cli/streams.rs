@@ -1,6 +1,7 @@
 //! `throwbar streams`: list, close and drain open streams, through the admin API.
 
 use super::client::{Connect, encode, with_query};
+use super::number::whole;
 use super::output::{self, Align, Out, Table};
 use crate::config::decode::{address, units};
 use clap::Subcommand;
@@ -39,7 +40,7 @@ Examples:
         #[command(flatten)]
         selector: Selector,
         /// At most so many
-        #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+        #[arg(long, default_value_t = 1_000, allow_negative_numbers = true, value_parser = whole::<u64>(1, 100_000))]
         limit: u64,
         /// Print JSON
         #[arg(long)]
@@ -54,7 +55,7 @@ Examples:
         #[arg(value_parser = parse_id)]
         id: u64,
         /// The WebSocket close code
-        #[arg(long, default_value_t = 1001, value_parser = clap::value_parser!(u16).range(1000..=4999))]
+        #[arg(long, default_value_t = 1001, allow_negative_numbers = true, value_parser = whole::<u16>(1000, 4999))]
         code: u16,
         /// The reason told to both ends
         #[arg(long)]
@@ -73,6 +74,7 @@ Examples:
     #[command(after_help = "Example:\n  throwbar streams cancel 1")]
     Cancel {
         /// Its number, as `streams drains` shows it
+        #[arg(value_parser = parse_drain)]
         id: u64,
     },
 }
@@ -99,7 +101,7 @@ struct Selector {
     #[arg(long, value_name = "NETWORK", value_parser = network)]
     client: Option<String>,
     /// Only those that are open for at least so long, such as 4h
-    #[arg(long, value_name = "AGE", value_parser = duration)]
+    #[arg(long, value_name = "AGE", allow_hyphen_values = true, value_parser = duration)]
     older_than: Option<String>,
 }
 
@@ -131,6 +133,11 @@ fn network(text: &str) -> Result<String, String> {
 fn parse_id(text: &str) -> Result<u64, &'static str> {
     text.parse()
         .map_err(|_| "expected an id as `streams ls` shows it")
+}
+
+fn parse_drain(text: &str) -> Result<u64, &'static str> {
+    text.parse()
+        .map_err(|_| "expected a number as `streams drains` shows it")
 }
 
 /// A stream, as far as it is shown.

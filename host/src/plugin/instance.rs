@@ -54,15 +54,21 @@ pub enum RouteError {
     /// It was cut while it was told what has changed.
     #[error("watcher: deadline of {0:?} exceeded")]
     WatchDeadline(std::time::Duration),
-    /// What it returned cannot be acted on.
+    /// What it returned cannot be acted on. It is no source: it is in the text, which is shown alone, too.
     #[error("bad decision: {0}")]
-    Decision(#[from] super::DecisionError),
+    Decision(super::DecisionError),
     /// It could not be instantiated.
     #[error("instantiate: {0}")]
     Instantiate(String),
     /// As many instances as the process may have are there.
     #[error("instantiate: {0}")]
     NoRoom(String),
+}
+
+impl From<super::DecisionError> for RouteError {
+    fn from(error: super::DecisionError) -> Self {
+        Self::Decision(error)
+    }
 }
 
 /// `route` of `throwbar:plugin/routing`, its argument borrowed.

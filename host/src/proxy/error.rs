@@ -124,3 +124,22 @@ impl ProxyError {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plugin::DecisionError;
+
+    #[test]
+    fn why_there_is_no_decision_is_said_once() {
+        let error = ProxyError::Plugin {
+            plugin: "router".into(),
+            version: "10a0".into(),
+            error: DecisionError::no_upstream("app").into(),
+        };
+        assert_eq!(
+            error.chain(),
+            "plugin \"router\" version 10a0: no decision: bad decision: no upstream \"app\" in the config"
+        );
+    }
+}

@@ -37,6 +37,67 @@ async fn what_has_a_ttl_ends_for_all_on_redis() {
     what_has_a_ttl_ends_for_all(Engine::Redis).await;
 }
 
+/// Whatever the engine makes of a time to live, who wrote is told the end that it has.
+async fn who_writes_with_a_ttl_is_told_its_end(engine: Engine) {
+    let Some(fleet) = Fleet::start(engine, 2).await else {
+        return;
+    };
+    let admins = fleet.admins();
+    let told = |answer: &Response| -> jiff::Timestamp {
+        let answer = answer.json();
+        let end = answer["expires_at"].as_str();
+        let end = end.unwrap_or_else(|| panic!("no end: {answer}"));
+        end.parse().expect("of RFC 3339")
+    };
+    // etcd grants whole seconds, and two at least.
+    let least = match engine {
+        Engine::Etcd => 2_000,
+        Engine::Redis => 1_200,
+    };
+    let begun = jiff::Timestamp::now();
+    let set = json!({ "set": { "batch": "x" }, "ttl": "1200ms" });
+    let put = admins[0].put("/v1/kv/notes/put?ttl=1200ms", "x").await;
+    let batch = admins[0].post("/v1/kv/notes/batch", set.to_string()).await;
+    let both = json!({ "writes": { "notes": { "set": { "both": "x" }, "ttl": "1200ms" } } });
+    let both = admins[0].post("/v1/batch", both.to_string()).await;
+    for (key, answer) in [("put", put), ("batch", batch), ("both", both)] {
+        let end = told(&answer);
+        let life = end.duration_since(begun).as_millis();
+        let most = jiff::Timestamp::now().duration_since(begun).as_millis();
+        assert!(
+            (least - 250..least + most + 500).contains(&life),
+            "{key}: {life} ms"
+        );
+        // The other proxy has been told the same.
+        let path = format!("/v1/kv/notes/{key}");
+        has(&admins[1], &path, Some("x")).await;
+        let got = admins[1].get(&path).await;
+        let there: jiff::Timestamp = got
+            .header("throwbar-expires-at")
+            .parse()
+            .expect("of RFC 3339");
+        assert_eq!(there, end, "{key}");
+    }
+    let dry = "/v1/kv/notes/batch?dry_run=true";
+    let dry = admins[0].post(dry, set.to_string()).await.json();
+    assert!(dry["expires_at"].is_null(), "{dry}");
+    for key in ["put", "batch", "both"] {
+        has(&admins[1], &format!("/v1/kv/notes/{key}"), None).await;
+        let lived = jiff::Timestamp::now().duration_since(begun).as_millis();
+        assert!(lived + 250 > least, "{key} is over after {lived} ms");
+    }
+}
+
+#[tokio::test]
+async fn who_writes_to_etcd_with_a_ttl_is_told_its_end() {
+    who_writes_with_a_ttl_is_told_its_end(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn who_writes_to_redis_with_a_ttl_is_told_its_end() {
+    who_writes_with_a_ttl_is_told_its_end(Engine::Redis).await;
+}
+
 async fn what_is_over_is_absent_without_the_engine(engine: Engine) {
     let Some(mut fleet) = Fleet::start(engine, 1).await else {
         return;

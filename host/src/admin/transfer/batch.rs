@@ -150,7 +150,7 @@ impl BatchBody {
             };
             let key = std::mem::take(&mut sent.key);
             let action = sent.action().map_err(|reason| {
-                Problem::invalid("invalid-body", format!("body: key {key:?}: {reason}"))
+                Problem::invalid("invalid-body", format!("key {key:?}: {reason}"))
             })?;
             Ok(Write::new(bucket, key, action).expecting(expect))
         });

@@ -28,7 +28,8 @@ const TOLD_EVERY: Duration = Duration::from_millis(100);
 const LINES_AHEAD: usize = 4;
 
 /// The answer, lines of JSON, told by a task that does the work while they are taken. It ends when the client goes away: what had
-/// arrived by then is written, and audited. The last line has either `outcome` or `problem`.
+/// arrived by then is written, and audited. It ends, too, when the process does, after the chunk that it is at. The last line has
+/// either `outcome` or `problem`.
 ///
 /// # Errors
 /// If nothing arrives. It is waited for, because a client may hold its body back until it is asked for: once the answer has

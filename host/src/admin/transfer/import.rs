@@ -65,12 +65,19 @@ impl Format {
 /// Reads an import to its end: its writes, and how many of its entries have ended meanwhile and are left out.
 ///
 /// # Errors
-/// If the body breaks off or is too long, and if rows are bad: all of them, with their lines.
+/// If the body breaks off or is too long, if the process ends before it is whole, and if rows are bad: all of them, with
+/// their lines.
 pub(super) async fn take(
     mut intake: Intake,
     body: &mut Chunks,
 ) -> Result<(WriteBatch, u64), Problem> {
-    while let Some(data) = body.next().await? {
+    let unwritten = |mut problem: Problem| {
+        if problem.code == Problem::stopping().code {
+            problem.detail.push_str(": nothing was written");
+        }
+        problem
+    };
+    while let Some(data) = body.next().await.map_err(unwritten)? {
         intake = offload(move || {
             intake.feed(&data);
             intake

@@ -3,6 +3,7 @@
 use super::Client;
 use super::token::{Token, find_token, header_of};
 use crate::admin::Address;
+use crate::cli::number;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -73,7 +74,7 @@ pub(crate) fn parse_address(text: &str) -> Result<Address, String> {
         return Ok(Address::Tcp(address));
     }
     let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
-    let port = port.parse::<u16>().map_err(|_| EXPECTED)?;
+    let port = number::port(port, EXPECTED)?;
     match host {
         "" | "localhost" => Ok(Address::Tcp((Ipv4Addr::LOCALHOST, port).into())),
         _ => Err(EXPECTED.to_owned()),

@@ -126,7 +126,7 @@ impl Batch {
             serde_json::from_str(text).map_err(|error| format!(": {error}"))?;
         if sent.get("activate").is_some_and(|it| !it.is_null()) {
             return Err(
-                ": has activate, expected writes alone: plugin push --writes FILE activates with them"
+                ": has activate, expected writes alone: plugin push NAME COMPONENT --with FILE activates with them"
                     .to_owned(),
             );
         }
@@ -231,7 +231,7 @@ mod tests {
             ),
             (
                 "{\n\"writes\": {\"a\": {\"sets\": {}}}\n}".to_owned(),
-                "at line 2 column",
+                ": bucket \"a\": unknown field `sets`",
             ),
             (
                 "{\"writes\": {\"a\": {\"writes\": [{\"key\": \"k\"}]}}}".to_owned(),
@@ -241,7 +241,7 @@ mod tests {
             ("# nothing\n".to_owned(), ": has no write"),
             (
                 "{\"activate\": {\"plugin\": \"p\"}}".to_owned(),
-                "plugin push --writes",
+                "plugin push NAME COMPONENT --with FILE",
             ),
         ] {
             let error = Batch::read(&text).expect_err("refused");

@@ -4,6 +4,7 @@ use super::import::show_changes;
 use super::write::{refused, report};
 use super::{flag, listed, path_of, segment};
 use crate::cli::client::{Client, with_query};
+use crate::cli::number::revision;
 use crate::cli::output::{Align, Out, Table};
 use crate::cli::{Ended, Exit};
 use http::{Method, header};
@@ -43,13 +44,13 @@ pub(super) struct UndoArgs {
     #[arg(group = "what")]
     key: Option<String>,
     /// What it was at this revision, in place of before its last change
-    #[arg(long, value_name = "REVISION", requires = "key")]
+    #[arg(long, value_name = "REVISION", requires = "key", allow_negative_numbers = true, value_parser = revision)]
     to: Option<u64>,
     /// Only if the key was last written at this revision
-    #[arg(long, value_name = "REVISION", requires = "key")]
+    #[arg(long, value_name = "REVISION", requires = "key", allow_negative_numbers = true, value_parser = revision)]
     if_revision: Option<u64>,
     /// All keys that this revision changed, all or none
-    #[arg(long, value_name = "REVISION", group = "what")]
+    #[arg(long, value_name = "REVISION", group = "what", allow_negative_numbers = true, value_parser = revision)]
     revision: Option<u64>,
     /// Of these, leave those as they are that were changed since
     #[arg(long, requires = "revision")]

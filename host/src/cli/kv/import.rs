@@ -6,6 +6,7 @@ use super::source::Source;
 use super::write::{refused, report};
 use super::{chunks, flag, foreign, segment};
 use crate::cli::client::{Client, ClientError, with_query};
+use crate::cli::number::whole;
 use crate::cli::output::{self, Out, Style};
 use crate::cli::progress::watch_rows;
 use crate::cli::{Ended, Exit};
@@ -54,7 +55,7 @@ pub(super) struct Args {
     #[arg(long, requires = "replace")]
     allow_empty: bool,
     /// Write so many rows at a time: each chunk all or none, and what was written before a bad row stays
-    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..=65_536),
+    #[arg(long, value_name = "ROWS", allow_negative_numbers = true, value_parser = whole::<u64>(1, 65_536),
           conflicts_with_all = ["replace", "dry_run", "diff"])]
     chunk: Option<u64>,
     /// Check only; change nothing
@@ -178,24 +179,40 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         let answer = tokio::select! {
             answer = work => answer.map_err(told)?,
             signal = chunks::interrupted() => {
-                let written = chunks::at_least(sent.written());
-                output::aside(format_args!("error: {name}: a signal ended it: {written}"));
-                // As shells say it of a process that a signal ended.
-                std::process::exit(128 + signal);
+                ended_by(signal, &name, &chunks::at_least(sent.written()))
             }
         };
         return chunks::report(&args.bucket, &name, &answer, args.json);
     }
     let headers = [(header::CONTENT_TYPE, content_type.to_owned())];
     let work = client.upload_all(Method::POST, &path, &headers, upload);
-    let answer = watch_rows(&sent, "writing", work)
-        .await
+    let answer = tokio::select! {
+        answer = watch_rows(&sent, "writing", work) => answer,
+        signal = chunks::interrupted() => {
+            let written = match sent.is_whole() && !dry_run {
+                false => "nothing was written".to_owned(),
+                true => format!(
+                    "all of it was sent, so it is not known whether it was written: see throwbar kv ls {}",
+                    args.bucket
+                ),
+            };
+            ended_by(signal, &name, &written)
+        }
+    };
+    let answer = answer
         .map_err(|error| told(refused(&args.bucket, too_many(error))))?
         .json()?;
     if args.diff && !args.json {
         show_changes(&answer)?;
     }
     report(&args.bucket, &answer, dry_run, args.json)
+}
+
+/// Ends the process as a signal does, with what was written.
+fn ended_by(signal: i32, name: &str, written: &str) -> ! {
+    output::aside(format_args!("error: {name}: a signal ended it: {written}"));
+    // As shells say it of a process that a signal ended.
+    std::process::exit(128 + signal)
 }
 
 /// What one transaction does not take can be written in several.

@@ -16,7 +16,7 @@ mod write;
 
 use super::client::{Client, Connect, encode};
 use super::output::Out;
-use super::{Ended, Exit};
+use super::{Ended, Exit, number};
 use crate::config::decode::units;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -79,13 +79,13 @@ Examples:
         #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse_pair)]
         pairs: Vec<(String, String)>,
         /// Only if the key was last written at this revision (one key only)
-        #[arg(long, value_name = "REVISION")]
+        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::revision)]
         if_revision: Option<u64>,
         /// Only if the key does not exist (one key only)
         #[arg(long, conflicts_with = "if_revision")]
         if_absent: bool,
         /// They end after this time, such as 30s, unless they are set or renewed again
-        #[arg(long, value_name = "TIME", value_parser = parse_ttl)]
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_ttl)]
         ttl: Option<String>,
         /// Check only; change nothing
         #[arg(long)]
@@ -106,7 +106,7 @@ Examples:
         #[arg(required = true, value_name = "KEY")]
         keys: Vec<String>,
         /// Only if the key was last written at this revision (one key only)
-        #[arg(long, value_name = "REVISION")]
+        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::revision)]
         if_revision: Option<u64>,
         /// Check only; change nothing
         #[arg(long)]
@@ -127,7 +127,7 @@ Examples:
         #[arg(required = true, value_name = "KEY")]
         keys: Vec<String>,
         /// They end after this time, such as 30s
-        #[arg(long, value_name = "TIME", value_parser = parse_ttl, group = "until")]
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_ttl, group = "until")]
         ttl: Option<String>,
         /// They stay until they are deleted
         #[arg(long, group = "until")]
@@ -151,10 +151,10 @@ Examples:
         /// The key
         key: String,
         /// How much to add
-        #[arg(default_value_t = 1, allow_negative_numbers = true)]
+        #[arg(default_value_t = 1, allow_negative_numbers = true, value_parser = number::signed)]
         by: i64,
         /// If this makes the entry, it ends after this time
-        #[arg(long, value_name = "TIME", value_parser = parse_ttl)]
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_ttl)]
         ttl: Option<String>,
         /// Print what was done as JSON
         #[arg(long)]
@@ -184,7 +184,7 @@ Examples:
         #[arg(long, value_name = "REVISION")]
         since: Option<String>,
         /// End after so many revisions
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::whole::<u64>(1, u64::MAX))]
         count: Option<u64>,
         /// Print a line of JSON for each revision
         #[arg(long)]
@@ -203,7 +203,8 @@ Examples:
         #[arg(long, requires = "bucket")]
         prefix: Option<String>,
         /// At most so many keys
-        #[arg(long, default_value_t = 1_000, requires = "bucket", value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(long, default_value_t = 1_000, requires = "bucket", allow_negative_numbers = true,
+              value_parser = number::whole::<u64>(1, u64::MAX))]
         limit: u64,
         /// Print JSON
         #[arg(long)]

@@ -190,6 +190,7 @@ impl Body for Upload {
         cx: &mut Polling<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         if self.left == Some(0) {
+            self.sent.end();
             return Poll::Ready(None);
         }
         let chunk = match ready!(self.chunks.poll_recv(cx)) {
@@ -211,7 +212,12 @@ impl Body for Upload {
             }
         };
         if chunk.is_empty() {
+            self.sent.end();
             return Poll::Ready(None);
+        }
+        // Of a known length, nobody asks for more.
+        if self.left == Some(0) {
+            self.sent.end();
         }
         self.sent.add(&chunk);
         Poll::Ready(Some(Ok(Frame::data(chunk))))
@@ -247,15 +253,17 @@ mod tests {
         let body = upload.collect().await.expect("read").to_bytes();
         assert!(body == text.as_bytes());
         assert_eq!((sent.bytes(), sent.rows()), (text.len() as u64, 50_000));
+        assert!(sent.is_whole());
     }
 
     #[tokio::test]
     async fn a_file_that_got_shorter_is_no_whole_body() {
         let (file, source) = source(&[b'x'; 1000]);
         file.as_file().set_len(500).expect("cut");
-        let (upload, _) = source.sent();
+        let (upload, sent) = source.sent();
         let failed = upload.failed();
         assert!(upload.collect().await.is_err());
+        assert!(!sent.is_whole());
         let reason = failed.reason().expect("a reason");
         assert!(reason.contains("shorter"), "{reason}");
     }

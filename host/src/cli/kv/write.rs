@@ -26,6 +26,8 @@ struct Committed {
     ended: u64,
     /// Of an undo: keys that were changed since.
     left_out: u64,
+    /// When the first of what was written with a time to live ends.
+    expires_at: Option<String>,
 }
 
 /// What may go wrong for somebody else having been faster.
@@ -115,7 +117,9 @@ pub(super) async fn set(
         )
         .await
         .map_err(|error| refused(bucket, unmet(bucket, &condition, error)))?;
-    told_of_one(bucket, &key, "set", answer.etag, how)
+    let body: Value = answer.json()?;
+    let ends = body["expires_at"].as_str();
+    told_of_one(bucket, &key, "set", (answer.etag, ends), how)
 }
 
 /// Deletes keys: with a condition one, by itself.
@@ -148,7 +152,7 @@ pub(super) async fn delete(
         )
         .await
         .map_err(|error| refused(bucket, unmet(bucket, &condition, error)))?;
-    told_of_one(bucket, &key, "deleted", None, how)
+    told_of_one(bucket, &key, "deleted", (None, None), how)
 }
 
 /// Renews keys, all or none.
@@ -197,19 +201,25 @@ fn told_of_one(
     bucket: &str,
     key: &str,
     what: &str,
-    revision: Option<String>,
+    (revision, ends): (Option<String>, Option<&str>),
     how: How,
 ) -> anyhow::Result<()> {
     let mut out = Out::stdout();
     let number = revision.as_deref().and_then(|it| it.parse::<u64>().ok());
     if how.json {
-        out.json(&json!({ "key": key, "revision": number }))?;
+        let mut entry = json!({ "key": key, "revision": number });
+        if let Some(ends) = ends {
+            entry["expires_at"] = ends.into();
+        }
+        out.json(&entry)?;
     } else if how.dry_run {
         out.line(format_args!("{bucket}: would be {what}; nothing changed"))?;
     } else {
         let revision = revision.map(|revision| format!("   revision {revision}"));
-        let (key, revision) = (output::printable(key), revision.unwrap_or_default());
-        out.line(format_args!("{bucket}: {key} {what}{revision}"))?;
+        let ends = ends.map(|ends| format!("   ends {ends}"));
+        let [revision, ends] = [revision, ends].map(Option::unwrap_or_default);
+        let key = output::printable(key);
+        out.line(format_args!("{bucket}: {key} {what}{revision}{ends}"))?;
     }
     out.flush()
 }
@@ -284,10 +294,15 @@ fn summary(bucket: &str, done: &Committed, dry_run: bool) -> String {
         parts.join(", ")
     };
     if dry_run {
-        format!("{bucket}: would be {what}; nothing changed")
-    } else {
-        format!("{bucket}: {what}   revision {}", done.revision)
+        return format!("{bucket}: would be {what}; nothing changed");
     }
+    let written = done.created + done.updated + done.touched + done.unchanged;
+    let ends = match &done.expires_at {
+        None => String::new(),
+        Some(ends) if written == 1 => format!("   ends {ends}"),
+        Some(ends) => format!("   the first ends {ends}"),
+    };
+    format!("{bucket}: {what}   revision {}{ends}", done.revision)
 }
 
 #[cfg(test)]
@@ -306,6 +321,16 @@ mod tests {
             summary("b", &done, false),
             "b: 1,000 added, 2 as before   revision 12"
         );
+        let ending = |created| Committed {
+            created,
+            expires_at: Some("2026".to_owned()),
+            ..Committed::default()
+        };
+        assert_eq!(
+            summary("b", &ending(1), false),
+            "b: 1 added   revision 0   ends 2026"
+        );
+        assert!(summary("b", &ending(2), false).ends_with("   the first ends 2026"));
         let none = Committed::default();
         assert!(summary("b", &none, true).contains("nothing changed"));
     }

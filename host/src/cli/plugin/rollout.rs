@@ -3,6 +3,7 @@
 use super::push_to;
 use super::report::{Version, report, table_of};
 use crate::cli::client::{Client, ClientError, encode, with_query};
+use crate::cli::number::within;
 use crate::cli::output::{self, Out};
 use crate::cli::{Ended, Exit};
 use bytes::Bytes;
@@ -31,7 +32,8 @@ pub(super) struct Canary {
     #[arg(long, conflicts_with = "action")]
     version: Option<String>,
     /// Its share, from 0 to 100
-    #[arg(long, value_name = "N", conflicts_with = "action", value_parser = parse_percent)]
+    #[arg(long, value_name = "N", conflicts_with = "action", allow_negative_numbers = true,
+          value_parser = |text: &str| within(text, 0.0, 100.0))]
     percent: Option<f64>,
     /// The field whose hash decides: header:NAME, cookie:NAME, query:NAME, segment:NUMBER (of the path), client-ip, authority or path; requests without it stay with the active version
     #[arg(long, value_name = "FIELD", conflicts_with = "action")]
@@ -136,25 +138,6 @@ fn none_is_on(error: ClientError) -> ClientError {
 }
 
 /// Reads a number in bounds.
-fn number_in(text: &str, bounds: std::ops::RangeInclusive<f64>) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|number| bounds.contains(number));
-    number.ok_or_else(|| {
-        format!(
-            "expected a number from {} to {}",
-            bounds.start(),
-            bounds.end()
-        )
-    })
-}
-
-fn parse_percent(text: &str) -> Result<f64, String> {
-    number_in(text, 0.0..=100.0)
-}
-
-fn parse_part(text: &str) -> Result<f64, String> {
-    number_in(text, 0.0..=1.0)
-}
-
 fn share_of(name: &str, canary: &Value) -> String {
     format!(
         "{name}@{}   canary for {} % by {}",
@@ -173,7 +156,8 @@ pub(super) struct Shadow {
     #[arg(value_name = "FILE|VERSION|off|show", default_value = "show")]
     subject: String,
     /// The part of the requests that is compared, from 0 to 1 [default: 1]
-    #[arg(long, value_name = "PART", value_parser = parse_part)]
+    #[arg(long, value_name = "PART", allow_negative_numbers = true,
+          value_parser = |text: &str| within(text, 0.0, 1.0))]
     sample: Option<f64>,
     /// Also if the guard took the version back before
     #[arg(long)]

@@ -3,7 +3,7 @@
 use crate::admin::{self, Address, Auth};
 use crate::app::{Seed, Start};
 use crate::cli::client::{ADMIN_DEFAULT, DATA_DEFAULT, parse_address};
-use crate::cli::{Ended, Exit, map, read_text};
+use crate::cli::{Ended, Exit, map, number, read_text};
 use crate::config::Config;
 use crate::plugin::{Access, PluginConfig, PluginLimits, Source};
 use crate::proxy::access_log::Sink;
@@ -54,7 +54,7 @@ pub(super) struct Inline {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Threads that serve requests [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::whole::<u16>(1, WORKERS_MAX as u64))]
     workers: Option<u16>,
     /// A line for each request: `stdout`, `off` or a file [default: stdout]
     #[arg(long, value_name = "WHERE", value_parser = NonEmptyStringValueParser::new())]
@@ -76,7 +76,7 @@ pub(in crate::cli) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
         return Ok(address);
     }
     let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
-    let port = port.parse::<u16>().map_err(|_| EXPECTED)?;
+    let port = number::port(port, EXPECTED)?;
     match host {
         "" => Ok((Ipv4Addr::UNSPECIFIED, port).into()),
         "localhost" => Ok((Ipv4Addr::LOCALHOST, port).into()),
@@ -367,7 +367,9 @@ mod tests {
             (["--map", "id1"], "ID=HOST"),
             (["--by-header", "X ID"], "name of a header"),
             (["--admin", "unix:"], "path is missing"),
-            (["--workers", "0"], "1..=256"),
+            (["--workers", "0"], "expected a whole number from 1 to 256"),
+            (["--listen", "127.0.0.1:99999"], "99999 is no port"),
+            (["--admin", "127.0.0.1:99999"], "99999 is no port"),
         ] {
             let error = parse(&arguments).expect_err("refused").to_string();
             assert!(error.contains(expected), "{arguments:?}: {error}");

@@ -2,6 +2,7 @@
 
 use super::{Selector, duration};
 use crate::cli::client::Client;
+use crate::cli::number::whole;
 use crate::cli::output::{self, Align, Out, Table};
 use crate::cli::progress::Bar;
 use crate::cli::{Ended, Exit};
@@ -31,10 +32,10 @@ pub(super) struct Args {
     #[arg(long)]
     all: bool,
     /// From the first close to the last, such as 30s or 5m; 0s: at once
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     over: String,
     /// The WebSocket close code
-    #[arg(long, default_value_t = 1012, value_parser = clap::value_parser!(u16).range(1000..=4999))]
+    #[arg(long, default_value_t = 1012, allow_negative_numbers = true, value_parser = whole::<u16>(1000, 4999))]
     code: u16,
     /// The reason told to both ends
     #[arg(long)]

@@ -6,6 +6,7 @@ mod sample;
 mod view;
 
 use super::client::{Client, ClientError, Connect};
+use super::number::whole;
 use super::output::{self, Out};
 use anyhow::Context;
 use rates::{Drain, Rates, Reading};
@@ -31,10 +32,10 @@ Examples:
   throwbar top --once --json         the same, for a script")]
 pub(crate) struct Args {
     /// Seconds between readings; rates are over this time
-    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, allow_negative_numbers = true, value_parser = whole::<u64>(1, 3_600))]
     interval: u64,
     /// End after so many reports
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole::<u64>(1, u64::MAX))]
     count: Option<u64>,
     /// End after one report
     #[arg(long, conflicts_with = "count")]

@@ -20,9 +20,11 @@ pub(crate) mod address;
 mod fleet;
 mod limits;
 pub(crate) mod log;
+mod misplaced;
 mod plugins;
 mod routes;
 mod store;
+mod syntax;
 mod table;
 mod text;
 pub(crate) mod units;
@@ -52,9 +54,7 @@ pub fn decode(text: &str, sources: &Sources<'_>) -> Result<Config, Vec<Problem>>
     }
     let (root, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        let mut problems: Vec<Problem> = errors.iter().map(|error| syntax(text, error)).collect();
-        problems.sort_by_key(|problem| problem.span.start);
-        return Err(problems);
+        return Err(syntax::problems(text, &errors));
     }
     let mut walk = Walk {
         text,
@@ -84,15 +84,6 @@ pub fn decode(text: &str, sources: &Sources<'_>) -> Result<Config, Vec<Problem>>
     }
     walk.problems.sort_by_key(|problem| problem.span.start);
     Err(walk.problems)
-}
-
-fn syntax(text: &str, error: &toml::de::Error) -> Problem {
-    let message = error.message().lines().collect::<Vec<_>>().join(", ");
-    Problem::at(
-        text,
-        error.span().unwrap_or_default(),
-        Finding::new("", message, "here"),
-    )
 }
 
 /// Whether one path is the other, or beneath it.
@@ -214,10 +205,11 @@ fn named<T>(
     read: impl Fn(&str, Table<'_>, &mut Walk<'_>) -> T,
 ) -> Vec<T> {
     let fields = root.table(key, walk).map(Table::fields).unwrap_or_default();
-    fields
-        .iter()
-        .filter_map(|field| Some(read(field.key, field.table(walk)?, walk)))
-        .collect()
+    let mut read = |field: &Field<'_>| match field.is_misplaced(walk) {
+        true => None,
+        false => Some(read(field.key, field.table(walk)?, walk)),
+    };
+    fields.iter().filter_map(&mut read).collect()
 }
 
 fn admin(mut table: Table<'_>, walk: &mut Walk<'_>) -> admin::Config {

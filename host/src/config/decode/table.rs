@@ -1,5 +1,6 @@
 //! Reads the spanned tree of a TOML text: each value once, each problem recorded, none final.
 
+use super::misplaced::{TopLevel, at_top_level};
 use super::text::{Sources, substitute};
 use super::word::Text;
 use super::{shorten, units};
@@ -13,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Most problems that are recorded.
-const PROBLEMS_MAX: usize = 200;
+pub(super) const PROBLEMS_MAX: usize = 200;
 
 /// What a decode gathers on its way.
 pub(super) struct Walk<'s> {
@@ -118,7 +119,9 @@ impl<'t> Table<'t> {
             } else {
                 format!(" in {}", self.path)
             };
-            let help = did_you_mean(field.key, self.asked.iter().copied())
+            let misplaced = field.misplaced().filter(|_| !self.path.is_empty());
+            let help = misplaced
+                .or_else(|| did_you_mean(field.key, self.asked.iter().copied()))
                 .unwrap_or_else(|| format!("expected {}", one_of(self.asked.iter().copied())));
             walk.report(
                 field.key_span.clone(),
@@ -297,6 +300,28 @@ impl<'t> Field<'t> {
     /// Its TOML value.
     pub(super) fn value(&self) -> &'t DeValue<'t> {
         self.value
+    }
+
+    /// What to do about it if it is written as a key of the top level is, which is told of a key that is unknown here.
+    fn misplaced(&self) -> Option<String> {
+        let is_table = matches!(self.value, DeValue::Table(_) | DeValue::Array(_));
+        let is_written = |it: &TopLevel| (*it != TopLevel::Value) == is_table;
+        let known = at_top_level(self.key).filter(is_written)?;
+        Some(known.help(self.key))
+    }
+
+    /// Whether it is a value of the top level among tables that have names, which is reported.
+    pub(super) fn is_misplaced(&self, walk: &mut Walk<'_>) -> bool {
+        let is_table = matches!(self.value, DeValue::Table(_));
+        let Some(help) = self.misplaced().filter(|_| !is_table) else {
+            return false;
+        };
+        let (key, path) = (shorten(self.key), self.path.strip_suffix(self.key));
+        let place = path.unwrap_or_default().trim_end_matches('.');
+        let message = format!("unknown key `{key}` in {place}");
+        let finding = Finding::new(&self.path, message, "unknown key").help(help);
+        walk.report(self.key_span.clone(), finding);
+        true
     }
 
     pub(super) fn wrong_type(&self, expected: &str, walk: &mut Walk<'_>) {

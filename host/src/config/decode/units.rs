@@ -22,7 +22,7 @@ pub(crate) fn ttl(text: &str) -> Result<Duration, String> {
 /// None if it is longer than can be said.
 fn read_duration(text: &str) -> Result<Option<Duration>, String> {
     const EXPECTED: &str =
-        r#"expected a number with its unit, such as "250ms", "5s", "10m" or "4h""#;
+        r#"expected a whole number with its unit, such as "250ms", "5s", "10m" or "4h""#;
     let (number, unit) = split(text).ok_or(EXPECTED)?;
     let micros = match unit {
         "us" => 1,
@@ -43,7 +43,7 @@ fn read_duration(text: &str) -> Result<Option<Duration>, String> {
 
 /// Reads a size such as `64KiB`, `16MiB` or `512B`.
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    const EXPECTED: &str = r#"expected a number with its unit, such as "64KiB" or "16MiB""#;
+    const EXPECTED: &str = r#"expected a whole number with its unit, such as "64KiB" or "16MiB""#;
     let (number, unit) = split(text).ok_or(EXPECTED)?;
     let shift = match unit {
         "" | "B" => 0,

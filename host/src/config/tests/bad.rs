@@ -305,7 +305,7 @@ const BAD: &[(&str, &str)] = &[
     ),
     (
         "streams.age_max = \"4 hours\"",
-        "4:19 streams.age_max: \"4 hours\" is not a duration: expected a number with its unit, such as \"250ms\", \"5s\", \"10m\" or \"4h\"",
+        "4:19 streams.age_max: \"4 hours\" is not a duration: expected a whole number with its unit, such as \"250ms\", \"5s\", \"10m\" or \"4h\"",
     ),
     (
         "streams.ping_client = \"1ms\"",
@@ -339,8 +339,66 @@ const BAD: &[(&str, &str)] = &[
         "compat.caddy.map = \"b\"\nbuckets.b.values = \"bytes\"",
         "4:20 compat.caddy.map: the values of bucket \"b\" are bytes, expected endpoints",
     ),
-    ("a = 1\na = 2", "5:1 : duplicate key"),
+    (
+        "a = 1\na = 2",
+        "5:1 : `a` is there twice [the first is on line 4]",
+    ),
+    (
+        "[guard]\nports = []\n[limits]\nvia = true\nvia = false",
+        "8:1 : `via` is there twice [the first is on line 7]",
+    ),
+    (
+        "streams.age_max = \"1h\"\nstreams.age_max = \"2h\"",
+        "5:9 : `streams.age_max` is there twice [the first is on line 4]",
+    ),
+    (
+        "[buckets.a]\n[buckets.\"b\"]\n[buckets.a] # again",
+        "6:10 : `buckets.a` is there twice [the first is on line 4: put all of its keys there]",
+    ),
+    (
+        "[[route]]\nto = \"a:1\"\n[route]",
+        "6:2 : `route` is there twice [line 4 has `[[route]]`: write `[[route]]` for one more]",
+    ),
+    (
+        "[guard]\nworkers = 2",
+        "5:1 guard.workers: unknown key `workers` in guard [`workers` is a key of the top level: put it before the first `[table]`]",
+    ),
+    (
+        "[buckets]\ndata = \"data\"",
+        "5:1 buckets.data: unknown key `data` in buckets [`data` is a key of the top level: put it before the first `[table]`]",
+    ),
+    (
+        "[[route]]\nto = \"a:1\"\n[route.limits]\nvia = true",
+        "6:8 route[0].limits: unknown key `limits` in route[0] [it is a table of the top level: write `[limits]`]",
+    ),
+    (
+        "[guard]\nbuckets.a.backend = \"memory\"",
+        "5:1 guard.buckets: unknown key `buckets` in guard [they are tables of the top level: write `[buckets.NAME]`]",
+    ),
+    (
+        "[guard]\nlistener = [{ listen = \":81\" }]",
+        "5:1 guard.listener: unknown key `listener` in guard [they are tables of the top level: write `[[listener]]`]",
+    ),
 ];
+
+#[test]
+fn what_is_said_of_misplaced_keys_holds_for_all_keys_of_the_top_level() {
+    let text = format!("zzzzzzzzzzzz = 1\n{LISTENER}");
+    let told = &problems(&text)[0];
+    let (_, known) = told.split_once("[expected ").expect("help");
+    let known: Vec<_> = known.split('`').skip(1).step_by(2).collect();
+    assert_eq!(known.len(), 17, "{told}");
+    for key in known {
+        for value in ["1", "{}", "[]"] {
+            let text = format!("{LISTENER}\n[guard]\n{key} = {value}\n");
+            let told = problems(&text);
+            let is_table = value != "1";
+            let is_value = ["version", "workers", "data"].contains(&key);
+            let helps = told[0].contains("of the top level: ");
+            assert_eq!(helps, is_table != is_value, "{told:?}");
+        }
+    }
+}
 
 #[test]
 fn each_problem_has_its_place_and_says_what_was_expected() {

@@ -37,6 +37,8 @@ mod plan;
 mod redis;
 mod room;
 pub mod settings;
+#[cfg(any(feature = "etcd", feature = "redis"))]
+mod stranger;
 #[cfg(test)]
 mod tests;
 #[cfg(any(feature = "etcd", feature = "redis"))]

@@ -3,6 +3,7 @@
 use super::EngineError;
 use super::keys::Keys;
 use crate::store::shared::settings::EtcdSettings;
+use crate::store::shared::stranger::{self, Expected};
 use crate::store::shared::tls::Pem;
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KvClient, LeaseClient,
@@ -140,6 +141,27 @@ impl Connector {
     }
 
     async fn connect_to(&self, endpoint: &str) -> Result<Connection, EngineError> {
+        match self.open(endpoint).await {
+            Ok(connection) => Ok(connection),
+            // Boxed: it is rare, and would make every request's future larger.
+            Err(failure) if failure.is_unclear => {
+                Err(Box::pin(self.explained(endpoint, failure)).await)
+            }
+            Err(failure) => Err(failure.unsent()),
+        }
+    }
+
+    /// A failure to connect, with what to do about it if that can be told.
+    async fn explained(&self, endpoint: &str, mut failure: Failure) -> EngineError {
+        let (_, address) = endpoint.split_once("://").unwrap_or(("", endpoint));
+        let tls = self.settings.tls.is_some();
+        if let Some(advice) = stranger::advice(address, None, Expected::Etcd, tls).await {
+            failure.reason = format!("etcd {endpoint}: {advice}");
+        }
+        failure.unsent()
+    }
+
+    async fn open(&self, endpoint: &str) -> Result<Connection, Failure> {
         let made = async {
             let client = Client::connect([endpoint], Some(self.options.clone())).await?;
             let probe = GetOptions::new().with_keys_only();
@@ -149,9 +171,7 @@ impl Connector {
                 .await?;
             Ok((client, answer))
         };
-        let (client, answer) = answered(endpoint, self.settings.connect_timeout, made)
-            .await
-            .map_err(|failure| failure.unsent())?;
+        let (client, answer) = answered(endpoint, self.settings.connect_timeout, made).await?;
         let header = answer.header();
         Ok(Connection {
             client,
@@ -173,6 +193,7 @@ pub(super) async fn answered<T>(
         Ok(Err(error)) => Err(Failure::new(endpoint, &error)),
         Err(_) => Err(Failure {
             kind: Kind::Silent,
+            is_unclear: false,
             reason: format!("etcd {endpoint}: no answer within {timeout:?}"),
         }),
     }
@@ -187,6 +208,8 @@ pub(super) fn revision(of: i64) -> u64 {
 #[derive(Debug)]
 pub(super) struct Failure {
     kind: Kind,
+    /// Whether it was broken off, in a way that does not say why.
+    is_unclear: bool,
     pub(super) reason: String,
 }
 
@@ -224,9 +247,22 @@ impl Failure {
             error => (Kind::Silent, error.to_string()),
         };
         let text = text.strip_prefix("etcdserver: ").unwrap_or(&text);
+        let reason = match advice(text) {
+            Some(advice) => format!("etcd {endpoint}: {text}: {advice}"),
+            None => format!("etcd {endpoint}: {text}"),
+        };
+        let is_unclear = match error {
+            Error::TransportError(error) => !refused_connection(innermost(error)),
+            // What the server itself answered has no cause.
+            Error::GRpcStatus(status) => {
+                kind == Kind::Silent && std::error::Error::source(status).is_some()
+            }
+            _ => false,
+        };
         Self {
             kind,
-            reason: format!("etcd {endpoint}: {text}"),
+            is_unclear,
+            reason,
         }
     }
 
@@ -267,6 +303,22 @@ impl Failure {
             Kind::TooLarge => EngineError::TooLarge(self.reason),
             _ => EngineError::Unavailable(self.reason),
         }
+    }
+}
+
+/// What to do about what etcd says of a login.
+fn advice(text: &str) -> Option<&'static str> {
+    let says = |part: &str| text.contains(part);
+    if says("user name is empty") {
+        Some("the server wants a login: set `user` and `password` in [store.etcd]")
+    } else if says("authentication failed") {
+        Some("see `user` and `password` of [store.etcd]")
+    } else if says("authentication is not enabled") {
+        Some("leave out `user` and `password` of [store.etcd]")
+    } else if says("permission denied") {
+        Some("the user needs to read and write all keys that begin with `prefix` of [store.etcd]")
+    } else {
+        None
     }
 }
 

@@ -6,6 +6,7 @@ use crate::store::shared::EngineError;
 use crate::store::shared::settings::{
     Credentials, REDIS_PORT, RedisServers, RedisSettings, SENTINEL_PORT, parse_address,
 };
+use crate::store::shared::stranger::{self, Expected};
 use crate::store::shared::tls::Pem;
 use redis::aio::MultiplexedConnection;
 use redis::{
@@ -76,11 +77,96 @@ impl Connector {
         let limit = self.settings.connect_timeout;
         match tokio::time::timeout(limit, self.find(longer)).await {
             Ok(Ok(connection)) => Ok(connection),
-            Ok(Err((address, error))) => Err(unsent(&address, &error)),
-            Err(_) => Err(EngineError::Unavailable(format!(
-                "redis {}: no connection within {limit:?}",
-                self.named()
-            ))),
+            // Boxed: it is rare, and would make every request's future larger.
+            Ok(Err((address, error))) => Err(Box::pin(self.explained(&address, &error)).await),
+            Err(_) => {
+                let named = self.named();
+                let late = format!("no connection within {limit:?}");
+                let told = Box::pin(self.silence(&named)).await.unwrap_or(late);
+                Err(EngineError::Unavailable(format!("redis {named}: {told}")))
+            }
+        }
+    }
+
+    /// What a failure to connect means, with what to do about it if that can be told.
+    async fn explained(&self, address: &str, error: &RedisError) -> EngineError {
+        let meant = unsent(address, error);
+        let is_unclear = match error.kind() {
+            // A certificate says itself what is wrong with it.
+            ErrorKind::Io => {
+                let is_clear = error.is_connection_refusal() || error.is_timeout();
+                !is_clear && matches!(meant, EngineError::Unavailable(_))
+            }
+            ErrorKind::Parse => true,
+            _ => false,
+        };
+        let told = match error.code() {
+            Some("NOAUTH") => Some(self.login_wanted(address)),
+            Some("WRONGPASS") => {
+                let [user, password] = self.login_keys(address);
+                let text =
+                    format!("the login is refused: see `{user}` and `{password}` of [store.redis]");
+                Some(text)
+            }
+            _ if error.kind() == ErrorKind::RESP3NotSupported => {
+                Some("it knows no HELLO, expected Redis 7 or newer".to_owned())
+            }
+            _ if is_unclear => self.advice(address).await,
+            _ if error.is_timeout() => self.silence(address).await,
+            _ => None,
+        };
+        // What could not be read is nothing to show.
+        let unread = error.kind() == ErrorKind::Parse;
+        let unread = unread.then(|| "what answers there does not speak Redis".to_owned());
+        let Some(told) = told.or(unread) else {
+            return meant;
+        };
+        let text = match error.code() {
+            Some(code) => format!("redis {address}: {code}: {told}"),
+            None => format!("redis {address}: {told}"),
+        };
+        match meant {
+            EngineError::Refused(_) => EngineError::Refused(text),
+            _ => EngineError::Unavailable(text),
+        }
+    }
+
+    async fn advice(&self, address: &str) -> Option<String> {
+        let port = match self.is_sentinel(address) {
+            true => SENTINEL_PORT,
+            false => REDIS_PORT,
+        };
+        let tls = self.tls.is_some();
+        stranger::advice(address, Some(port), Expected::Redis, tls).await
+    }
+
+    /// What to do about an address that says nothing: without TLS, Redis waits for the end of what TLS begins with.
+    async fn silence(&self, address: &str) -> Option<String> {
+        match self.tls {
+            Some(_) => self.advice(address).await,
+            None => None,
+        }
+    }
+
+    fn login_wanted(&self, address: &str) -> String {
+        let [user, password] = self.login_keys(address);
+        format!(
+            "the server wants a login: set `{password}` in [store.redis], and `{user}` if it is not the default one"
+        )
+    }
+
+    /// The settings of the login for this address.
+    fn login_keys(&self, address: &str) -> [&'static str; 2] {
+        match self.is_sentinel(address) {
+            true => ["sentinel_user", "sentinel_password"],
+            false => ["user", "password"],
+        }
+    }
+
+    fn is_sentinel(&self, address: &str) -> bool {
+        match &self.settings.servers {
+            RedisServers::Sentinel { sentinels, .. } => sentinels.iter().any(|it| it == address),
+            RedisServers::Single(_) | RedisServers::Cluster(_) => false,
         }
     }
 

@@ -67,6 +67,24 @@ fn run(test: impl Future<Output = ()>) {
     ended.expect("the test ends in time");
 }
 
+/// A server of HTTP that takes nothing it is asked, as long as the test runs.
+async fn http_server() -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("a port is free");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut question = [0; 1024];
+            let _ = stream.read(&mut question).await;
+            let refused =
+                b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = stream.write_all(refused).await;
+        }
+    });
+    address
+}
+
 fn buckets() -> Vec<Box<str>> {
     vec![ONE.into(), TWO.into()]
 }
@@ -134,7 +152,8 @@ async fn commit_whole(
     engine: &impl Engine,
     transaction: Transaction,
 ) -> Result<Outcome, EngineError> {
-    let done = timeout(SOON, engine.commit(&transaction)).await;
+    // Boxed, for without it the stack of a test is hardly enough.
+    let done = timeout(SOON, Box::pin(engine.commit(&transaction))).await;
     done.expect("a commit ends in time")
 }
 
@@ -146,7 +165,7 @@ async fn write_when_back(engine: &impl Engine, writes: Vec<SharedWrite>) -> Revi
     };
     let applied = async {
         loop {
-            match engine.commit(&transaction).await {
+            match Box::pin(engine.commit(&transaction)).await {
                 Ok(Outcome::Applied(revision)) => return revision,
                 Err(EngineError::Unavailable(_) | EngineError::Unknown(_)) => {
                     // Another try is the only way to learn that it is back.

@@ -27,17 +27,19 @@ fn a_login_is_checked_and_renewed() {
             });
             Etcd::new(settings).expect("the settings are right")
         };
-        for wrong in [None, Some("wrong")] {
-            let error = engine(wrong).load(&buckets()).await;
-            assert!(
-                matches!(error, Err(EngineError::Refused(_))),
-                "{wrong:?} {error:?}"
-            );
-            let error = commit(&engine(wrong), vec![], vec![set(ONE, "a", "v")]).await;
-            assert!(
-                matches!(error, Err(EngineError::Refused(_))),
-                "{wrong:?} {error:?}"
-            );
+        for (wrong, told) in [
+            (None, "set `user` and `password` in [store.etcd]"),
+            (Some("wrong"), "see `user` and `password` of [store.etcd]"),
+        ] {
+            let (loading, writing) = (engine(wrong), engine(wrong));
+            let loaded = Box::pin(loading.load(&buckets())).await.err();
+            let committed = commit(&writing, vec![], vec![set(ONE, "a", "v")]).await;
+            for error in [loaded, committed.err()] {
+                assert!(
+                    matches!(&error, Some(EngineError::Refused(reason)) if reason.contains(told)),
+                    "{wrong:?} {error:?}"
+                );
+            }
         }
         let right = engine(Some("secret"));
         write(&right, vec![set(ONE, "a", "1")]).await;
@@ -52,6 +54,33 @@ fn a_login_is_checked_and_renewed() {
         let newest = write_when_back(&right, vec![set(ONE, "a", "3")]).await;
         follower.reaches(newest).await;
         assert_eq!(follower.value(ONE, "a"), Some(&b"3"[..]));
+    });
+}
+
+#[test]
+fn what_is_no_etcd_is_told() {
+    with_server(async |server: EtcdServer| {
+        let reason = async |settings: EtcdSettings| {
+            let engine = Etcd::new(settings).expect("the settings are right");
+            let error = engine.load(&buckets()).await;
+            error.expect_err("refused").to_string()
+        };
+        let told = reason(server.settings(&http_server().await, "none")).await;
+        let expected = "an HTTP server answers there, which does not speak etcd";
+        assert!(told.contains(expected), "{told}");
+        let mut with_tls = server.settings(&server.address(), "none");
+        with_tls.tls = Some(Default::default());
+        let told = reason(with_tls).await;
+        let expected = "without TLS: leave out `tls` of [store.etcd]";
+        assert!(told.contains(expected), "{told}");
+        let mut with_login = server.settings(&server.address(), "none");
+        with_login.credentials = Some(Credentials {
+            user: Some("root".into()),
+            password: "secret".into(),
+        });
+        let told = reason(with_login).await;
+        let expected = "leave out `user` and `password` of [store.etcd]";
+        assert!(told.contains(expected), "{told}");
     });
 }
 
@@ -82,17 +111,21 @@ fn tls_is_checked_on_both_sides() {
             matches!(&reason, Some(EngineError::Refused(reason)) if reason.contains("certificate")),
             "{reason:?}"
         );
+        let reason = error(plain).await.map(|error| error.to_string());
+        let told = "the server there speaks TLS: set `tls` in [store.etcd]";
+        assert!(
+            reason.as_ref().is_some_and(|it| it.contains(told)),
+            "{reason:?}"
+        );
         // How the end of a handshake is seen depends on who is faster.
-        for settings in [without, plain] {
-            let reason = error(settings).await;
-            assert!(
-                matches!(
-                    reason,
-                    Some(EngineError::Refused(_) | EngineError::Unavailable(_))
-                ),
-                "{reason:?}"
-            );
-        }
+        let reason = error(without).await;
+        assert!(
+            matches!(
+                reason,
+                Some(EngineError::Refused(_) | EngineError::Unavailable(_))
+            ),
+            "{reason:?}"
+        );
         let mut missing = server.settings(&server.address(), "tls");
         missing.tls.as_mut().expect("it has TLS").ca = Some("missing.pem".into());
         let error = Etcd::new(missing).err();

@@ -72,13 +72,69 @@ fn a_login_with_the_permissions_that_are_needed_is_enough() {
         }
         write(&engine, vec![delete(ONE, "a")]).await;
         assert_eq!(load(&engine).await.entries, []);
-        for (prefix, password) in [("acl", "wrong"), ("other", "secret")] {
+        for (prefix, password, told) in [
+            ("acl", "wrong", "see `user` and `password` of [store.redis]"),
+            ("other", "secret", "NOPERM"),
+        ] {
             let error = commit(&with(prefix, password), vec![], vec![set(ONE, "a", "v")]).await;
             assert!(
-                matches!(error, Err(EngineError::Refused(_))),
+                matches!(&error, Err(EngineError::Refused(reason)) if reason.contains(told)),
                 "{prefix} {password} {error:?}"
             );
         }
+    });
+}
+
+#[test]
+fn a_server_that_wants_a_login_says_which_settings_to_write() {
+    run(async {
+        let Some(server) = RedisServer::with(&["--requirepass secret"], false).await else {
+            return;
+        };
+        let reason = async |servers| {
+            let engine = engine(RedisSettings {
+                servers,
+                ..server.settings.clone()
+            });
+            match engine.load(&buckets()).await {
+                Err(EngineError::Refused(reason)) => reason,
+                other => panic!("not refused: {other:?}"),
+            }
+        };
+        let address = server.address();
+        assert_eq!(
+            reason(RedisServers::Single(address.clone())).await,
+            format!(
+                "redis {address}: NOAUTH: the server wants a login: set `password` in [store.redis], and `user` \
+                 if it is not the default one"
+            )
+        );
+        let sentinels = RedisServers::Sentinel {
+            sentinels: vec![address],
+            master: "mymaster".into(),
+        };
+        let reason = reason(sentinels).await;
+        assert!(reason.contains("set `sentinel_password` in"), "{reason}");
+    });
+}
+
+#[test]
+fn what_is_no_redis_is_told() {
+    with_server(async |server: RedisServer| {
+        let reason = async |settings: RedisSettings| {
+            let error = engine(settings).load(&buckets()).await;
+            error.expect_err("refused").to_string()
+        };
+        let mut elsewhere = server.settings.clone();
+        elsewhere.servers = RedisServers::Single(http_server().await);
+        let told = reason(elsewhere).await;
+        let expected = "an HTTP server answers there, which does not speak Redis";
+        assert!(told.contains(expected), "{told}");
+        let mut with_tls = server.settings.clone();
+        with_tls.tls = Some(Default::default());
+        let told = reason(with_tls).await;
+        let expected = "without TLS: leave out `tls` of [store.redis]";
+        assert!(told.contains(expected), "{told}");
     });
 }
 
@@ -109,16 +165,20 @@ fn tls_is_checked_on_both_sides() {
             matches!(&reason, Some(EngineError::Refused(reason)) if reason.contains("certificate")),
             "{reason:?}"
         );
+        let reason = error(plain).await.map(|error| error.to_string());
+        let told = "the server there speaks TLS: set `tls` in [store.redis]";
+        assert!(
+            reason.as_ref().is_some_and(|it| it.contains(told)),
+            "{reason:?}"
+        );
         // How the end of a handshake is seen depends on who is faster.
-        for settings in [without, plain] {
-            let reason = error(settings).await;
-            assert!(
-                matches!(
-                    reason,
-                    Some(EngineError::Refused(_) | EngineError::Unavailable(_))
-                ),
-                "{reason:?}"
-            );
-        }
+        let reason = error(without).await;
+        assert!(
+            matches!(
+                reason,
+                Some(EngineError::Refused(_) | EngineError::Unavailable(_))
+            ),
+            "{reason:?}"
+        );
     });
 }
