@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// What stands before every endpoint.
+/// What stands before every route.
 #[derive(Clone)]
 pub struct Gate {
     token: Option<Token>,

@@ -1,6 +1,6 @@
 //! The admin API: plugins, store, streams, config, metrics, on a thread of its own.
 //!
-//! A request passes [`auth`] first, then meets one handler of the table in `endpoints`. Errors are [`problem`] documents.
+//! A request passes [`auth`] first, then meets one handler of the table in `routes`. Errors are [`problem`] documents.
 //! `GET` and `HEAD` never change anything; whatever else is asked for goes through `attempt`, which has it audited. Changes
 //! take `?dry_run=true`.
 //!
@@ -126,7 +126,7 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// What the endpoints work on; clones share it.
+/// What the handlers work on; clones share it.
 #[derive(Clone)]
 pub struct State {
     /// Routing data.
@@ -185,7 +185,7 @@ impl Default for Own {
     }
 }
 
-/// What the endpoints of the store work on: they need nothing else of the process.
+/// What the handlers of the store work on: they need nothing else of the process.
 #[derive(Clone)]
 struct Data {
     store: Store,
@@ -226,11 +226,11 @@ pub async fn serve(
 fn router(state: State, attempts: Attempts) -> Router {
     let gate = auth::Gate::new(&state.config, state.token.clone()).following(state.control.clone());
     let staleness = from_fn_with_state(state.store.clone(), staleness::tell);
-    guarded(endpoints().layer(staleness), gate, attempts).with_state(state)
+    guarded(routes().layer(staleness), gate, attempts).with_state(state)
 }
 
-/// Every endpoint.
-fn endpoints() -> Router<State> {
+/// Every route.
+fn routes() -> Router<State> {
     Router::new()
         .route("/", get(status::index))
         .route("/healthz", get(status::healthz))
@@ -256,7 +256,7 @@ fn endpoints() -> Router<State> {
         .merge(data_routes())
 }
 
-/// The endpoints of the store.
+/// The routes of the store.
 fn data_routes<S>() -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -294,7 +294,7 @@ fn guarded<S: Clone + Send + Sync + 'static>(
 async fn unknown_path(uri: Uri) -> Problem {
     Problem::not_found(
         "not-found",
-        format!("no endpoint {:?}: GET / lists them", uri.path()),
+        format!("no route {:?}: GET / lists them", uri.path()),
     )
 }
 

@@ -21,7 +21,7 @@ fn attempts() -> Attempts {
     Attempts::new(Losses::default())
 }
 
-/// The endpoints of the store over two empty buckets in memory, without a token.
+/// The routes of the store over two empty buckets in memory, without a token.
 struct Api {
     router: Router,
     store: Store,
@@ -107,9 +107,9 @@ impl Api {
 }
 
 #[test]
-fn no_two_endpoints_share_a_path() {
+fn no_two_routes_share_a_path() {
     // Building the table panics if they do.
-    let _ = endpoints();
+    let _ = routes();
 }
 
 #[tokio::test]
@@ -122,6 +122,10 @@ async fn refusals_of_the_table_are_problem_documents() {
     assert_eq!(missing.status, 404);
     assert_eq!(missing.header(header::CONTENT_TYPE), problem::CONTENT_TYPE);
     assert_eq!(missing.json()["code"], "not-found");
+    assert_eq!(
+        missing.json()["detail"],
+        "no route \"/v2\": GET / lists them"
+    );
     let wrong = send(&router, request("POST /healthz", &[], "")).await;
     assert_eq!(wrong.status, 405);
     assert_eq!(wrong.header(header::ALLOW), "GET,HEAD");
