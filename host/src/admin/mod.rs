@@ -40,6 +40,7 @@ mod input;
 mod kv;
 mod plugins;
 pub mod problem;
+mod revocation;
 mod rights;
 mod rollout;
 mod serve;
@@ -58,6 +59,7 @@ pub(crate) use transfer::check_write;
 
 use attempt::Attempts;
 use problem::Problem;
+use revocation::Tokens;
 
 /// Where the admin API listens and who may use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +192,7 @@ impl Default for Own {
 struct Data {
     store: Store,
     body_bytes_max: usize,
+    tokens: Tokens,
     watches: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
 }
@@ -199,6 +202,7 @@ impl FromRef<State> for Data {
         Self {
             store: state.store.clone(),
             body_bytes_max: state.config.body_bytes_max,
+            tokens: Tokens::following(state.control.tokens()),
             watches: state.own.watches.clone(),
             stopping: state.own.stopping.subscribe(),
         }
@@ -224,7 +228,8 @@ pub async fn serve(
 }
 
 fn router(state: State, attempts: Attempts) -> Router {
-    let gate = auth::Gate::new(&state.config, state.token.clone()).following(state.control.clone());
+    let tokens = Tokens::following(state.control.tokens());
+    let gate = auth::Gate::new(&state.config, state.token.clone()).with(tokens);
     let staleness = from_fn_with_state(state.store.clone(), staleness::tell);
     guarded(routes().layer(staleness), gate, attempts).with_state(state)
 }

@@ -69,6 +69,29 @@ impl Caller {
         token.permit(method, named("bucket"), named("key"))
     }
 
+    /// The same caller with the rights it has by these tokens, if it may still use a bucket so; of a name or secret that is
+    /// another now, the secret counts.
+    ///
+    /// # Errors
+    /// 401 if its token is not among them, 403 if the bucket is beyond it.
+    pub(super) fn renewed(
+        &self,
+        tokens: &[Arc<LimitedToken>],
+        method: &Method,
+        bucket: &str,
+    ) -> Result<Self, Problem> {
+        let Self::Limited(before) = self else {
+            return Ok(Self::Admin);
+        };
+        let now = tokens.iter().find(|now| now.token == before.token);
+        let now = now.ok_or_else(|| {
+            let detail = format!("token {:?} is good no longer", before.name);
+            Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+        })?;
+        now.permit(method, Some(bucket), None)?;
+        Ok(Self::Limited(now.clone()))
+    }
+
     /// Whether the caller may list keys that begin so.
     ///
     /// # Errors

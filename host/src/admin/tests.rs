@@ -86,6 +86,7 @@ impl Api {
         let data = Data {
             store: store.clone(),
             body_bytes_max: 10_000,
+            tokens: Tokens::fixed(Vec::new()),
             watches: Arc::new(Semaphore::new(2)),
             stopping: stop.subscribe(),
         };
