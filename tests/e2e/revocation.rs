@@ -1,4 +1,4 @@
-//! What goes on with a limited token ends when a reload takes its rights away.
+//! What goes on with a limited token ends when a reload takes its rights away, and one such token leaves room for others.
 
 use crate::harness::events::{Event, Events};
 use crate::harness::proxy::TestProxy;
@@ -208,4 +208,38 @@ async fn imports_stop_where_their_token_is_gone() {
     let keys = page["entries"].as_array().expect("a list").iter();
     let keys: Vec<&Value> = keys.map(|entry| &entry["key"]).collect();
     assert_eq!(keys, [&json!("eu-1")]);
+}
+
+#[tokio::test]
+async fn limited_tokens_have_a_share_of_the_watches_and_the_rest_is_for_the_own_one() {
+    let names = ["a", "b", "c", "d"];
+    let tokens = names.map(|name| token(name, "read", ""));
+    let proxy = start(&tokens).await;
+    let path = "/v1/kv/ids?watch";
+    let refused = async |name: &str, why: &str| {
+        let refused = with(&proxy, name).get(path).await;
+        assert_eq!(refused.status, 503, "{}", refused.text());
+        let told = refused.json();
+        assert_eq!(told["code"], "too-many-watches");
+        let detail = told["detail"].as_str().expect("a reason");
+        assert!(detail.contains(why), "{detail}");
+    };
+    let mut open = Vec::new();
+    for name in &names[..3] {
+        for _ in 0..32 {
+            open.push(Events::open(&with(&proxy, name), path, None).await);
+        }
+        refused(name, &format!("token \"{name}\" has 32 watches open")).await;
+    }
+    refused("d", "96 watches of limited tokens are open").await;
+    let mut own = Events::open(&proxy.admin(), path, None).await;
+    proxy.admin().set("ids", "k", "v").await;
+    assert_eq!(keys(own.next().await), ["k"]);
+    // What a reload takes away is free for others.
+    apply(&proxy, &tokens[3..]).await;
+    for events in &mut open {
+        assert_eq!(keys(events.next().await), ["k"]);
+        end_of(events).await;
+    }
+    Events::open(&with(&proxy, "d"), path, None).await;
 }

@@ -2,6 +2,7 @@
 
 mod condition;
 mod history;
+mod places;
 mod watch;
 mod write;
 
@@ -22,6 +23,7 @@ use serde_json::json;
 
 pub(super) use condition::Required;
 pub(super) use history::undo_problem;
+pub(super) use places::Watches;
 pub(super) use write::{delete, patch, put};
 
 /// When the entry ends, if it does.

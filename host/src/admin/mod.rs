@@ -25,7 +25,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tracing_appender::non_blocking::ErrorCounter;
 
 mod attempt;
@@ -58,6 +58,7 @@ pub use token::{Token, TokenError};
 pub(crate) use transfer::check_write;
 
 use attempt::Attempts;
+use kv::Watches;
 use problem::Problem;
 use revocation::Tokens;
 
@@ -166,14 +167,11 @@ pub struct Own {
     deploying: plugins::Deploying,
     /// Held from the check of a config's `If-Match` to the end of its apply.
     configuring: tokio::sync::Mutex<()>,
-    /// One for each client that may watch a bucket at a time.
-    watches: Arc<Semaphore>,
+    /// Clients that watch a bucket.
+    watches: Arc<Watches>,
     /// Set when the API stops, for answers that do not end by themselves.
     stopping: watch::Sender<bool>,
 }
-
-/// Clients that watch at a time: fewer than there are connections, so that others are served beside them.
-const WATCHES_MAX: usize = 128;
 
 impl Default for Own {
     fn default() -> Self {
@@ -181,7 +179,7 @@ impl Default for Own {
             swaps: Swaps::default(),
             deploying: plugins::Deploying::default(),
             configuring: tokio::sync::Mutex::default(),
-            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            watches: Arc::default(),
             stopping: watch::Sender::new(false),
         }
     }
@@ -193,7 +191,7 @@ struct Data {
     store: Store,
     body_bytes_max: usize,
     tokens: Tokens,
-    watches: Arc<Semaphore>,
+    watches: Arc<Watches>,
     stopping: watch::Receiver<bool>,
 }
 

@@ -87,7 +87,7 @@ impl Api {
             store: store.clone(),
             body_bytes_max: 10_000,
             tokens: Tokens::fixed(Vec::new()),
-            watches: Arc::new(Semaphore::new(2)),
+            watches: Arc::new(Watches::new(2)),
             stopping: stop.subscribe(),
         };
         Self {

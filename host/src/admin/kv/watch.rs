@@ -5,6 +5,7 @@
 //! its way; one that falls behind further than the log reaches gets the event `compacted`, and the end. One that may no longer
 //! list what it watches gets the event `end`.
 
+use super::places::Place;
 use super::{ListQuery, expires_json, value_json};
 use crate::admin::Data;
 use crate::admin::handed::Handed;
@@ -88,15 +89,10 @@ pub(super) async fn start(
         .watch_from(bucket, since)
         .await
         .map_err(refused)?;
-    let place = data.watches.clone().try_acquire_owned().map_err(|_| {
-        Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too-many-watches",
-            "as many watches as there may be are running",
-        )
-    })?;
+    let place = data.watches.take(caller)?;
     let (sender, events) = mpsc::channel(1);
     let told = Told {
+        _place: place,
         watch,
         prefix: query.prefix.clone(),
         lost: data.tokens.lost(caller.clone(), name, &query.prefix),
@@ -110,7 +106,6 @@ pub(super) async fn start(
             // Its client comes back with the last id, to the next process.
             _ = stopping.wait_for(|stopping| *stopping) => {}
         }
-        drop(place);
     });
     let fields = [
         (
@@ -150,6 +145,8 @@ fn refused(error: WatchError) -> Problem {
 
 /// One client that is told of changes.
 struct Told {
+    /// First, so that it is free when the client sees the end.
+    _place: Place,
     watch: Watch,
     prefix: String,
     lost: Lost,
