@@ -35,6 +35,7 @@ pub(crate) mod caddy;
 mod config;
 mod connected;
 mod drains;
+mod fleet;
 mod handed;
 mod input;
 mod kv;
@@ -240,7 +241,11 @@ fn routes() -> Router<State> {
         .route("/readyz", get(status::readyz))
         .route("/metrics", get(status::metrics))
         .route("/v1/status", get(status::status))
-        .route("/v1/fleet", get(status::fleet))
+        .route("/v1/fleet", get(fleet::get))
+        .route(
+            "/v1/fleet/plugins/{name}",
+            axum::routing::delete(fleet::forget),
+        )
         .route("/v1/batch", post(batch::post))
         .route("/v1/config", get(config::get).put(config::put))
         .route("/v1/config/check", post(config::check))

@@ -114,7 +114,7 @@ enum Command {
     Plugin(plugin::Args),
     /// Read and change the buckets of the store
     Kv(kv::Args),
-    /// Show the nodes of a fleet, and whether each has what they agreed on
+    /// Show the nodes of a fleet and whether each has what they agreed on, or forget a plugin that none has
     Fleet(fleet::Args),
     /// Make a config and a filled bucket of what another proxy was given
     Import(import::Args),
