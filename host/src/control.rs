@@ -1,5 +1,6 @@
 //! What may be asked of the running process: its config, another config, whether it is ready.
 
+use crate::admin::LimitedToken;
 use crate::config::Config;
 use crate::config::diagnostic::Problem;
 use crate::listener;
@@ -17,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 /// What the admin API may ask of the running process; clones share it.
 #[derive(Clone)]
@@ -27,6 +28,8 @@ pub struct Control {
 
 struct Inner {
     running: ArcSwap<Running>,
+    /// Those of its config, told anew with each.
+    tokens: watch::Sender<Vec<Arc<LimitedToken>>>,
     site: Arc<ArcSwap<Site>>,
     store: Store,
     plugins: Arc<Plugins>,
@@ -120,11 +123,13 @@ impl Control {
             file,
             admin,
         } = parts;
+        let tokens = watch::Sender::new(running.config.admin.tokens.clone());
         let running = ArcSwap::from_pointee(running);
         let (applying, draining, started) =
             (Mutex::new(()), AtomicBool::new(false), Instant::now());
         let inner = Inner {
             running,
+            tokens,
             site,
             store,
             plugins,
@@ -156,6 +161,11 @@ impl Control {
     /// The config that runs.
     pub fn running(&self) -> Arc<Running> {
         self.inner.running.load_full()
+    }
+
+    /// The limited tokens of the config that runs, whichever that is.
+    pub(crate) fn tokens(&self) -> watch::Receiver<Vec<Arc<LimitedToken>>> {
+        self.inner.tokens.subscribe()
     }
 
     /// Applies a config given as TOML text, all or nothing, closing nothing.
@@ -236,7 +246,9 @@ impl Control {
             .collect();
         let next = Running::new(config, Some(text.into()), bound, &site);
         inner.site.store(Arc::new(site));
+        let tokens = next.config.admin.tokens.clone();
         inner.running.store(Arc::new(next));
+        inner.tokens.send_replace(tokens);
         for name in closed {
             inner.workers.unlisten(&name).await;
         }
@@ -318,7 +330,7 @@ impl Control {
 
 /// What of a config only a restart can change.
 fn needs_restart(running: &Config, next: &Config) -> Option<&'static str> {
-    // Limited tokens are looked up in the running config.
+    // Limited tokens are told anew with each config.
     let without_tokens = |config: &Config| crate::admin::Config {
         tokens: Vec::new(),
         ..config.admin.clone()

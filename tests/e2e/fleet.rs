@@ -32,6 +32,7 @@ macro_rules! on_both {
 }
 
 mod example;
+mod forget;
 mod moment;
 mod together;
 

@@ -41,6 +41,7 @@ mod migrate;
 mod on_change;
 mod pings;
 mod records;
+mod revocation;
 mod seed;
 mod session_writes;
 mod sessions;

@@ -225,7 +225,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Attempt {
     }
 }
 
-/// Stands behind the gate, before every endpoint.
+/// Stands behind the gate, before every route.
 pub(super) async fn conduct(
     State(attempts): State<Attempts>,
     mut request: Request,

@@ -4,31 +4,28 @@
 //! (DNS rebinding makes it a name of the attacker's), and it cannot leave out `Origin` on anything that changes state.
 
 use super::problem::Problem;
-use super::rights::{Caller, LimitedToken};
+use super::revocation::Tokens;
+use super::rights::Caller;
 use super::token::Token;
 use super::{Address, Auth, Config};
-use crate::control::Control;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use std::net::IpAddr;
-use std::sync::Arc;
 
-/// What stands before every endpoint.
+/// What stands before every route.
 #[derive(Clone)]
 pub struct Gate {
     token: Option<Token>,
     /// A Unix socket has no name a browser could be sent to.
     any_host: bool,
-    /// Tokens for a part of the store, as of the start.
-    limited: Vec<Arc<LimitedToken>>,
-    /// Whose config says which of these there are now.
-    control: Option<Control>,
+    /// Tokens for a part of the store.
+    limited: Tokens,
 }
 
 impl Gate {
-    /// The gate of a config. With [`Auth::Token`] and no token, no one passes.
+    /// The gate of a config, with its limited tokens. With [`Auth::Token`] and no token, no one passes.
     pub fn new(config: &Config, token: Option<Token>) -> Self {
         Self {
             token: match config.auth {
@@ -36,17 +33,13 @@ impl Gate {
                 Auth::Token => Some(token.unwrap_or_else(Token::unguessable)),
             },
             any_host: matches!(config.listen, Address::Unix(_)),
-            limited: config.tokens.clone(),
-            control: None,
+            limited: Tokens::fixed(config.tokens.clone()),
         }
     }
 
-    /// The same, with the limited tokens of the running config: a token that is taken out of it is good no longer.
-    pub(super) fn following(self, control: Control) -> Self {
-        Self {
-            control: Some(control),
-            ..self
-        }
+    /// The same, with limited tokens that come and go.
+    pub(super) fn with(self, limited: Tokens) -> Self {
+        Self { limited, ..self }
     }
 
     /// Whether this request may go on, and for whom.
@@ -75,7 +68,7 @@ impl Gate {
                 return Ok(Caller::Admin);
             }
             Some(value) if bearer(value).is_some() => {
-                match bearer(value).and_then(|given| self.limited(given)) {
+                match bearer(value).and_then(|given| self.limited.find(given)) {
                     Some(token) => return Ok(Caller::Limited(token)),
                     None => "the token is not the one of this process",
                 }
@@ -91,18 +84,6 @@ impl Gate {
                 HeaderValue::from_static("Bearer realm=\"throwbar\""),
             ),
         )
-    }
-
-    fn limited(&self, given: &[u8]) -> Option<Arc<LimitedToken>> {
-        let running = self.control.as_ref().map(Control::running);
-        let tokens = match &running {
-            Some(running) => &running.config.admin.tokens,
-            None => &self.limited,
-        };
-        tokens
-            .iter()
-            .find(|token| token.token.matches(given))
-            .cloned()
     }
 }
 
@@ -218,7 +199,9 @@ fn is_same_origin(origin: &str, host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::LimitedToken;
     use std::path::PathBuf;
+    use std::sync::Arc;
 
     fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -1,4 +1,4 @@
-//! What a request gives an endpoint: path, query, body and conditions, each refused with what was expected.
+//! What a request gives a handler: path, query, body and conditions, each refused with what was expected.
 
 use super::problem::Problem;
 use super::rights::Caller;

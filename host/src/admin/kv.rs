@@ -2,6 +2,7 @@
 
 mod condition;
 mod history;
+mod places;
 mod watch;
 mod write;
 
@@ -22,6 +23,7 @@ use serde_json::json;
 
 pub(super) use condition::Required;
 pub(super) use history::undo_problem;
+pub(super) use places::Watches;
 pub(super) use write::{delete, patch, put};
 
 /// When the entry ends, if it does.
@@ -84,19 +86,21 @@ pub(super) async fn list(
     let snapshot = data.store.snapshot();
     let (id, bucket) = find(&snapshot, &name)?;
     if watch::is_wanted(&query)? {
-        return watch::start(&data, id, &query, &headers).await;
+        return watch::start(&data, (id, &name), &query, &caller, &headers).await;
     }
-    if let Some(name) = query.format.as_deref().filter(|name| *name != "json") {
-        let format = ExportFormat::named(name).ok_or_else(|| {
+    if let Some(wanted) = query.format.as_deref().filter(|it| *it != "json") {
+        let format = ExportFormat::named(wanted).ok_or_else(|| {
             Problem::bad_request(
                 "query",
-                format!("query: format {name:?}: expected json, ndjson, csv or lines"),
+                format!("query: format {wanted:?}: expected json, ndjson, csv or lines"),
             )
         })?;
         if query.limit.is_some() || query.cursor.is_some() {
             return Err(Problem::bad_request(
                 "query",
-                format!("query: format={name} exports everything: it takes no limit and no cursor"),
+                format!(
+                    "query: format={wanted} exports everything: it takes no limit and no cursor"
+                ),
             ));
         }
         let export = Export {
@@ -104,7 +108,8 @@ pub(super) async fn list(
             prefix: query.prefix,
             deadlines: query.deadlines.unwrap_or(true),
         };
-        return transfer::export(snapshot, id, export).await;
+        let lost = data.tokens.lost(caller, &name, &export.prefix);
+        return transfer::export(snapshot, id, export, lost).await;
     }
     if query.deadlines.is_some() {
         return Err(Problem::bad_request(

@@ -1,6 +1,6 @@
 //! The admin API: plugins, store, streams, config, metrics, on a thread of its own.
 //!
-//! A request passes [`auth`] first, then meets one handler of the table in `endpoints`. Errors are [`problem`] documents.
+//! A request passes [`auth`] first, then meets one handler of the table in `routes`. Errors are [`problem`] documents.
 //! `GET` and `HEAD` never change anything; whatever else is asked for goes through `attempt`, which has it audited. Changes
 //! take `?dry_run=true`.
 //!
@@ -25,7 +25,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tracing_appender::non_blocking::ErrorCounter;
 
 mod attempt;
@@ -35,11 +35,13 @@ pub(crate) mod caddy;
 mod config;
 mod connected;
 mod drains;
+mod fleet;
 mod handed;
 mod input;
 mod kv;
 mod plugins;
 pub mod problem;
+mod revocation;
 mod rights;
 mod rollout;
 mod serve;
@@ -57,7 +59,9 @@ pub use token::{Token, TokenError};
 pub(crate) use transfer::check_write;
 
 use attempt::Attempts;
+use kv::Watches;
 use problem::Problem;
+use revocation::Tokens;
 
 /// Where the admin API listens and who may use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +130,7 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// What the endpoints work on; clones share it.
+/// What the handlers work on; clones share it.
 #[derive(Clone)]
 pub struct State {
     /// Routing data.
@@ -164,14 +168,11 @@ pub struct Own {
     deploying: plugins::Deploying,
     /// Held from the check of a config's `If-Match` to the end of its apply.
     configuring: tokio::sync::Mutex<()>,
-    /// One for each client that may watch a bucket at a time.
-    watches: Arc<Semaphore>,
+    /// Clients that watch a bucket.
+    watches: Arc<Watches>,
     /// Set when the API stops, for answers that do not end by themselves.
     stopping: watch::Sender<bool>,
 }
-
-/// Clients that watch at a time: fewer than there are connections, so that others are served beside them.
-const WATCHES_MAX: usize = 128;
 
 impl Default for Own {
     fn default() -> Self {
@@ -179,18 +180,19 @@ impl Default for Own {
             swaps: Swaps::default(),
             deploying: plugins::Deploying::default(),
             configuring: tokio::sync::Mutex::default(),
-            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            watches: Arc::default(),
             stopping: watch::Sender::new(false),
         }
     }
 }
 
-/// What the endpoints of the store work on: they need nothing else of the process.
+/// What the handlers of the store work on: they need nothing else of the process.
 #[derive(Clone)]
 struct Data {
     store: Store,
     body_bytes_max: usize,
-    watches: Arc<Semaphore>,
+    tokens: Tokens,
+    watches: Arc<Watches>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -199,6 +201,7 @@ impl FromRef<State> for Data {
         Self {
             store: state.store.clone(),
             body_bytes_max: state.config.body_bytes_max,
+            tokens: Tokens::following(state.control.tokens()),
             watches: state.own.watches.clone(),
             stopping: state.own.stopping.subscribe(),
         }
@@ -224,20 +227,25 @@ pub async fn serve(
 }
 
 fn router(state: State, attempts: Attempts) -> Router {
-    let gate = auth::Gate::new(&state.config, state.token.clone()).following(state.control.clone());
+    let tokens = Tokens::following(state.control.tokens());
+    let gate = auth::Gate::new(&state.config, state.token.clone()).with(tokens);
     let staleness = from_fn_with_state(state.store.clone(), staleness::tell);
-    guarded(endpoints().layer(staleness), gate, attempts).with_state(state)
+    guarded(routes().layer(staleness), gate, attempts).with_state(state)
 }
 
-/// Every endpoint.
-fn endpoints() -> Router<State> {
+/// Every route.
+fn routes() -> Router<State> {
     Router::new()
         .route("/", get(status::index))
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
         .route("/metrics", get(status::metrics))
         .route("/v1/status", get(status::status))
-        .route("/v1/fleet", get(status::fleet))
+        .route("/v1/fleet", get(fleet::get))
+        .route(
+            "/v1/fleet/plugins/{name}",
+            axum::routing::delete(fleet::forget),
+        )
         .route("/v1/batch", post(batch::post))
         .route("/v1/config", get(config::get).put(config::put))
         .route("/v1/config/check", post(config::check))
@@ -256,7 +264,7 @@ fn endpoints() -> Router<State> {
         .merge(data_routes())
 }
 
-/// The endpoints of the store.
+/// The routes of the store.
 fn data_routes<S>() -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -294,7 +302,7 @@ fn guarded<S: Clone + Send + Sync + 'static>(
 async fn unknown_path(uri: Uri) -> Problem {
     Problem::not_found(
         "not-found",
-        format!("no endpoint {:?}: GET / lists them", uri.path()),
+        format!("no route {:?}: GET / lists them", uri.path()),
     )
 }
 

@@ -1,6 +1,6 @@
 //! Tokens for a part of the store: some buckets, and of their keys those that begin in one way.
 //!
-//! What a request names is looked at as the endpoints read it, by the same parsers: the path before they are asked, the prefix
+//! What a request names is looked at as the handlers read it, by the same parsers: the path before they are asked, the prefix
 //! of a list and the keys of a body by themselves.
 
 use super::problem::Problem;
@@ -40,13 +40,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // The gate stands before every endpoint and says who it let in.
+        // The gate stands before every route and says who it let in.
         Ok(parts.extensions.get().cloned().unwrap_or(Self::Admin))
     }
 }
 
 impl Caller {
-    /// Whether a request may go on, whose path has these parts if it is that of an endpoint; of lists, batches and imports, this
+    /// Whether a request may go on, whose path has these parts if it is that of a route; of lists, batches and imports, this
     /// looks at the bucket only.
     ///
     /// # Errors
@@ -67,6 +67,29 @@ impl Caller {
             params.find_map(|(name, value)| (name == wanted).then_some(value))
         };
         token.permit(method, named("bucket"), named("key"))
+    }
+
+    /// The same caller with the rights it has by these tokens, if it may still use a bucket so; of a name or secret that is
+    /// another now, the secret counts.
+    ///
+    /// # Errors
+    /// 401 if its token is not among them, 403 if the bucket is beyond it.
+    pub(super) fn renewed(
+        &self,
+        tokens: &[Arc<LimitedToken>],
+        method: &Method,
+        bucket: &str,
+    ) -> Result<Self, Problem> {
+        let Self::Limited(before) = self else {
+            return Ok(Self::Admin);
+        };
+        let now = tokens.iter().find(|now| now.token == before.token);
+        let now = now.ok_or_else(|| {
+            let detail = format!("token {:?} is good no longer", before.name);
+            Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+        })?;
+        now.permit(method, Some(bucket), None)?;
+        Ok(Self::Limited(now.clone()))
     }
 
     /// Whether the caller may list keys that begin so.
@@ -190,7 +213,7 @@ mod tests {
         }
     }
 
-    /// Whether a request gets to the endpoint that the table has for it.
+    /// Whether a request gets to the handler that the table has for it.
     async fn is_permitted(prefix: &str, method: Method, uri: &str) -> bool {
         let caller = Caller::Limited(Arc::new(token(prefix)));
         let look = from_fn(move |mut request: Request, next: Next| {
@@ -255,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_are_those_with_the_prefix_as_the_endpoints_read_them() {
+    async fn keys_are_those_with_the_prefix_as_the_handlers_read_them() {
         for (prefix, method, path) in [
             ("eu-", Method::PUT, "/v1/kv/ids/eu-1"),
             ("eu-", Method::GET, "/v1/kv/ids/%65u-1"),
@@ -276,7 +299,7 @@ mod tests {
             ("eu-", Method::GET, "/v1/kv/ids//eu-1"),
             ("a ", Method::GET, "/v1/kv/ids/a+1"),
             ("\u{5}", Method::GET, "/v1/kv/ids/%+5x"),
-            // No text: the endpoint would refuse it, too.
+            // No text: the handler would refuse it, too.
             ("\u{fffd}", Method::GET, "/v1/kv/ids/%ff"),
         ] {
             assert!(!is_permitted(prefix, method, path).await, "{path}");

@@ -18,7 +18,7 @@ use serde_json::json;
 /// Largest body that is no component.
 const BODY_BYTES_MAX: usize = 4096;
 
-/// The endpoints.
+/// The routes.
 pub(super) fn routes() -> Router<AdminState> {
     let canary = get(canary).put(put_canary).delete(abort);
     let shadow = get(shadow).put(put_shadow).delete(end_shadow);

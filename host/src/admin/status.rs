@@ -27,6 +27,7 @@ GET    /readyz                      ready for traffic; no token needed
 GET    /metrics                     OpenMetrics text
 GET    /v1/status                   version, revisions, plugins, listeners, streams
 GET    /v1/fleet                    nodes of the fleet, and what they agreed on
+DELETE /v1/fleet/plugins/{name}     forget what they agreed on of a plugin that none of them has
 GET    /v1/config                   running config (TOML)
 PUT    /v1/config                   replace it; If-Match
 POST   /v1/config/check             check a config
@@ -148,17 +149,6 @@ fn shared_json(store: &Store) -> Value {
         (backend.as_str().to_owned(), shown)
     });
     Value::Object(shared.collect())
-}
-
-/// `GET /v1/fleet`
-pub(super) async fn fleet(State(state): State<AdminState>) -> Result<Response, Problem> {
-    let fleet = state.fleet.as_ref().ok_or_else(|| {
-        Problem::not_found(
-            "no-fleet",
-            "this proxy is no node of a fleet: its config has no [fleet]",
-        )
-    })?;
-    Ok(Json(fleet.document()).into_response())
 }
 
 /// `GET /metrics`

@@ -21,7 +21,7 @@ fn attempts() -> Attempts {
     Attempts::new(Losses::default())
 }
 
-/// The endpoints of the store over two empty buckets in memory, without a token.
+/// The routes of the store over two empty buckets in memory, without a token.
 struct Api {
     router: Router,
     store: Store,
@@ -86,7 +86,8 @@ impl Api {
         let data = Data {
             store: store.clone(),
             body_bytes_max: 10_000,
-            watches: Arc::new(Semaphore::new(2)),
+            tokens: Tokens::fixed(Vec::new()),
+            watches: Arc::new(Watches::new(2)),
             stopping: stop.subscribe(),
         };
         Self {
@@ -107,9 +108,9 @@ impl Api {
 }
 
 #[test]
-fn no_two_endpoints_share_a_path() {
+fn no_two_routes_share_a_path() {
     // Building the table panics if they do.
-    let _ = endpoints();
+    let _ = routes();
 }
 
 #[tokio::test]
@@ -122,6 +123,10 @@ async fn refusals_of_the_table_are_problem_documents() {
     assert_eq!(missing.status, 404);
     assert_eq!(missing.header(header::CONTENT_TYPE), problem::CONTENT_TYPE);
     assert_eq!(missing.json()["code"], "not-found");
+    assert_eq!(
+        missing.json()["detail"],
+        "no route \"/v2\": GET / lists them"
+    );
     let wrong = send(&router, request("POST /healthz", &[], "")).await;
     assert_eq!(wrong.status, 405);
     assert_eq!(wrong.header(header::ALLOW), "GET,HEAD");

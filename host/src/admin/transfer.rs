@@ -14,6 +14,7 @@ use super::attempt::{Attempt, Done, Told};
 use super::input::{Actor, Chunks, Path, Query, read_body};
 use super::kv::{Required, commit_problem, find};
 use super::problem::Problem;
+use super::revocation::Tokens;
 use super::rights::Caller;
 use crate::store::{BucketId, Committed, Expect, Store, WriteBatch};
 use axum::Json;
@@ -26,7 +27,7 @@ pub(super) use batch::{BatchBody, Content};
 use diff::diff;
 pub(super) use ending::Ending;
 pub(super) use export::{Export, ExportFormat, export};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use import::{Format, Intake};
 use serde::Deserialize;
 use serde_json::json;
@@ -69,8 +70,10 @@ pub(super) async fn post(
     let order = Order {
         store: data.store,
         bucket,
+        name,
         query,
         caller,
+        tokens: data.tokens,
         actor: attempt.actor(),
     };
     let (mut batch, ended) = match action.as_str() {
@@ -97,7 +100,7 @@ pub(super) async fn post(
             let (batch, ended) = import::take(intake, &mut body).await?;
             (batch, Some(ended))
         }
-        _ => return Err(post_on_key(&name, &action)),
+        _ => return Err(post_on_key(&order.name, &action)),
     };
     if query.replace {
         batch.replace = vec![bucket];
@@ -134,12 +137,23 @@ fn bad_query(detail: impl std::fmt::Display) -> Problem {
 struct Order {
     store: Store,
     bucket: BucketId,
+    name: String,
     query: TransferQuery,
     caller: Caller,
+    tokens: Tokens,
     actor: Actor,
 }
 
 impl Order {
+    /// Whether a batch is within the rights that the caller has now: its body may have been long on its way.
+    ///
+    /// # Errors
+    /// 401 or 403 if it is not.
+    fn permit(&self, batch: &WriteBatch) -> Result<(), Problem> {
+        let caller = self.tokens.renew(&self.caller, &Method::POST, &self.name)?;
+        caller.may_commit(batch)
+    }
+
     /// Commits a batch if the bucket is as it is required to be, or says what it would do.
     async fn commit(
         &self,
@@ -147,7 +161,7 @@ impl Order {
         required: Option<Required>,
     ) -> Result<(Done, serde_json::Value), Problem> {
         batch.dry_run = self.query.dry_run;
-        self.caller.may_commit(&batch)?;
+        self.permit(&batch)?;
         let changes = if self.query.diff {
             let (snapshot, bucket) = (self.store.snapshot(), self.bucket);
             let (changes, kept) = offload(move || {

@@ -1,11 +1,13 @@
-//! `throwbar fleet`: the nodes that share a backend, and whether each has what they agreed on.
+//! `throwbar fleet`: the nodes that share a backend, whether each has what they agreed on, and what none of them has.
 
-use super::client::{Client, Connect};
+use super::client::{Client, Connect, encode, with_query};
 use super::output::{self, Align, Out, Table, printable};
 use super::{Ended, Exit};
 use crate::config::decode::units;
 use anyhow::Context;
 use clap::Subcommand;
+use http::Method;
+use http_body_util::Empty;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -19,7 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 #[command(after_help = "\
 Examples:
   throwbar fleet status
-  throwbar fleet status --wait 30s      until every node has what was pushed last")]
+  throwbar fleet status --wait 30s      until every node has what was pushed last
+  throwbar fleet forget old-router      what was agreed on of a plugin that no config has any more")]
 pub(crate) struct Args {
     #[command(flatten)]
     connect: Connect,
@@ -44,6 +47,24 @@ Examples:
         #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = units::duration)]
         wait: Option<Duration>,
         /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget what was agreed on of a plugin that no node has, and its components
+    #[command(after_help = "\
+It is refused while a node has a plugin of this name: take it out of the config of each first. One
+that is away is not asked: if it comes back with it, it keeps the version it had, as its own.
+
+Examples:
+  throwbar fleet forget old-router --dry-run
+  throwbar fleet forget old-router")]
+    Forget {
+        /// The plugin's name
+        name: String,
+        /// Change nothing, say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Print what was done as JSON
         #[arg(long)]
         json: bool,
     },
@@ -103,6 +124,14 @@ struct Canary {
     percent: f64,
 }
 
+impl Fleet {
+    /// Whether it is known that no node has a plugin of this name.
+    fn is_of_nobody(&self, plugin: &str) -> bool {
+        let lacks = |node: &Node| node.unreadable.is_none() && !node.plugins.contains_key(plugin);
+        self.not_told.is_none() && self.nodes.iter().all(lacks)
+    }
+}
+
 impl Canary {
     fn shown(&self) -> String {
         format!("{} {} %", output::short(&self.version), self.percent)
@@ -112,13 +141,43 @@ impl Canary {
 /// Runs the command.
 ///
 /// # Errors
-/// If the proxy cannot be reached or is no node, and if a node has not what was agreed on.
+/// If the proxy cannot be reached or is no node, if a node has not what was agreed on, and if a plugin cannot be forgotten.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let client = args.connect.client()?;
-    let Command::Status { wait, json } = args.command;
+    match args.command {
+        Command::Status { wait, json } => status(&client, wait, json).await,
+        Command::Forget {
+            name,
+            dry_run,
+            json,
+        } => forget(&client, &name, dry_run, json).await,
+    }
+}
+
+async fn forget(client: &Client, name: &str, dry_run: bool, json: bool) -> anyhow::Result<()> {
+    let path = with_query(
+        format!("/v1/fleet/plugins/{}", encode(name)),
+        &[("dry_run", dry_run.then(|| "true".to_owned()))],
+    );
+    let answer = client.send(Method::DELETE, &path, &[], Empty::new(), None);
+    let answer: Value = answer.await?.json()?;
+    let mut out = Out::stdout();
+    if json {
+        out.json(&answer)?;
+    } else {
+        let name = printable(name);
+        out.line(match dry_run {
+            true => format!("{name}: would be forgotten; nothing changed"),
+            false => format!("{name}: forgotten"),
+        })?;
+    }
+    out.flush()
+}
+
+async fn status(client: &Client, wait: Option<Duration>, json: bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + wait.unwrap_or_default();
     let (answer, fleet, wrong) = loop {
-        let (answer, fleet) = read(&client).await?;
+        let (answer, fleet) = read(client).await?;
         let wrong = wrong(&fleet);
         if wrong.is_none() || Instant::now() >= deadline {
             break (answer, fleet, wrong);
@@ -241,13 +300,18 @@ fn print(fleet: &Fleet, out: &mut Out) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line for each plugin of each node that is not what was agreed on.
+/// A line for each plugin of each node that is not what was agreed on, and for each that no node has.
 fn problems(fleet: &Fleet) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, agreed) in &fleet.plugins {
         if let Some(reason) = &agreed.unreadable {
             lines.push(format!(
                 "plugin {name}: what was agreed on is unreadable: {reason}"
+            ));
+        }
+        if fleet.is_of_nobody(name) {
+            lines.push(format!(
+                "plugin {name}: no node has a plugin of this name; `throwbar fleet forget {name}` if none is to have it again"
             ));
         }
     }
@@ -331,6 +395,30 @@ mod tests {
             problem.starts_with("a: two processes tell under this name"),
             "{problem}"
         );
+    }
+
+    #[test]
+    fn a_plugin_that_no_node_has_is_said_but_nothing_is_wrong_with_it() {
+        let answer = json!({
+            "node": "a", "not_told": null,
+            "nodes": [
+                {"node": "a", "state": "own", "plugins": {"p": {"state": "own"}}},
+                {"node": "b", "state": "own", "plugins": {"p": {"state": "own"}}},
+            ],
+            "plugins": {"p": {"by": "x", "node": "a"}, "old": {"by": "x", "node": "a"}},
+        });
+        let mut nobody = fleet(answer);
+        assert_eq!(wrong(&nobody), None);
+        let [problem] = &problems(&nobody)[..] else {
+            panic!("one problem: {:?}", problems(&nobody));
+        };
+        assert!(problem.starts_with("plugin old: no node has"), "{problem}");
+        // A node of which nothing can be read, or that is not heard of, may have it.
+        nobody.nodes[1].unreadable = Some("no JSON".to_owned());
+        assert_eq!(problems(&nobody), ["b: unreadable: no JSON"]);
+        nobody.nodes[1].unreadable = None;
+        nobody.not_told = Some("away".to_owned());
+        assert!(problems(&nobody).is_empty());
     }
 
     #[test]

@@ -115,7 +115,7 @@ enum Command {
     Plugin(plugin::Args),
     /// Read and change the buckets of the store
     Kv(kv::Args),
-    /// Show the nodes of a fleet, and whether each has what they agreed on
+    /// Show the nodes of a fleet and whether each has what they agreed on, or forget a plugin that none has
     Fleet(fleet::Args),
     /// Make a config and a filled bucket of another proxy's config; `kv import` fills a bucket of this one
     Import(import::Args),

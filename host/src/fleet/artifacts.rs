@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
-/// What this node has known not to be whole for so long is left over.
+/// What this node has known for so long not to be whole, or to be of a plugin on which nothing is agreed, is left over.
 const ABANDONED: Duration = Duration::from_secs(600);
 
 impl Fleet {
@@ -87,7 +87,12 @@ impl Fleet {
 
     /// Removes what no plugin needs and is not among the newest of its plugin either, and what was never finished.
     pub(super) async fn prune(&self) {
-        for (place, revision, entry) in self.superfluous() {
+        self.prune_after(None).await;
+    }
+
+    /// The same, after a plugin was forgotten: what nobody else needs of it goes at once.
+    pub(super) async fn prune_after(&self, forgotten: Option<&str>) {
+        for (place, revision, entry) in self.superfluous(forgotten) {
             if let Err(error) = self.remove(&place, revision, &entry).await {
                 // Whoever publishes next tries again.
                 tracing::warn!(artifact = place, %error, "fleet: an old artifact is not removed");
@@ -134,12 +139,12 @@ impl Fleet {
             .collect()
     }
 
-    fn superfluous(&self) -> Vec<(String, Revision, ArtifactEntry)> {
+    fn superfluous(&self, forgotten: Option<&str>) -> Vec<(String, Revision, ArtifactEntry)> {
         let snapshot = self.store.snapshot();
-        let plugins = self.entries::<PluginEntry>(&snapshot, PLUGIN).into_iter();
-        let agreed: Vec<PluginEntry> = plugins.filter_map(|(_, _, entry)| entry.ok()).collect();
+        let agreed = self.entries::<PluginEntry>(&snapshot, PLUGIN);
         let needed: BTreeSet<&str> = agreed
             .iter()
+            .filter_map(|(_, _, entry)| entry.as_ref().ok())
             .flat_map(|entry| {
                 let canary = entry.canary.iter().map(|canary| canary.version.as_str());
                 canary.chain([entry.active.as_str()])
@@ -151,15 +156,22 @@ impl Fleet {
         let ages = self.ages(&snapshot);
         let mut newest: BTreeMap<String, usize> = BTreeMap::new();
         artifacts.retain(|(place, _, entry)| {
+            let age = ages.get(&format!("{ARTIFACT}{place}"));
+            let is_left_over = age.is_some_and(|age| *age > ABANDONED);
             if !entry.whole {
-                let age = ages.get(&format!("{ARTIFACT}{place}"));
-                return age.is_some_and(|age| *age > ABANDONED);
+                return is_left_over;
+            }
+            let is_needed = needed.contains(entry.digest.as_str());
+            if !agreed.iter().any(|(name, _, _)| *name == entry.plugin) {
+                // It was forgotten, or somebody is about to agree on its first version.
+                let is_forgotten = forgotten == Some(&*entry.plugin);
+                return (is_forgotten || is_left_over) && !is_needed;
             }
             let place = newest.entry(entry.plugin.clone()).or_default();
             *place += 1;
             // Of a plugin that this node does not know as many stay as do by default.
             let keep = self.plugins.keep(&entry.plugin).unwrap_or(5);
-            *place > keep && !needed.contains(entry.digest.as_str())
+            *place > keep && !is_needed
         });
         artifacts
     }

@@ -20,12 +20,15 @@ mod agree;
 mod artifacts;
 mod entry;
 mod follow;
+mod forget;
 mod moment;
 mod status;
 mod step;
 mod tell;
 #[cfg(test)]
 mod tests;
+
+pub use forget::ForgetError;
 
 /// Bounds of [`Config::heartbeat`].
 pub const HEARTBEAT_RANGE: std::ops::RangeInclusive<Duration> =

@@ -2,12 +2,16 @@
 //!
 //! Each event is what one revision changed, and its `id` is where to go on: a client that comes back with it as
 //! `Last-Event-ID` misses nothing, or is told with 410 that it would. Nothing is kept for a client but the event that is on
-//! its way; one that falls behind further than the log reaches gets the event `compacted`, and the end.
+//! its way; one that falls behind further than the log reaches gets the event `compacted`, and the end. One that may no longer
+//! list what it watches gets the event `end`.
 
+use super::places::Place;
 use super::{ListQuery, expires_json, value_json};
 use crate::admin::Data;
 use crate::admin::handed::Handed;
 use crate::admin::problem::Problem;
+use crate::admin::revocation::Lost;
+use crate::admin::rights::Caller;
 use crate::config::decode::units;
 use crate::store::log::{Ending, Group};
 use crate::store::{BucketId, Position, Watch, WatchError};
@@ -60,11 +64,12 @@ fn bad_query(detail: String) -> Problem {
     Problem::bad_request("query", format!("query: {detail}"))
 }
 
-/// Begins a watch.
+/// Begins a watch of a bucket.
 pub(super) async fn start(
     data: &Data,
-    bucket: BucketId,
+    (bucket, name): (BucketId, &str),
     query: &ListQuery,
+    caller: &Caller,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     let heartbeat = match &query.heartbeat {
@@ -84,17 +89,13 @@ pub(super) async fn start(
         .watch_from(bucket, since)
         .await
         .map_err(refused)?;
-    let place = data.watches.clone().try_acquire_owned().map_err(|_| {
-        Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too-many-watches",
-            "as many watches as there may be are running",
-        )
-    })?;
+    let place = data.watches.take(caller)?;
     let (sender, events) = mpsc::channel(1);
     let told = Told {
+        _place: place,
         watch,
         prefix: query.prefix.clone(),
+        lost: data.tokens.lost(caller.clone(), name, &query.prefix),
         heartbeat,
         sender,
     };
@@ -105,7 +106,6 @@ pub(super) async fn start(
             // Its client comes back with the last id, to the next process.
             _ = stopping.wait_for(|stopping| *stopping) => {}
         }
-        drop(place);
     });
     let fields = [
         (
@@ -145,8 +145,11 @@ fn refused(error: WatchError) -> Problem {
 
 /// One client that is told of changes.
 struct Told {
+    /// First, so that it is free when the client sees the end.
+    _place: Place,
     watch: Watch,
     prefix: String,
+    lost: Lost,
     heartbeat: Duration,
     sender: mpsc::Sender<Bytes>,
 }
@@ -162,9 +165,9 @@ impl Told {
             }
             event = match self.next().await {
                 Some(Ok(event)) => event,
-                Some(Err(error)) => {
+                Some(Err(over)) => {
                     // The last thing it hears; whether it does changes nothing.
-                    let _ = self.sender.send(ending(&error).into()).await;
+                    let _ = self.sender.send(over.event().into()).await;
                     return;
                 }
                 None => return,
@@ -173,12 +176,15 @@ impl Told {
     }
 
     /// The next event; none when the client is gone.
-    async fn next(&mut self) -> Option<Result<String, WatchError>> {
+    async fn next(&mut self) -> Option<Result<String, Over>> {
         let heartbeat = tokio::time::sleep(self.heartbeat);
         let mut heartbeat = std::pin::pin!(heartbeat);
         loop {
             tokio::select! {
+                // Nothing is told that came after the right to hear it was gone.
+                biased;
                 () = self.sender.closed() => return None,
+                problem = &mut self.lost => return Some(Err(Over::Lost(problem))),
                 () = heartbeat.as_mut() => return Some(Ok(standing(self.watch.position()))),
                 next = self.watch.next() => match next {
                     Ok(group) => {
@@ -188,7 +194,7 @@ impl Told {
                             return Some(Ok(event));
                         }
                     }
-                    Err(error) => return Some(Err(error)),
+                    Err(error) => return Some(Err(Over::Watch(error))),
                 },
             }
         }
@@ -200,15 +206,26 @@ fn standing(position: Position) -> String {
     format!("id: {position}\n\n")
 }
 
-fn ending(error: &WatchError) -> String {
-    let event = match error {
-        WatchError::Compacted { .. } | WatchError::Foreign { .. } => "compacted",
-        WatchError::NoSuchBucket | WatchError::Closed => "end",
-    };
-    format!(
-        "event: {event}\ndata: {}\n\n",
-        json!({ "detail": error.to_string() })
-    )
+/// Why nothing more is told.
+enum Over {
+    Watch(WatchError),
+    Lost(Problem),
+}
+
+impl Over {
+    fn event(self) -> String {
+        let (event, detail) = match self {
+            Self::Watch(error) => match error {
+                WatchError::Compacted { .. } | WatchError::Foreign { .. } => {
+                    ("compacted", error.to_string())
+                }
+                WatchError::NoSuchBucket | WatchError::Closed => ("end", error.to_string()),
+            },
+            Self::Lost(problem) => ("end", problem.detail),
+        };
+        let data = json!({ "detail": detail });
+        format!("event: {event}\ndata: {data}\n\n")
+    }
 }
 
 /// What a revision changed below a prefix; none if nothing there.

@@ -122,7 +122,7 @@ impl Run {
             ..WriteBatch::default()
         };
         let order = &self.order;
-        order.caller.may_commit(&batch)?;
+        order.permit(&batch)?;
         self.attempt.owe();
         let committed = commit(&order.store, batch, &order.actor, None).await?;
         self.attempt.tell(&Told::Done(done(&committed)));

@@ -4,6 +4,7 @@ use super::offload;
 use crate::admin::handed::Handed;
 use crate::admin::kv::{expires_json, expires_text, value_json};
 use crate::admin::problem::Problem;
+use crate::admin::revocation::{Lost, Revocable};
 use crate::store::{Bucket, BucketId, Deadline, Entry, Snapshot};
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
@@ -193,7 +194,7 @@ impl Output {
 /// Why writing rows of one length never fails.
 const MEMORY: &str = "memory takes what is written";
 
-/// Every key asked for of a bucket at the snapshot's revision, in byte order.
+/// Every key asked for of a bucket at the snapshot's revision, in byte order, unless its caller may no longer have them.
 ///
 /// # Errors
 /// 422 if the format cannot hold one of them: nothing is sent then.
@@ -201,6 +202,7 @@ pub(crate) async fn export(
     snapshot: Arc<Snapshot>,
     bucket: BucketId,
     export: Export,
+    lost: Lost,
 ) -> Result<Response, Problem> {
     let (revision, format) = (snapshot.revision().0, export.format);
     let (for_check, wanted) = (Arc::clone(&snapshot), export.clone());
@@ -224,7 +226,8 @@ pub(crate) async fn export(
         ),
         (HeaderName::from_static("throwbar-keys"), keys.into()),
     ];
-    Ok((headers, Body::new(Handed(chunks))).into_response())
+    let body = Revocable::new(Body::new(Handed(chunks)), lost);
+    Ok((headers, Body::new(body)).into_response())
 }
 
 /// How many keys there are, if the format holds them all.

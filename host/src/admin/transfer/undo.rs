@@ -85,7 +85,7 @@ async fn of_key(
     to: Option<u64>,
 ) -> Result<WriteBatch, Problem> {
     // What happened to the keys of others is not told.
-    order.caller.may_commit(&WriteBatch {
+    order.permit(&WriteBatch {
         writes: vec![Write::delete(order.bucket, key)],
         ..WriteBatch::default()
     })?;

@@ -89,6 +89,60 @@ async fn what_an_upload_left_half_done_goes_after_a_while_and_not_before() {
     assert_eq!(left, ["60"]);
 }
 
+/// Of two plugins that have one component, one is forgotten.
+#[tokio::test]
+async fn what_another_plugin_needs_of_a_forgotten_one_stays_until_it_needs_it_no_more() {
+    let backend = Backend::new();
+    let one = backend.node("a").await;
+    let other = PluginConfig {
+        name: "q".to_owned(),
+        ..plugin()
+    };
+    let both = [plugin(), other.clone()];
+    one.plugins.apply(&both).await.expect("applied");
+    let push = async |name: &str, status: u16| {
+        let component = Wanted::Component(component(status));
+        in_turn(async || {
+            let bringing = one
+                .plugins
+                .bring(name, component.clone(), Role::Active, ORDER);
+            bringing.await
+        })
+        .await
+        .expect("a version")
+    };
+    push("p", 200).await;
+    push("p", 201).await;
+    push("q", 201).await;
+    assert_eq!(backend.artifacts(), 2);
+    let in_use = one.fleet.forget("p", false).await;
+    assert!(
+        matches!(&in_use, Err(ForgetError::InUse { node, .. }) if node == "a"),
+        "{in_use:?}"
+    );
+    one.plugins.apply(&[other]).await.expect("applied");
+    one.fleet.forget("p", true).await.expect("it could be");
+    assert_eq!(backend.artifacts(), 2);
+    one.fleet.forget("p", false).await.expect("forgotten");
+    assert_eq!(backend.artifacts(), 1);
+    let snapshot = one.fleet.store.snapshot();
+    assert!(one.fleet.agreed(&snapshot, "p").is_none());
+    push("q", 202).await;
+    // What is about to be agreed on for the first time looks the same for a moment, so it goes later.
+    one.fleet.prune().await;
+    assert_eq!(backend.artifacts(), 2);
+    let long_ago = Duration::from_secs(660);
+    for (_, since) in locked(&one.fleet.seen).values_mut() {
+        *since = since
+            .checked_sub(long_ago)
+            .expect("the machine runs as long");
+    }
+    one.fleet.prune().await;
+    let left = one.fleet.artifacts().into_iter();
+    let left: Vec<String> = left.map(|(_, _, entry)| entry.digest).collect();
+    assert_eq!(left, [version(202)]);
+}
+
 #[tokio::test]
 async fn a_node_that_leaves_is_gone_at_once_and_tells_nothing_more() {
     let backend = Backend::new();
