@@ -356,6 +356,7 @@ async fn reads_say_how_old_they_may_be_and_the_past_who_wrote(engine: Engine) {
         let put = Request::new("PUT", "/v1/kv/notes/k").field("x-throwbar-actor", actor);
         let put = admin.send(put.body(actor.to_owned())).await;
         assert!(put.status < 300, "{}", put.text());
+        assert_eq!(put.header("throwbar-staleness"), "", "it is no read");
     }
     let both = eventually("both have both", async || {
         let mut told = Vec::new();
@@ -398,6 +399,38 @@ async fn reads_from_etcd_say_how_old_they_may_be_and_the_past_who_wrote() {
 #[tokio::test]
 async fn reads_from_redis_say_how_old_they_may_be_and_the_past_who_wrote() {
     reads_say_how_old_they_may_be_and_the_past_who_wrote(Engine::Redis).await;
+}
+
+#[tokio::test]
+async fn what_is_read_of_several_engines_is_as_old_as_the_oldest() {
+    let engines = (
+        Server::start(Engine::Etcd).await,
+        Server::start(Engine::Redis).await,
+    );
+    let (Some(mut etcd), Some(redis)) = engines else {
+        return;
+    };
+    let bucket = |name| format!("[buckets.{name}]\nbackend = \"{name}\"\nvalues = \"bytes\"\n");
+    let buckets = ["etcd", "redis"].map(bucket).concat();
+    let text = format!("{}{}{buckets}", etcd.config(), redis.config());
+    let proxy = Setup::new(text).start().await;
+    let admin = proxy.admin();
+    let age = async |method: &str, path: &str| {
+        let got = admin.send(Request::new(method, path)).await;
+        staleness(&got)
+    };
+    etcd.kill().await;
+    until_lost(&admin, Engine::Etcd, true).await;
+    // The one that is there goes on to tell that nothing is newer.
+    let lost = eventually("what is there is younger", async || {
+        let lost = age("GET", "/v1/kv/etcd/k").await;
+        (age("GET", "/v1/kv/redis/k").await < lost).then_some(lost)
+    })
+    .await;
+    for (method, path) in [("GET", "/v1/kv"), ("HEAD", "/v1/kv/etcd/k")] {
+        let told = age(method, path).await;
+        assert!(told >= lost - 0.01, "{method} {path}: {told} {lost}");
+    }
 }
 
 async fn what_cannot_be_is_refused_with_a_reason(engine: Engine) {

@@ -4,7 +4,6 @@ use super::entry::{PLUGIN, PluginEntry};
 use super::{Fleet, unix_ms};
 use crate::plugin::{Accord, Agreeing, Agreement, Base, DeployError};
 use crate::store::{CommitError, Expect, Write, WriteBatch};
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 /// How often components are made sure of again because somebody was removing them.
@@ -119,7 +118,6 @@ impl Fleet {
         }
         let write = Write::put(self.bucket_id()?, key_of(plugin), value);
         writes.push(write.expecting(expected));
-        self.prune_due.store(true, Relaxed);
         Ok(WriteBatch {
             writes,
             ..WriteBatch::default()

@@ -127,6 +127,10 @@ impl Fleet {
                     return Looked::Rests;
                 }
             };
+            if entry.node == self.node && self.is_news(plugin, revision) {
+                // Only now is what it replaced needed no more.
+                self.prune_due.store(true, Relaxed);
+            }
             let wanted = entry.agreement();
             let Some(step) = step::next_step(&wanted, &present) else {
                 self.note(plugin, revision, config, None);
@@ -182,6 +186,13 @@ impl Fleet {
             Some(again) if again > Instant::now() => Some(Looked::Until(again)),
             Some(_) => None,
         }
+    }
+
+    /// Whether nothing came yet of what was agreed on at this revision.
+    fn is_news(&self, plugin: &str, revision: Revision) -> bool {
+        let progress = self.progress();
+        let known = progress.get(plugin);
+        known.is_none_or(|known| known.revision != revision)
     }
 
     /// Remembers how it went; with a failure whose reason may pass, when to try again.

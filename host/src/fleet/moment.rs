@@ -69,6 +69,14 @@ impl Moments {
         Some((moment.plugin.clone(), moment.entry.clone(), moment.until))
     }
 
+    /// As if the time of all that waits were over.
+    #[cfg(test)]
+    pub(super) fn end_all(&self) {
+        let now = Instant::now();
+        let mut list = locked(&self.list);
+        list.iter_mut().for_each(|moment| moment.until = now);
+    }
+
     /// What came of it. A version that nobody waits for any more leaves the stage.
     fn end(&self, plugin: &str, entry: &PluginEntry, state: State) {
         let mut list = locked(&self.list);

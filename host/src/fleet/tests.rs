@@ -1,5 +1,7 @@
 //! Nodes of one process, over one store and one depot in memory: a backend that is never away.
 
+mod agreeing;
+mod moments;
 mod names;
 
 use super::*;
@@ -16,8 +18,6 @@ use serde_json::Value;
 use std::sync::atomic::Ordering::SeqCst;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-
-mod agreeing;
 
 const ORDER: Order<'_> = Order {
     by: "ada",

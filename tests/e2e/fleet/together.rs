@@ -2,6 +2,7 @@
 
 use super::{Backend, PLUGIN, all_have, first_version, fleet_is, has, node, on, tables};
 use crate::harness::client::KeptAlive;
+use crate::harness::clock::can_be_set;
 use crate::harness::proxy::PATIENT;
 use crate::harness::servers::Engine;
 use crate::harness::{Admin, Request, Setup, TestProxy, eventually, fixture, sha256};
@@ -40,6 +41,10 @@ async fn writes_and_a_version_are_agreed_on_in_one_transaction(backend: Backend)
 
 /// Keeps notes that all nodes share.
 pub(super) async fn with_notes(backend: &Backend, name: &str) -> TestProxy {
+    setup_with_notes(backend, name).start().await
+}
+
+fn setup_with_notes(backend: &Backend, name: &str) -> Setup {
     let engine = backend.engine.name();
     let rest = format!(
         "{}[buckets.notes]\nbackend = \"{engine}\"\nvalues = \"bytes\"\n\
@@ -47,15 +52,36 @@ pub(super) async fn with_notes(backend: &Backend, name: &str) -> TestProxy {
          [[route]]\nname = \"notes\"\nplugin = \"notes\"\n",
         tables(backend, name)
     );
-    Setup::new(rest).start().await
+    Setup::new(rest)
 }
 
 async fn data_that_all_nodes_share_are_migrated_once(backend: Backend) {
-    let proxies = [
+    migrated_once([
         with_notes(&backend, "one").await,
         with_notes(&backend, "two").await,
         with_notes(&backend, "three").await,
-    ];
+    ])
+    .await;
+}
+
+/// Of two activations on different nodes no clock says which came first.
+async fn data_are_migrated_once_though_the_clocks_of_nodes_differ(backend: Backend) {
+    if !can_be_set() {
+        return;
+    }
+    let node = async |name: &str, hours: i64| {
+        let text = setup_with_notes(&backend, name).text();
+        TestProxy::start_with_clock(&text, hours * 3600).await
+    };
+    migrated_once([
+        node("one", 0).await,
+        node("two", 7).await,
+        node("three", -70).await,
+    ])
+    .await;
+}
+
+async fn migrated_once(proxies: [TestProxy; 3]) {
     let [one, two, _] = proxies.each_ref().map(TestProxy::admin);
     let all_have = async |guest: &str| {
         let version = sha256(&fixture(guest));
@@ -135,5 +161,6 @@ async fn what_the_guard_of_one_node_takes_back_all_take_back(backend: Backend) {
 on_both! {
     writes_and_a_version_are_agreed_on_in_one_transaction,
     data_that_all_nodes_share_are_migrated_once,
+    data_are_migrated_once_though_the_clocks_of_nodes_differ,
     what_the_guard_of_one_node_takes_back_all_take_back,
 }

@@ -54,6 +54,24 @@ async fn a_component_that_is_removed_meanwhile_is_not_agreed_on() {
     assert_eq!(agreed.expect("readable").active, version(203));
 }
 
+/// Who looks before a change is agreed on finds that all is needed.
+#[tokio::test]
+async fn what_a_change_has_replaced_is_removed_once_it_is_agreed_on() {
+    let backend = Backend::new();
+    let mut few = plugin();
+    few.versions.keep = 2;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut one = backend.still("a", dir, few).await;
+    for status in [201, 202, 203] {
+        one.push(status).await.expect("a version");
+    }
+    // As after a look between the last upload and the agreement.
+    one.fleet.prune_due.store(false, SeqCst);
+    assert_eq!(backend.artifacts(), 3);
+    one.follow();
+    until("two are left", || backend.artifacts() == 2).await;
+}
+
 #[tokio::test]
 async fn what_an_upload_left_half_done_goes_after_a_while_and_not_before() {
     let backend = Backend::new();
@@ -181,7 +199,7 @@ async fn a_kept_version_that_is_damaged_is_fetched() {
     assert!(other.fleet.row().fetches > 0);
 }
 
-fn file_named(dir: &std::path::Path, name: &str) -> std::path::PathBuf {
+pub(super) fn file_named(dir: &std::path::Path, name: &str) -> std::path::PathBuf {
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(&dir).expect("a directory") {

@@ -3,7 +3,11 @@
 use super::guest::Guest;
 use super::*;
 use crate::plugin::guard::Verdict;
+use crate::plugin::record::Activation;
+use crate::plugin::{Step, digest};
 use crate::store::Revision;
+use serde_json::json;
+use std::time::{Duration, SystemTime};
 
 /// Writes 127.0.0.9 under `moved`.
 const MOVE: &str = "(call $put (i32.const 1024) (i32.const 3) (i32.const 1032) (i32.const 5) (i32.const 1040) (i32.const 9) (i32.const 2048))";
@@ -224,6 +228,53 @@ async fn a_version_whose_data_are_migrated_is_active_after_a_crash_before_it_was
     drop((_store, plugins));
     let (_store, plugins) = durable(dir.path()).await;
     assert_eq!(status(&plugins), 201);
+}
+
+/// The clock of the node that migrated may be ahead of this one's.
+#[tokio::test]
+async fn what_followed_a_version_that_another_node_migrated_stays_over_a_restart() {
+    for is_ahead in [false, true] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, plugins) = durable(dir.path()).await;
+        let other = Activation {
+            at: SystemTime::now() + Duration::from_secs(3600),
+            ..Activation::now(&digest(&guest::replies(202)), "test@other")
+        };
+        let mark = json!({ "id": "of-the-other", "from": null, "to": other, "pushed": true });
+        let marks = store.snapshot().marks_beside(None).expect("a bucket");
+        let batch = WriteBatch {
+            writes: vec![Write::put(marks, "p", mark.to_string().into_bytes())],
+            ..Default::default()
+        };
+        let order = Order {
+            by: "test",
+            dry_run: false,
+            force: false,
+        };
+        let take = async |status: u16| {
+            let component = guest::replies(status);
+            let version = digest(&component);
+            let component = Some(component.into());
+            let taken = if is_ahead {
+                let staged = plugins.stage("p", &version, component, false).await;
+                plugins.take_over(staged.expect("staged"), order).await
+            } else {
+                let step = Step::Activate(version);
+                plugins.take_step("p", step, component, order, false).await
+            };
+            taken.expect("taken");
+        };
+        take(201).await;
+        store.commit(batch).await.expect("a commit");
+        for status in [202, 203] {
+            take(status).await;
+        }
+        plugins.close();
+        store.close();
+        drop((store, plugins));
+        let (_store, plugins) = durable(dir.path()).await;
+        assert_eq!(status(&plugins), 203);
+    }
 }
 
 #[tokio::test]

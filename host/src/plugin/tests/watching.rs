@@ -103,6 +103,31 @@ async fn an_instance_is_told_everything_at_first_and_then_what_has_changed() {
 }
 
 #[tokio::test]
+async fn each_change_is_told_of_the_bucket_that_it_is_in() {
+    let bench = Bench::new().await;
+    // `notes` and `map`, in this order.
+    let both = r#"(data (i32.const 1024) "notes") (data (i32.const 1032) "map")
+        (data (i32.const 3072) "\80\0c\00\00\02\00\00\00")
+        (data (i32.const 3200) "\00\04\00\00\05\00\00\00\08\04\00\00\03\00\00\00")"#;
+    let data = format!("{REPLY} {both}");
+    let component = guest(&data, "").watching(COUNT);
+    bench.deploy(component).await.expect("a version");
+    let mut instance = Instance::new(&bench.active()).expect("an instance");
+    // What was there before.
+    told(&bench, &mut instance, &bench.store.snapshot());
+    for (bucket, key, value, place) in [
+        ("notes", "a", "1", 0),
+        ("map", "id2", "127.0.0.9", 1),
+        ("notes", "b", "1", 0),
+        ("map", "id3", "127.0.0.9", 1),
+    ] {
+        bench.put(bucket, key, value).await;
+        let seen = told(&bench, &mut instance, &bench.store.snapshot());
+        assert_eq!((seen.bucket, &*seen.key), (place, key));
+    }
+}
+
+#[tokio::test]
 async fn every_page_but_the_last_says_that_there_is_more() {
     let bench = Bench::new().await;
     let notes = bench.store.snapshot().bucket_id("notes").expect("a bucket");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::store::{Entry, Revision, Value};
+use crate::store::{Deadline, Entry, Revision, Value};
 
 fn record(key: &str, value: &str, revision: u64) -> Record {
     let entry = Entry {
@@ -139,8 +139,34 @@ fn a_loaded_table_is_the_same_as_one_that_was_filled() {
         let mut filled = Table::new();
         records.for_each(|record| filled.insert(&record));
         assert_same(&filled, &model);
+        for table in [&loaded, &filled] {
+            let groups = table.root.iter().flat_map(|branch| branch.iter());
+            let leaves = groups.flat_map(|group| group.iter());
+            let most = leaves.map(|leaf| leaf.records.len()).max();
+            assert!(most <= Some(PRINTS), "{most:?} are looked through");
+        }
         // They hash in ways of their own, and are compared all the same.
         assert_changed(&(loaded, model.clone()), &(filled, model));
+    }
+}
+
+#[test]
+fn it_is_known_how_many_end() {
+    let ending = |key: &str| {
+        let mut record = record(key, "", 1);
+        record.entry.deadline = Deadline::from_millis(7);
+        record
+    };
+    let records = [ending("a"), ending("b"), record("c", "", 1)];
+    let mut table = Table::load(records.into_iter());
+    assert_eq!(table.ending(), 2);
+    for (put, expected) in [(record("a", "", 2), 1), (ending("a"), 2), (ending("a"), 2)] {
+        table.insert(&put);
+        assert_eq!(table.ending(), expected);
+    }
+    for (key, expected) in [("c", 2), ("b", 1), ("b", 1), ("a", 0)] {
+        table.remove(key);
+        assert_eq!(table.ending(), expected, "without {key}");
     }
 }
 

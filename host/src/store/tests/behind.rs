@@ -8,7 +8,7 @@ use crate::store::shared::{Engine, Life, Outcome, SharedValue, SharedWrite, Tran
 use std::time::{Duration, Instant};
 
 /// What another process writes.
-fn elsewhere(shelf: &Shelf, bucket: &str, key: &str, value: Option<&str>) {
+pub(super) fn elsewhere(shelf: &Shelf, bucket: &str, key: &str, value: Option<&str>) {
     let write = SharedWrite {
         bucket: bucket.into(),
         key: key.into(),
@@ -43,12 +43,12 @@ fn commit_behind(
 }
 
 /// When it was known for the last time that there is nothing newer, or a little before.
-fn known_at(store: &Store) -> Option<Instant> {
+pub(super) fn known_at(store: &Store) -> Option<Instant> {
     let now = Instant::now();
     Some(now - store.health()[0].1.staleness()?)
 }
 
-fn until_known_after(store: &Store, at: Instant) {
+pub(super) fn until_known_after(store: &Store, at: Instant) {
     let began = Instant::now();
     while known_at(store) <= Some(at) {
         assert!(began.elapsed() < Duration::from_secs(20), "it is not known");

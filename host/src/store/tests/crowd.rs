@@ -113,6 +113,50 @@ fn many_who_add_to_one_number_all_do() {
     assert_eq!(shelf.contents("e")[0].1, "300");
 }
 
+/// So that of many who depend on one key each has its turn.
+#[test]
+fn who_comes_later_goes_behind_those_who_met_a_conflict() {
+    let (shelf, stores, _dir) = fleet(2, &Hand::new());
+    let (one, other, e) = (&stores[0], &stores[1], id(&stores[0], "e"));
+    wait(one.commit(put(e, "k", "1"))).unwrap();
+    converge(&shelf, &stores);
+    shelf.be_silent(true);
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_time().build().unwrap();
+    std::thread::scope(|scope| {
+        let before = shelf.commits();
+        let unseen = scope.spawn(|| wait(one.commit(put(e, "k", "41"))));
+        while shelf.commits() == before {
+            std::thread::yield_now();
+        }
+        let adding = scope.spawn(|| wait(other.commit(increment(e, "k"))));
+        // What is tried again is tried in its turn.
+        while shelf.commits() < before + 3 {
+            std::thread::yield_now();
+        }
+        let _inside = runtime.enter();
+        let mut later = Box::pin(other.commit(put(e, "k", "100")));
+        assert!((&mut later).now_or_never().is_none());
+        // What has nobody before it goes at once, behind whatever was sent before. A key may share a line with another.
+        let mut free = ["l", "m", "n"].map(|key| Box::pin(other.commit(put(e, key, "1"))));
+        for free in &mut free {
+            assert!(free.now_or_never().is_none());
+        }
+        while shelf.contents("e").len() == 1 {
+            std::thread::yield_now();
+        }
+        assert_eq!(shelf.contents("e")[0].1, "41");
+        shelf.be_silent(false);
+        assert_eq!(adding.join().unwrap().map(|done| done.number), Ok(Some(42)));
+        unseen.join().unwrap().unwrap();
+        runtime.block_on(later).unwrap();
+        for free in free {
+            runtime.block_on(free).unwrap();
+        }
+    });
+    assert_eq!(shelf.contents("e")[0].1, "100");
+}
+
 #[test]
 fn a_write_that_was_sent_before_the_store_was_closed_may_have_been_made() {
     let (shelf, stores, _dir) = fleet(1, &Hand::new());
@@ -167,10 +211,18 @@ fn a_large_batch_is_judged_on_another_thread() {
         batch(writes.chain([write(e, "", Some("1"))]).collect())
     };
     let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_time().build().unwrap();
+    let runtime = { runtime }
+        .enable_time()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
     let _inside = runtime.enter();
+    // The other thread has something else to do.
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    runtime.spawn_blocking(move || goes_on.recv());
     assert!(store.commit(bad(9)).now_or_never().is_some());
     assert!(store.commit(bad(300)).now_or_never().is_none());
+    drop(go_on);
     let said = wait(store.commit(bad(300)));
     assert!(matches!(said, Err(CommitError::Invalid { .. })), "{said:?}");
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::data_file::{Contents, FileError, check_data_file};
+use redb::TableDefinition;
 use std::time::Duration;
 
 const NEVER: SyncPolicy = SyncPolicy::Interval(Duration::from_secs(3600));
@@ -314,6 +315,58 @@ fn a_check_tells_what_is_in_a_file_or_what_is_wrong_with_it_and_changes_nothing(
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
     drop(store);
     check_data_file(&path).unwrap();
+}
+
+/// Adds what no bucket counts to a file that nobody has open.
+fn add_uncounted(path: &Path, table: &str, bucket: &str) {
+    type Key = (&'static [u8], &'static [u8]);
+    let key = (bucket.as_bytes(), &b"zzz"[..]);
+    let db = redb::Database::open(path).unwrap();
+    let transaction = db.begin_write().unwrap();
+    if table == "entries" {
+        let entries = TableDefinition::<Key, (u64, &[u8])>::new(table);
+        let mut entries = transaction.open_table(entries).unwrap();
+        entries.insert(key, (1, &b"1"[..])).unwrap();
+    } else {
+        let deadlines = TableDefinition::<Key, u64>::new(table);
+        let mut deadlines = transaction.open_table(deadlines).unwrap();
+        deadlines.insert(key, 1).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+#[test]
+fn what_is_in_a_file_and_counted_by_no_bucket_is_reported() {
+    for (table, bucket, expected) in [
+        ("entries", "a", "do not add up"),
+        ("entries", "e", "do not add up"),
+        ("entries", "z", "entries of no bucket"),
+        ("deadlines", "a", "entries of no bucket"),
+        ("deadlines", "e", "entries of no bucket"),
+        ("deadlines", "z", "entries of no bucket"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = filled(dir.path());
+        let path = dir.path().join("store.redb");
+        add_uncounted(&path, table, bucket);
+        let what = format!("{table} of {bucket:?}");
+        let error = check_data_file(&path).expect_err(&what);
+        assert!(
+            matches!(error, OpenError::Corrupt { .. }),
+            "{what}: {error}"
+        );
+        assert!(error.to_string().contains(expected), "{what}: {error}");
+        // Whoever has that bucket would have what nobody wrote.
+        let error = refused(&[embedded(bucket)], dir.path());
+        assert!(
+            matches!(error, OpenError::Corrupt { .. }),
+            "{what}: {error}"
+        );
+        if bucket != "e" {
+            let store = opened(&[embedded("e")], dir.path());
+            assert_eq!(contents(&store, id(&store, "e")), whole);
+        }
+    }
 }
 
 #[test]

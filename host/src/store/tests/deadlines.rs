@@ -24,7 +24,7 @@ impl Hand {
         self.0.load(Ordering::SeqCst)
     }
 
-    fn open(&self, buckets: &[BucketConfig], dir: &Path) -> Store {
+    pub(super) fn open(&self, buckets: &[BucketConfig], dir: &Path) -> Store {
         Store::with_backends(buckets, Backends::new(dir), self.clock()).unwrap()
     }
 }

@@ -40,8 +40,10 @@ struct State {
     behind: bool,
     /// It does what it is asked, and never answers.
     mute: bool,
-    /// It does not answer who loads.
+    /// It does not answer who loads, or asks how long entries live.
     stuck: bool,
+    /// It does not know how long entries live.
+    ignorant: bool,
     /// Who waits for that.
     waiting: usize,
     /// What was loaded, load by load.
@@ -62,6 +64,16 @@ impl Shelf {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// Waits until it is not stuck. Whoever waited is to be counted off with the answer.
+    async fn unstuck(&self) {
+        let mut moved = self.moved.subscribe();
+        self.state().waiting += 1;
+        // Its sender is here.
+        while self.state().stuck {
+            drop(moved.changed().await);
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -90,12 +102,16 @@ impl Shelf {
         self.change(|state| state.now += millis);
     }
 
-    /// Whoever loads waits until it is not.
+    pub(super) fn be_ignorant(&self) {
+        self.change(|state| state.ignorant = true);
+    }
+
+    /// Whoever loads, or asks how long entries live, waits until it is not.
     pub(super) fn be_stuck(&self, stuck: bool) {
         self.change(|state| state.stuck = stuck);
     }
 
-    /// How many wait for a load.
+    /// How many wait for that.
     pub(super) fn waiting(&self) -> usize {
         self.state().waiting
     }
@@ -244,12 +260,7 @@ impl Engine for Shelf {
     const ENDING_MAX: usize = 1000;
 
     async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
-        let mut moved = self.moved.subscribe();
-        self.state().waiting += 1;
-        // Its sender is here.
-        while self.state().stuck {
-            drop(moved.changed().await);
-        }
+        self.unstuck().await;
         let mut state = self.state();
         state.waiting -= 1;
         state.check()?;
@@ -331,16 +342,16 @@ impl Engine for Shelf {
     }
 
     async fn left(&self, entries: &[Ending]) -> Result<Vec<Left>, EngineError> {
-        let state = self.state();
+        self.unstuck().await;
+        let mut state = self.state();
+        state.waiting -= 1;
         state.check()?;
-        let left =
-            entries.iter().map(
-                |entry| match entry.expires_at_ms.saturating_sub(state.now) {
-                    left @ 1001.. => Left::Longer(Duration::from_millis(left - 1000)),
-                    left => Left::Until(Duration::from_millis(left)),
-                },
-            );
-        Ok(left.collect())
+        let left = |entry: &Ending| match entry.expires_at_ms.saturating_sub(state.now) {
+            _ if state.ignorant => Left::Unknown,
+            left @ 3001.. => Left::Longer(Duration::from_millis(left - 1000)),
+            left => Left::Until(Duration::from_millis(left)),
+        };
+        Ok(entries.iter().map(left).collect())
     }
 
     async fn follow(&self, buckets: Vec<Box<str>>, from: Revision, events: mpsc::Sender<Event>) {

@@ -1,9 +1,11 @@
 //! What a fleet agrees on waits at the gate, and with it all that came after it.
 
+use super::behind::{elsewhere, known_at, until_known_after};
 use super::deadlines::{Hand, until};
 use super::engine::Shelf;
 use super::fleet::{node_with, shared, until_so};
 use super::*;
+use crate::store::bucket::FLEET;
 use crate::store::{Gate, Passage};
 use std::sync::Weak;
 use std::sync::atomic::AtomicUsize;
@@ -14,6 +16,8 @@ struct Keeper {
     is_open: AtomicBool,
     until: Instant,
     asked: AtomicUsize,
+    /// Whether it is to be told that everything came anew.
+    anew: AtomicBool,
     note: Arc<AtomicU64>,
 }
 
@@ -23,6 +27,7 @@ impl Keeper {
             is_open: AtomicBool::new(false),
             until: Instant::now() + at_most,
             asked: AtomicUsize::new(0),
+            anew: AtomicBool::new(false),
             note: Arc::new(AtomicU64::new(u64::MAX)),
         })
     }
@@ -35,7 +40,8 @@ impl Keeper {
 
 impl Gate for Keeper {
     fn arrives(&self, key: &str, value: &[u8], anew: bool) -> Passage {
-        assert_eq!((key, value, anew), ("held", &b"1"[..], false));
+        let expected = self.anew.load(Ordering::SeqCst);
+        assert_eq!((key, value, anew), ("held", &b"1"[..], expected));
         self.asked.fetch_add(1, Ordering::SeqCst);
         if self.is_open.load(Ordering::SeqCst) {
             return Passage::Noting(vec![Arc::clone(&self.note)]);
@@ -100,6 +106,71 @@ fn what_waits_is_seen_whole_and_what_came_after_it_not_before() {
         stop.store(true, Ordering::Relaxed);
         reading.join().unwrap();
     });
+}
+
+/// Who missed something does not know what was written on the way.
+#[test]
+fn what_is_loaded_anew_waits_too_and_is_said_to_be_so() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let ([one, other], [e, own, fleet], _dirs) = pair(&shelf, &hand);
+    let keeper = Keeper::new(Duration::from_secs(600));
+    keeper.anew.store(true, Ordering::SeqCst);
+    keeper.keep(&other);
+    shelf.be_silent(true);
+    std::thread::scope(|scope| {
+        let both = batch(vec![
+            write(e, "with", Some("1")),
+            write(fleet, "held", Some("1")),
+        ]);
+        let writing = scope.spawn(|| wait(one.commit(both)));
+        until_so("it is written", || !shelf.contents("e").is_empty());
+        shelf.trim();
+        shelf.be_silent(false);
+        writing.join().unwrap().unwrap();
+    });
+    until_so("it has arrived", || keeper.asked.load(Ordering::SeqCst) > 0);
+    wait(other.commit(put(own, "k", "1"))).unwrap();
+    assert_eq!(contents(&other, e), []);
+    keeper.is_open.store(true, Ordering::SeqCst);
+    other.ask_gate();
+    until(&other, |snapshot| {
+        snapshot.bucket(e).unwrap().get("with").is_some()
+    });
+    let seen = keeper.note.load(Ordering::Acquire);
+    assert!(seen <= other.snapshot().revision().0, "{seen} was told");
+}
+
+#[test]
+fn while_something_waits_nothing_behind_it_is_read_and_what_is_read_is_as_old_as_it_was() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let ([_one, other], [e, own, _], _dirs) = pair(&shelf, &hand);
+    let keeper = Keeper::new(Duration::from_secs(600));
+    keeper.keep(&other);
+    let before = Instant::now();
+    // The writer has other things to do until all has come.
+    let hold = wait(other.hold(Duration::from_secs(60))).unwrap();
+    elsewhere(&shelf, "e", "passes", Some("1"));
+    elsewhere(&shelf, FLEET, "held", Some("1"));
+    elsewhere(&shelf, "e", "after", Some("1"));
+    // Nothing of it is ours: it says that there is nothing else.
+    elsewhere(&shelf, "not ours", "k", Some("1"));
+    until_so("all has come", || {
+        other.health()[0].1.revision == shelf.revision()
+    });
+    drop(hold);
+    until(&other, |snapshot| {
+        snapshot.bucket(e).unwrap().get("passes").is_some()
+    });
+    // The writer is done with what arrived.
+    wait(other.commit(put(own, "k", "1"))).unwrap();
+    assert!(keeper.asked.load(Ordering::SeqCst) > 0);
+    let keys = || contents(&other, e).into_iter().map(|it| it.0);
+    assert_eq!(keys().collect::<Vec<_>>(), ["passes"]);
+    assert!(known_at(&other) <= Some(before), "something waits");
+    keeper.is_open.store(true, Ordering::SeqCst);
+    other.ask_gate();
+    until_known_after(&other, before);
+    assert_eq!(keys().collect::<Vec<_>>(), ["after", "passes"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::deadlines::{Hand, put_for, until};
 use super::engine::Shelf;
-use super::fleet::{converge, fleet, node, until_lost};
+use super::fleet::{converge, fleet, node, node_with, shared, until_lost, until_so};
 use super::*;
 use crate::store::log::Ending;
 use std::time::Duration;
@@ -55,11 +55,16 @@ fn what_is_over_by_the_engine_is_gone_before_it_deletes_it_and_told_of_once() {
         some_looks(store);
         assert_eq!(keys(store).len(), MANY + 1);
     }
+    let before = stores[0].snapshot().revision();
     shelf.advance(10_000);
     hand.advance(10_000);
     for store in &stores {
         until_keys(store, &["stays"]);
         let snapshot = store.snapshot();
+        assert!(
+            snapshot.revision() > before,
+            "no two states have one revision"
+        );
         assert_eq!(snapshot.bucket(e).unwrap().revision(), revision);
         assert_eq!(snapshot.bucket(e).unwrap().bytes(), 6);
     }
@@ -76,6 +81,128 @@ fn what_is_over_by_the_engine_is_gone_before_it_deletes_it_and_told_of_once() {
         wait(watch.next()).unwrap().changes().next().unwrap().0,
         "next"
     );
+}
+
+/// What it lives at least is no end.
+#[test]
+fn what_lives_longer_is_asked_for_again() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(1, &hand);
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    wait(store.commit(put_for(e, "k", "1", seconds(10)))).unwrap();
+    // This proxy's clock is ahead.
+    shelf.be_stuck(true);
+    hand.advance(9_600);
+    until_so("it is asked", || shelf.waiting() == 1);
+    shelf.be_stuck(false);
+    until_so("it has answered", || shelf.waiting() == 0);
+    some_looks(store);
+    shelf.advance(8_000);
+    hand.advance(9_000);
+    some_looks(store);
+    assert_eq!(keys(store), ["k"]);
+    shelf.advance(2_000);
+    for _ in 0..60 {
+        hand.advance(1_000);
+        some_looks(store);
+    }
+    until_keys(store, &[]);
+}
+
+#[test]
+fn an_engine_is_asked_one_question_at_a_time() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(1, &hand);
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    for (key, ttl) in [("first", 2), ("second", 4)] {
+        wait(store.commit(put_for(e, key, "1", seconds(ttl)))).unwrap();
+    }
+    shelf.be_stuck(true);
+    hand.advance(1_600);
+    until_so("it is asked", || shelf.waiting() == 1);
+    hand.advance(2_000);
+    some_looks(store);
+    assert_eq!(shelf.waiting(), 1);
+    shelf.advance(4_000);
+    shelf.be_stuck(false);
+    until_keys(store, &[]);
+}
+
+#[test]
+fn an_answer_about_an_entry_of_before_ends_no_other() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(1, &hand);
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    wait(store.commit(put_for(e, "k", "1", seconds(2)))).unwrap();
+    shelf.be_stuck(true);
+    hand.advance(1_600);
+    until_so("it is asked", || shelf.waiting() == 1);
+    wait(store.commit(put_for(e, "k", "2", seconds(600)))).unwrap();
+    shelf.be_stuck(false);
+    until_so("it has answered", || shelf.waiting() == 0);
+    some_looks(store);
+    shelf.advance(2_000);
+    hand.advance(2_000);
+    some_looks(store);
+    assert_eq!(keys(store), ["k"]);
+}
+
+#[test]
+fn what_was_hidden_comes_back_if_the_engine_says_that_it_lives() {
+    for is_known in [true, false] {
+        let hand = Hand::new();
+        let (shelf, stores, _dir) = fleet(1, &hand);
+        let (store, e) = (&stores[0], id(&stores[0], "e"));
+        for (key, ttl) in [("ends", 1), ("lives", 2), ("long", 60)] {
+            wait(store.commit(put_for(e, key, "1", seconds(ttl)))).unwrap();
+        }
+        shelf.be_away(true);
+        until_lost(store, true);
+        hand.advance(60_000);
+        until_keys(store, &[]);
+        if is_known {
+            // How long one lives is known, how long another at least, and of one that it is as good as over.
+            shelf.be_away(false);
+            until_keys(store, &["lives", "long"]);
+        } else {
+            shelf.be_ignorant();
+            shelf.be_away(false);
+            until_lost(store, false);
+        }
+        some_looks(store);
+        let there: &[&str] = if is_known { &["lives", "long"] } else { &[] };
+        assert_eq!(keys(store), there);
+    }
+}
+
+/// The nodes of a fleet are entries that end unless they are written again, which nobody can without the engine.
+#[test]
+fn without_the_engine_no_node_is_taken_for_gone() {
+    let (hand, shelf) = (Hand::new(), Shelf::new());
+    let dir = tempfile::tempdir().unwrap();
+    let buckets = [
+        shared("e"),
+        memory("own"),
+        BucketConfig::of_fleet(BackendKind::Etcd),
+    ];
+    let store = node_with(&buckets, &shelf, dir.path(), &hand).unwrap();
+    let (e, fleet) = (id(&store, "e"), store.snapshot().fleet().unwrap());
+    for bucket in [e, fleet] {
+        wait(store.commit(put_for(bucket, "k", "1", seconds(5)))).unwrap();
+    }
+    shelf.be_away(true);
+    until_lost(&store, true);
+    hand.advance(60_000);
+    until_keys(&store, &[]);
+    some_looks(&store);
+    assert_eq!(contents(&store, fleet).len(), 1);
+    shelf.advance(60_000);
+    shelf.be_away(false);
+    until_lost(&store, false);
+    hand.advance(2_000);
+    until(&store, |snapshot| {
+        snapshot.bucket(fleet).unwrap().is_empty()
+    });
 }
 
 #[test]

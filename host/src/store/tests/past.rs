@@ -153,6 +153,33 @@ fn a_value_comes_back_with_the_deadline_it_was_written_with() {
     assert!(refused.to_string().contains("within 3650d"), "{refused}");
 }
 
+/// The system's clock may have jumped, in either direction, since the deadline was made.
+#[test]
+fn whether_what_comes_back_is_over_is_told_by_the_clock_that_made_its_deadline() {
+    for kind in KINDS {
+        // Decades behind that of the system.
+        let hand = Hand::new();
+        let dir = tempfile::tempdir().unwrap();
+        let store = hand.open(&[keeping(kind, 5)], dir.path());
+        let bucket = id(&store, "b");
+        let hour = Duration::from_secs(3600);
+        commit(&store, put_for(bucket, "k", "1", Some(hour)));
+        let snapshot = store.snapshot();
+        let given = snapshot.bucket(bucket).unwrap().get("k").unwrap().deadline;
+        assert!(given.is_some());
+        let replaced = Revision(commit(&store, put(bucket, "k", "2")));
+        let until = || {
+            let of_all = wait(store.undo_revision(bucket, replaced, false, "")).unwrap();
+            let both = [undo(&store, bucket, "k", None), of_all.0];
+            both.map(|batch| batch.writes[0].until)
+        };
+        assert_eq!(until(), [given; 2]);
+        hand.advance(3_600_000);
+        // It would end at once, and who wants it back wants it to stay.
+        assert_eq!(until(), [None; 2]);
+    }
+}
+
 #[test]
 fn a_key_goes_back_step_by_step_or_to_a_revision_unless_it_was_changed_meanwhile() {
     for kind in KINDS {
