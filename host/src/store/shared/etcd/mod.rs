@@ -155,6 +155,8 @@ impl Engine for Etcd {
     }
 
     async fn follow(&self, buckets: Vec<Box<str>>, from: Revision, events: mpsc::Sender<Event>) {
+        let beginnings = buckets.iter().map(|bucket| self.inner.keys.bucket(bucket));
+        self.inner.leases.follow(beginnings.collect());
         follow::follow(&self.inner, &buckets, from, &events).await;
     }
 }
@@ -196,7 +198,6 @@ impl Inner {
     }
 
     async fn load(&self, connection: &Connection, buckets: &[Box<str>]) -> Result<Loaded, Failure> {
-        self.leases.forget();
         let timeout = self.settings.timeout;
         let mut kv = connection.kv();
         let probe = kv.get(self.keys.prefix(), Some(GetOptions::new().with_keys_only()));
@@ -208,6 +209,7 @@ impl Inner {
         let mut limit = PAGE_ENTRIES;
         for bucket in buckets {
             let beginning = self.keys.bucket(bucket);
+            self.leases.forget(beginning.as_bytes());
             let end = keys::end(&beginning);
             let mut next = beginning.into_bytes();
             loop {
