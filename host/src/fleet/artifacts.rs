@@ -70,7 +70,7 @@ impl Fleet {
                 entry.bytes
             ));
         }
-        let component = self.depot.get(&place).await;
+        let component = self.depot.get(&place, entry.bytes).await;
         let component = component.map_err(|error| error.to_string())?;
         let content = component.clone();
         let found = tokio::task::spawn_blocking(move || digest(&content)).await;

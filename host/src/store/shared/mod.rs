@@ -145,6 +145,14 @@ pub(super) enum Condition {
     Sized { bucket: Box<str>, since: Revision },
 }
 
+impl SharedEntry {
+    /// What counts for a bound of a load.
+    #[cfg(any(feature = "etcd", feature = "redis"))]
+    fn bytes(&self) -> usize {
+        self.key.len() + self.value.len()
+    }
+}
+
 impl Condition {
     /// The bucket that it is about.
     pub(super) fn bucket(&self) -> &str {
@@ -282,6 +290,16 @@ pub(super) trait Engine: Clone + Send + Sync + 'static {
     fn load(
         &self,
         buckets: &[Box<str>],
+    ) -> impl Future<Output = Result<Loaded, EngineError>> + Send {
+        self.load_within(buckets, usize::MAX)
+    }
+
+    /// The same of buckets whose keys and values are expected to have at most so many bytes; [`EngineError::TooLarge`] as
+    /// soon as there are more.
+    fn load_within(
+        &self,
+        buckets: &[Box<str>],
+        bytes_max: usize,
     ) -> impl Future<Output = Result<Loaded, EngineError>> + Send;
 
     /// Whether it takes so many writes, or conditions, at once.

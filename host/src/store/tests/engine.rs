@@ -243,7 +243,7 @@ impl State {
 impl Engine for Shelf {
     const ENDING_MAX: usize = 1000;
 
-    async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
+    async fn load_within(&self, buckets: &[Box<str>], _: usize) -> Result<Loaded, EngineError> {
         let mut moved = self.moved.subscribe();
         self.state().waiting += 1;
         // Its sender is here.

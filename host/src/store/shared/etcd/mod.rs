@@ -93,11 +93,15 @@ impl Engine for Etcd {
     // One question each.
     const ENDING_MAX: usize = 1024;
 
-    async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
+    async fn load_within(
+        &self,
+        buckets: &[Box<str>],
+        bytes_max: usize,
+    ) -> Result<Loaded, EngineError> {
         let mut failed = None;
         for _ in 0..LOADS_MAX {
             let connection = self.inner.connection().await?;
-            match self.inner.load(&connection, buckets).await {
+            match self.inner.load(&connection, buckets, bytes_max).await {
                 Ok(loaded) => return Ok(loaded),
                 Err(failure) => {
                     self.inner.failed(&connection, &failure).await;
@@ -197,7 +201,12 @@ impl Inner {
         }
     }
 
-    async fn load(&self, connection: &Connection, buckets: &[Box<str>]) -> Result<Loaded, Failure> {
+    async fn load(
+        &self,
+        connection: &Connection,
+        buckets: &[Box<str>],
+        bytes_max: usize,
+    ) -> Result<Loaded, Failure> {
         let timeout = self.settings.timeout;
         let mut kv = connection.kv();
         let probe = kv.get(self.keys.prefix(), Some(GetOptions::new().with_keys_only()));
@@ -205,7 +214,7 @@ impl Inner {
         let (at, cluster) = answer
             .header()
             .map_or((0, 0), |header| (header.revision(), header.cluster_id()));
-        let mut entries = Vec::new();
+        let (mut entries, mut bytes) = (Vec::new(), 0);
         let mut limit = PAGE_ENTRIES;
         for bucket in buckets {
             let beginning = self.keys.bucket(bucket);
@@ -228,8 +237,13 @@ impl Inner {
                 };
                 entries.extend(page.kvs().iter().filter_map(|pair| {
                     self.leases.learn(pair.key(), pair.lease());
-                    self.entry(pair)
+                    let entry = self.entry(pair)?;
+                    bytes += entry.bytes();
+                    Some(entry)
                 }));
+                if bytes > bytes_max {
+                    return Err(Failure::holds_more(&connection.endpoint, bucket, bytes_max));
+                }
                 match page.kvs().last() {
                     Some(last) if page.more() => {
                         next = [last.key(), &[0]].concat();

@@ -461,6 +461,7 @@ macro_rules! conformance {
             suite::what_is_wrong_with_a_request_is_said,
             artifacts::a_component_is_read_as_it_was_kept_until_it_is_removed,
             artifacts::an_artifact_without_a_piece_is_not_read,
+            artifacts::no_size_that_is_told_makes_endless_work,
         }
     };
     ($server:ty: $($module:ident::$test:ident,)*) => {
