@@ -99,7 +99,7 @@ pub(in crate::store) struct Link {
 enum Ask {
     Load(
         Vec<Box<str>>,
-        Box<dyn FnOnce(Result<Loaded, EngineError>) + Send>,
+        std::sync::mpsc::Sender<Result<Loaded, EngineError>>,
     ),
     Commit(
         Arc<Transaction>,
@@ -184,37 +184,15 @@ impl Link {
         })
     }
 
-    /// Loads buckets, as of one revision.
-    #[expect(
-        dead_code,
-        reason = "for what is not followed, such as the components of plugins"
-    )]
-    pub(in crate::store) async fn load(
-        &self,
-        buckets: Vec<Box<str>>,
-    ) -> Result<Loaded, EngineError> {
-        let (done, answer) = oneshot::channel();
-        self.ask_to_load(buckets, |loaded| drop(done.send(loaded)));
-        answer.await.unwrap_or_else(|_| Err(closed()))
-    }
-
-    /// The same, for a thread that may wait.
+    /// Loads buckets, as of one revision. For a thread that may wait.
     pub(in crate::store) fn load_blocking(
         &self,
         buckets: Vec<Box<str>>,
     ) -> Result<Loaded, EngineError> {
         let (done, answer) = std::sync::mpsc::channel();
-        self.ask_to_load(buckets, move |loaded| drop(done.send(loaded)));
-        answer.recv().unwrap_or_else(|_| Err(closed()))
-    }
-
-    fn ask_to_load(
-        &self,
-        buckets: Vec<Box<str>>,
-        done: impl FnOnce(Result<Loaded, EngineError>) + Send + 'static,
-    ) {
         // If the thread is gone, so is what would answer.
-        let _ = self.asks.send(Ask::Load(buckets, Box::new(done)));
+        let _ = self.asks.send(Ask::Load(buckets, done));
+        answer.recv().unwrap_or_else(|_| Err(closed()))
     }
 
     /// Follows these buckets from now on.

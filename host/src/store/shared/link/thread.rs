@@ -42,7 +42,7 @@ pub(super) async fn answer<E: Engine>(
         // Whoever no longer waits does not need an answer.
         match ask {
             Ask::Load(buckets, done) => drop(tokio::spawn(async move {
-                done(engine.load(&buckets).await);
+                let _ = done.send(engine.load(&buckets).await);
             })),
             // Its place is taken until the engine has answered, even if nobody waits for that.
             Ask::Commit(transaction, done, place) => drop(tokio::spawn(async move {
