@@ -87,6 +87,11 @@ impl Waiting {
         self.by_backend.keys().copied().collect()
     }
 
+    /// Whether something of a backend waits.
+    pub(super) fn holds(&self, backend: BackendKind) -> bool {
+        self.by_backend.contains_key(&backend)
+    }
+
     /// When the gate is to be asked again.
     pub(super) fn until(&self) -> Option<Instant> {
         self.by_backend.values().map(|queue| queue.until).min()

@@ -214,6 +214,7 @@ impl Writer {
             let current = (revision, passed.current_at);
             self.publish_arrived(next, link, arrived, current, passed.notes);
         }
+        link.hold(self.waiting.holds(backend));
         self.take_left(backend, left);
     }
 

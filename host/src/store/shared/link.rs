@@ -76,6 +76,19 @@ pub(super) struct Progress {
     pub(super) applied: Applied,
     /// How often all there was came anew, in place of what follows.
     pub(super) loads: u64,
+    pub(super) held: Held,
+}
+
+/// Whether what has arrived waits at the gate (`gate.rs`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Held {
+    #[default]
+    Never,
+    Now,
+    /// No more, since then.
+    Until(tokio::time::Instant),
+    /// The link is closed: nothing arrives any more.
+    Closed,
 }
 
 /// Whether an engine takes such a transaction, as far as can be told without asking it.
@@ -287,8 +300,28 @@ impl Link {
             locked(&self.shared.health).current(at);
         }
         let loads = self.shared.loads.load(Ordering::Relaxed);
-        let progress = Progress { applied, loads };
-        self.shared.progress.send_replace(progress);
+        self.shared.progress.send_modify(|progress| {
+            (progress.applied, progress.loads) = (applied, loads);
+        });
+    }
+
+    /// Whether what has arrived waits at the gate. The writer's.
+    pub(in crate::store) fn hold(&self, is_held: bool) {
+        self.shared.progress.send_if_modified(|progress| {
+            let before = progress.held;
+            progress.held = match (before, is_held) {
+                (Held::Closed, _) => Held::Closed,
+                (_, true) => Held::Now,
+                (Held::Now, false) => Held::Until(tokio::time::Instant::now()),
+                (before, false) => before,
+            };
+            progress.held != before
+        });
+    }
+
+    /// Whether what has arrived waits at the gate.
+    pub(super) fn held(&self) -> Held {
+        self.shared.progress.borrow().held
     }
 
     /// How far readers see, and a way to learn when they see more.
@@ -328,6 +361,10 @@ impl Link {
             // It is gone already if it panicked, which was logged then.
             let _ = thread.join();
         }
+        // Whoever waits for what waits at the gate waits no longer.
+        self.shared
+            .progress
+            .send_modify(|progress| progress.held = Held::Closed);
     }
 }
 
