@@ -10,9 +10,10 @@ use super::entry::{PLUGIN, PluginEntry};
 use super::{Fleet, locked};
 use crate::plugin::{Ahead, DeployError};
 use crate::store::{Gate, Passage, Revision};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 /// How long what has arrived waits for a version. It is compiled at the lowest priority, beside whatever the node does.
 const HOLD_MAX: Duration = Duration::from_secs(30);
@@ -141,25 +142,36 @@ impl Gate for Fleet {
 }
 
 impl Fleet {
-    /// Makes versions ready for their moments, until it is dropped.
-    pub async fn stand_by(self: std::sync::Arc<Self>) {
+    /// Makes versions ready for their moments, until it is dropped. All at once: what was loaded anew may have several, and
+    /// none waits because of another that cannot be fetched.
+    pub async fn stand_by(self: Arc<Self>) {
+        let mut begun = JoinSet::new();
         loop {
-            self.moments.news.notified().await;
-            while let Some((plugin, entry, until)) = self.moments.begin() {
-                let staged = tokio::time::timeout_at(until.into(), self.stage(&plugin, &entry));
-                let state = match staged.await {
-                    Ok(Ok(ahead)) => State::Ready(Box::new(ahead)),
-                    Ok(Err(error)) => {
-                        tell_apart(&plugin, &entry, &error.to_string());
-                        State::Over
+            tokio::select! {
+                () = self.moments.news.notified() => {
+                    while let Some((plugin, entry, until)) = self.moments.begin() {
+                        begun.spawn(Arc::clone(&self).make_ready(plugin, entry, until));
                     }
-                    // The store asks now, and it is told then.
-                    Err(_) => continue,
-                };
-                self.moments.end(&plugin, &entry, state);
-                self.store.ask_gate();
+                }
+                // It panicked, which was logged, or is done.
+                Some(_) = begun.join_next() => {}
             }
         }
+    }
+
+    async fn make_ready(self: Arc<Self>, plugin: String, entry: PluginEntry, until: Instant) {
+        let staged = tokio::time::timeout_at(until.into(), self.stage(&plugin, &entry));
+        let state = match staged.await {
+            Ok(Ok(ahead)) => State::Ready(Box::new(ahead)),
+            Ok(Err(error)) => {
+                tell_apart(&plugin, &entry, &error.to_string());
+                State::Over
+            }
+            // The store asks now, and it is told then.
+            Err(_) => return,
+        };
+        self.moments.end(&plugin, &entry, state);
+        self.store.ask_gate();
     }
 
     async fn stage(&self, plugin: &str, entry: &PluginEntry) -> Result<Ahead, DeployError> {

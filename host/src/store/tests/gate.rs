@@ -5,6 +5,7 @@ use super::engine::Shelf;
 use super::fleet::{node_within, shared, until_so};
 use super::*;
 use crate::store::{Gate, Passage};
+use std::collections::BTreeSet;
 use std::sync::Weak;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -186,5 +187,57 @@ fn a_change_for_the_fleet_that_was_built_on_less_than_what_waits_is_refused_at_o
     assert_eq!(contents(&other, e), []);
     keeper.is_open.store(true, Ordering::SeqCst);
     other.ask_gate();
-    until(&other, |snapshot| snapshot.bucket(e).unwrap().get("with").is_some());
+    until(&other, |snapshot| {
+        snapshot.bucket(e).unwrap().get("with").is_some()
+    });
+}
+
+/// Lets everything wait until all of it was asked for.
+struct Counting {
+    expected: BTreeSet<&'static str>,
+    asked: Mutex<BTreeSet<String>>,
+}
+
+impl Gate for Counting {
+    fn arrives(&self, key: &str, _: &[u8], anew: bool) -> Passage {
+        assert!(anew);
+        let mut asked = self.asked.lock().unwrap();
+        asked.insert(key.to_owned());
+        match asked.iter().eq(&self.expected) {
+            true => Passage::Open,
+            false => Passage::Wait(Instant::now() + Duration::from_secs(600)),
+        }
+    }
+}
+
+#[test]
+fn all_that_is_loaded_anew_is_asked_for_at_once() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let ([one, other], [e, _, fleet], _dirs) = pair(&shelf, &hand);
+    let expected = BTreeSet::from(["first", "second", "third"]);
+    let counting = Arc::new(Counting {
+        expected: expected.clone(),
+        asked: Mutex::default(),
+    });
+    let gate: Arc<dyn Gate> = Arc::clone(&counting) as Arc<dyn Gate>;
+    other.set_gate(Arc::downgrade(&gate));
+    shelf.be_silent(true);
+    let mut writes: Vec<_> = expected
+        .iter()
+        .map(|key| write(fleet, key, Some("1")))
+        .collect();
+    writes.push(write(e, "with", Some("1")));
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| wait(one.commit(batch(writes))));
+        until_so("it is written", || shelf.contents("e").len() == 1);
+        shelf.trim();
+        shelf.be_silent(false);
+        let asked = || counting.asked.lock().unwrap().len() == expected.len();
+        until_so("each was asked for while the first waits", asked);
+        other.ask_gate();
+        until(&other, |snapshot| {
+            snapshot.bucket(e).unwrap().get("with").is_some()
+        });
+        writing.join().unwrap().unwrap();
+    });
 }
