@@ -57,7 +57,7 @@ pub(in crate::store) enum Incoming {
 #[derive(Default)]
 struct Inbox {
     arrivals: VecDeque<Incoming>,
-    /// When the last of them came that tells that there is nothing newer.
+    /// When there was nothing newer, by the last of them that tells so.
     current_at: Option<Instant>,
 }
 

@@ -16,7 +16,7 @@
 //! | the log | up to the compaction | the newest `log_entries` transactions |
 
 use super::Revision;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 pub mod artifacts;
@@ -208,7 +208,7 @@ impl Life {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It is durable as far as the engine promises, and in the log at this revision. If it changed nothing, this is the
-    /// engine's newest revision then, and [`Event::Current`] tells when the log has come so far.
+    /// engine's newest revision then, and [`Event::Passed`] or [`Event::Current`] tells when the log has come so far.
     Applied(Revision),
     /// A condition did not hold at this revision: nothing was changed.
     Conflict(Revision),
@@ -235,16 +235,18 @@ pub(super) enum EngineError {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Event {
     /// One transaction, or what expired at the same moment: everything of one revision that is in the followed buckets,
-    /// and never nothing.
+    /// and never nothing; that is [`Self::Passed`].
     Changes {
         revision: Revision,
         changes: Vec<SharedChange>,
         /// Who made it, if that was told to the engine.
         author: Option<Author>,
     },
-    /// The engine is there, and this proxy has everything up to this revision: sent when it catches up after a loss, and
-    /// from time to time.
-    Current(Revision),
+    /// Nothing of this revision is in the followed buckets.
+    Passed(Revision),
+    /// The engine is there, and this proxy has everything up to this revision, which is all that there was at this moment:
+    /// sent when it catches up after a loss, and from time to time.
+    Current(Revision, Instant),
     /// What follows the last event is no longer in the log, or the log is not the one it was: load again, then follow
     /// from there. The last event.
     Gap,

@@ -7,7 +7,7 @@ use crate::store::shared::{
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 /// Most writes of a transaction.
@@ -363,7 +363,7 @@ impl Engine for Shelf {
                     let changes = changes.iter().filter(|it| buckets.contains(&it.bucket));
                     let changes: Vec<_> = changes.cloned().collect();
                     Some(match changes.is_empty() {
-                        true => Event::Current(at),
+                        true => Event::Passed(at),
                         false => Event::Changes {
                             revision: at,
                             changes,
@@ -373,7 +373,7 @@ impl Engine for Shelf {
                 } else {
                     let is_all = was_away && !state.behind;
                     was_away &= !is_all;
-                    is_all.then_some(Event::Current(at))
+                    is_all.then(|| Event::Current(at, Instant::now()))
                 }
             };
             let Some(event) = next else {
