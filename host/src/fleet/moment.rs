@@ -28,6 +28,8 @@ pub(super) struct Moments {
     list: Mutex<Vec<Moment>>,
     /// There is a version to be made ready.
     news: Notify,
+    /// The same, for whoever changes a plugin.
+    came: Notify,
 }
 
 struct Moment {
@@ -58,6 +60,29 @@ impl Moments {
         match moment.state {
             State::Ready(ahead) => Some((moment.entry, *ahead)),
             State::New | State::Begun | State::Over => None,
+        }
+    }
+
+    /// What waits until nobody else changes a plugin.
+    pub(super) fn waiting(&self, plugin: &str) -> Option<PluginEntry> {
+        let list = locked(&self.list);
+        let is_it = |moment: &&Moment| {
+            moment.plugin == plugin && matches!(moment.state, State::New | State::Begun)
+        };
+        list.iter().find(is_it).map(|moment| moment.entry.clone())
+    }
+
+    /// The same, once there is something.
+    pub(super) async fn waits(&self, plugin: &str) -> PluginEntry {
+        loop {
+            let came = self.came.notified();
+            tokio::pin!(came);
+            // What comes after the look is not missed.
+            came.as_mut().enable();
+            if let Some(entry) = self.waiting(plugin) {
+                return entry;
+            }
+            came.await;
         }
     }
 
@@ -135,6 +160,8 @@ impl Gate for Fleet {
                     state: State::New,
                 });
                 self.moments.news.notify_one();
+                drop(list);
+                self.moments.came.notify_waiters();
                 Passage::Wait(until)
             }
         }
