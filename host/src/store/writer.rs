@@ -210,6 +210,9 @@ impl Writer {
             arrive(&mut next, backend, incoming, &mut arrived);
         }
         let left = std::mem::take(&mut arrived.left);
+        if !left.is_empty() {
+            link.has_left();
+        }
         if let Some(revision) = arrived.revision {
             let current = (revision, passed.current_at);
             self.publish_arrived(next, link, arrived, current, passed.notes);

@@ -137,7 +137,7 @@ struct Shared {
     /// Loads that the writer has taken.
     loads: AtomicU64,
     health: Mutex<Health>,
-    /// How long entries live was asked, and not answered yet.
+    /// How long entries live was asked, and the writer has no answer yet.
     asks_left: AtomicBool,
     notes: Notes,
 }
@@ -255,6 +255,11 @@ impl Link {
             awaited.applied(revision, notes.to_vec());
         }
         done
+    }
+
+    /// The answer is taken. The writer's.
+    pub(in crate::store) fn has_left(&self) {
+        self.shared.asks_left.store(false, Ordering::Release);
     }
 
     /// Of how many entries it may be asked now how long they live: none while an answer is due.

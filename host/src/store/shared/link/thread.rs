@@ -204,16 +204,18 @@ impl Shared {
 
     fn left(&self, entries: Vec<Ending>, left: Result<Vec<Left>, EngineError>) {
         match left {
-            // One of these at most waits beside what the log tells.
+            // One of these at most waits beside what the log tells: the next is asked for when the writer has this one.
             Ok(left) => {
                 let answers = entries.into_iter().zip(left).collect();
                 locked(&self.inbox)
                     .arrivals
                     .push_back(Incoming::Left(answers));
             }
-            Err(error) => tracing::debug!(%error, "how long entries live was not answered"),
+            Err(error) => {
+                tracing::debug!(%error, "how long entries live was not answered");
+                self.asks_left.store(false, Ordering::Release);
+            }
         }
-        self.asks_left.store(false, Ordering::Release);
         self.wake.wake();
     }
 
