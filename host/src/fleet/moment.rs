@@ -217,18 +217,8 @@ impl Fleet {
 
     async fn try_stage(&self, plugin: &str, entry: &PluginEntry) -> Result<Ahead, DeployError> {
         let (version, force) = (&entry.active, entry.force);
-        if self.plugins.keeps(plugin, version) {
-            match self.plugins.stage(plugin, version, None, force).await {
-                // The file is gone, or not what it was.
-                Err(DeployError::Io(error)) => {
-                    tracing::warn!(plugin, error, "fleet: a version that was kept is fetched");
-                }
-                done => return done,
-            }
-        }
-        let component = self.fetch(version).await?;
-        let stage = self.plugins.stage(plugin, version, Some(component), force);
-        stage.await
+        let stage = |component| self.plugins.stage(plugin, version, component, force);
+        self.with_component(plugin, version, stage).await
     }
 }
 
