@@ -140,8 +140,9 @@ pub(super) enum Condition {
     /// expired, or was deleted by another program, goes unnoticed.
     Unchanged { bucket: Box<str>, since: Revision },
     /// After this revision nothing of the bucket was deleted, and no transaction has it among its [`Transaction::sized`].
-    /// In etcd a key that expired, or was deleted by another program, goes unnoticed; and a transaction that is as large as
-    /// can be has neither this nor that.
+    /// In etcd a key that expired, or was deleted by another program, goes unnoticed; a transaction that is as large as
+    /// can be has neither this nor that. There it also fails after a transaction that told its author: whoever is refused for
+    /// that alone is not at the next try.
     Sized { bucket: Box<str>, since: Revision },
 }
 
