@@ -38,7 +38,7 @@ pub(super) async fn follow(
     loop {
         let ended = tokio::select! {
             () = events.closed() => Ended::Left,
-            ended = session(inner, buckets, &mut at, &mut pause, events) => ended,
+            ended = connected(inner, buckets, &mut at, &mut pause, events) => ended,
         };
         if !ended.goes_on(events, &mut pause).await {
             return;
@@ -46,7 +46,8 @@ pub(super) async fn follow(
     }
 }
 
-async fn session(
+/// Follows by one connection.
+async fn connected(
     inner: &Inner,
     buckets: &[Box<str>],
     at: &mut Revision,

@@ -32,7 +32,7 @@ pub(super) async fn follow(
             None => Ended::Gap,
             Some(at) => tokio::select! {
                 () = events.closed() => Ended::Left,
-                ended = session(inner, buckets, at, &mut pause, events) => ended,
+                ended = connected(inner, buckets, at, &mut pause, events) => ended,
             },
         };
         if !ended.goes_on(events, &mut pause).await {
@@ -41,7 +41,8 @@ pub(super) async fn follow(
     }
 }
 
-async fn session(
+/// Follows by one connection.
+async fn connected(
     inner: &Inner,
     buckets: &[Box<str>],
     at: &mut (Revision, Token),
