@@ -2,7 +2,7 @@
 
 use super::entry::{PLUGIN, PluginEntry};
 use super::{Fleet, unix_ms};
-use crate::plugin::{Accord, Agreeing, Agreement, Base, DeployError};
+use crate::plugin::{Accord, Agreeing, Agreement, Base, DeployError, Overtaken};
 use crate::store::{CommitError, Expect, Write, WriteBatch};
 use std::time::SystemTime;
 
@@ -11,6 +11,9 @@ const ATTEMPTS: usize = 3;
 
 impl Accord for Fleet {
     fn base(&self, plugin: &str) -> Result<Base, DeployError> {
+        if let Some(entry) = self.moments.waiting(plugin) {
+            return Err(overtaken(plugin, &entry));
+        }
         let snapshot = self.store.snapshot();
         let Some((revision, entry)) = self.agreed(&snapshot, plugin) else {
             return Ok(Base::default());
@@ -31,10 +34,7 @@ impl Accord for Fleet {
         if has_failed || self.has(plugin, &agreed) {
             return Ok(base(Some(agreed)));
         }
-        Err(DeployError::Disagreed(format!(
-            "{}: this node is about to take it, try again then",
-            told(plugin, &entry)
-        )))
+        Err(overtaken(plugin, &entry))
     }
 
     fn agree<'a>(
@@ -65,6 +65,10 @@ impl Accord for Fleet {
             };
             self.batch(plugin, base, entry).await
         })
+    }
+
+    fn overtaken<'a>(&'a self, plugin: &'a str) -> Overtaken<'a> {
+        Box::pin(async move { overtaken(plugin, &self.moments.waits(plugin).await) })
     }
 }
 
@@ -97,7 +101,7 @@ impl Fleet {
         )))
     }
 
-    fn entry(&self, wanted: Agreement, by: &str) -> PluginEntry {
+    pub(super) fn entry(&self, wanted: Agreement, by: &str) -> PluginEntry {
         PluginEntry::new(wanted, by, &self.node, unix_ms(SystemTime::now()))
     }
 
@@ -133,6 +137,14 @@ impl Fleet {
         };
         DeployError::Disagreed(format!("{there}: it came first, look at it and try again"))
     }
+}
+
+/// What others have agreed on is not shown here yet.
+fn overtaken(plugin: &str, entry: &PluginEntry) -> DeployError {
+    DeployError::Disagreed(format!(
+        "{}: this node is about to take it, try again then",
+        told(plugin, entry)
+    ))
 }
 
 fn key_of(plugin: &str) -> String {

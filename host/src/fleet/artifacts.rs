@@ -46,8 +46,27 @@ impl Fleet {
         self.write(&place, &entry, expected)
     }
 
+    /// Does something with a version: with what this node keeps of it, or else with its component, which is fetched.
+    pub(super) async fn with_component<T, F: Future<Output = Result<T, DeployError>>>(
+        &self,
+        plugin: &str,
+        version: &str,
+        work: impl Fn(Option<Bytes>) -> F,
+    ) -> Result<T, DeployError> {
+        if self.plugins.keeps(plugin, version) {
+            match work(None).await {
+                // The file is gone, or not what it was.
+                Err(DeployError::Io(error)) => {
+                    tracing::warn!(plugin, error, "fleet: a version that was kept is fetched");
+                }
+                done => return done,
+            }
+        }
+        work(Some(self.fetch(version).await?)).await
+    }
+
     /// The component of a version.
-    pub(super) async fn fetch(&self, version: &str) -> Result<Bytes, DeployError> {
+    async fn fetch(&self, version: &str) -> Result<Bytes, DeployError> {
         self.counters.fetches.fetch_add(1, Relaxed);
         let fetched = self.try_fetch(version).await;
         fetched.map_err(|reason| {
@@ -70,7 +89,7 @@ impl Fleet {
                 entry.bytes
             ));
         }
-        let component = self.depot.get(&place).await;
+        let component = self.depot.get(&place, entry.bytes).await;
         let component = component.map_err(|error| error.to_string())?;
         let content = component.clone();
         let found = tokio::task::spawn_blocking(move || digest(&content)).await;

@@ -254,17 +254,7 @@ impl Fleet {
         let (Step::Activate(version) | Step::Canary(version, _)) = &step else {
             return take(None).await;
         };
-        if self.plugins.keeps(plugin, version) {
-            match take(None).await {
-                // The file is gone, or not what it was.
-                Err(DeployError::Io(error)) => {
-                    tracing::warn!(plugin, error, "fleet: a version that was kept is fetched");
-                }
-                done => return done,
-            }
-        }
-        let component = self.fetch(version).await?;
-        take(Some(component)).await
+        self.with_component(plugin, version, take).await
     }
 }
 

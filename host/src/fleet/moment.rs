@@ -10,9 +10,10 @@ use super::entry::{PLUGIN, PluginEntry};
 use super::{Fleet, locked};
 use crate::plugin::{Ahead, DeployError};
 use crate::store::{Gate, Passage, Revision};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 /// How long what has arrived waits for a version. It is compiled at the lowest priority, beside whatever the node does.
 const HOLD_MAX: Duration = Duration::from_secs(30);
@@ -27,6 +28,8 @@ pub(super) struct Moments {
     list: Mutex<Vec<Moment>>,
     /// There is a version to be made ready.
     news: Notify,
+    /// The same, for whoever changes a plugin.
+    came: Notify,
 }
 
 struct Moment {
@@ -57,6 +60,29 @@ impl Moments {
         match moment.state {
             State::Ready(ahead) => Some((moment.entry, *ahead)),
             State::New | State::Begun | State::Over => None,
+        }
+    }
+
+    /// What waits until nobody else changes a plugin.
+    pub(super) fn waiting(&self, plugin: &str) -> Option<PluginEntry> {
+        let list = locked(&self.list);
+        let is_it = |moment: &&Moment| {
+            moment.plugin == plugin && matches!(moment.state, State::New | State::Begun)
+        };
+        list.iter().find(is_it).map(|moment| moment.entry.clone())
+    }
+
+    /// The same, once there is something.
+    pub(super) async fn waits(&self, plugin: &str) -> PluginEntry {
+        loop {
+            let came = self.came.notified();
+            tokio::pin!(came);
+            // What comes after the look is not missed.
+            came.as_mut().enable();
+            if let Some(entry) = self.waiting(plugin) {
+                return entry;
+            }
+            came.await;
         }
     }
 
@@ -142,6 +168,8 @@ impl Gate for Fleet {
                     state: State::New,
                 });
                 self.moments.news.notify_one();
+                drop(list);
+                self.moments.came.notify_waiters();
                 Passage::Wait(until)
             }
         }
@@ -149,25 +177,36 @@ impl Gate for Fleet {
 }
 
 impl Fleet {
-    /// Makes versions ready for their moments, until it is dropped.
-    pub async fn stand_by(self: std::sync::Arc<Self>) {
+    /// Makes versions ready for their moments, until it is dropped. All at once: what was loaded anew may have several, and
+    /// none waits because of another that cannot be fetched.
+    pub async fn stand_by(self: Arc<Self>) {
+        let mut begun = JoinSet::new();
         loop {
-            self.moments.news.notified().await;
-            while let Some((plugin, entry, until)) = self.moments.begin() {
-                let staged = tokio::time::timeout_at(until.into(), self.stage(&plugin, &entry));
-                let state = match staged.await {
-                    Ok(Ok(ahead)) => State::Ready(Box::new(ahead)),
-                    Ok(Err(error)) => {
-                        tell_apart(&plugin, &entry, &error.to_string());
-                        State::Over
+            tokio::select! {
+                () = self.moments.news.notified() => {
+                    while let Some((plugin, entry, until)) = self.moments.begin() {
+                        begun.spawn(Arc::clone(&self).make_ready(plugin, entry, until));
                     }
-                    // The store asks now, and it is told then.
-                    Err(_) => continue,
-                };
-                self.moments.end(&plugin, &entry, state);
-                self.store.ask_gate();
+                }
+                // It panicked, which was logged, or is done.
+                Some(_) = begun.join_next() => {}
             }
         }
+    }
+
+    async fn make_ready(self: Arc<Self>, plugin: String, entry: PluginEntry, until: Instant) {
+        let staged = tokio::time::timeout_at(until.into(), self.stage(&plugin, &entry));
+        let state = match staged.await {
+            Ok(Ok(ahead)) => State::Ready(Box::new(ahead)),
+            Ok(Err(error)) => {
+                tell_apart(&plugin, &entry, &error.to_string());
+                State::Over
+            }
+            // The store asks now, and it is told then.
+            Err(_) => return,
+        };
+        self.moments.end(&plugin, &entry, state);
+        self.store.ask_gate();
     }
 
     async fn stage(&self, plugin: &str, entry: &PluginEntry) -> Result<Ahead, DeployError> {
@@ -186,18 +225,8 @@ impl Fleet {
 
     async fn try_stage(&self, plugin: &str, entry: &PluginEntry) -> Result<Ahead, DeployError> {
         let (version, force) = (&entry.active, entry.force);
-        if self.plugins.keeps(plugin, version) {
-            match self.plugins.stage(plugin, version, None, force).await {
-                // The file is gone, or not what it was.
-                Err(DeployError::Io(error)) => {
-                    tracing::warn!(plugin, error, "fleet: a version that was kept is fetched");
-                }
-                done => return done,
-            }
-        }
-        let component = self.fetch(version).await?;
-        let stage = self.plugins.stage(plugin, version, Some(component), force);
-        stage.await
+        let stage = |component| self.plugins.stage(plugin, version, component, force);
+        self.with_component(plugin, version, stage).await
     }
 }
 

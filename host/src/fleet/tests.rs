@@ -50,7 +50,7 @@ impl Depot for MemoryDepot {
         self.do_it(|places| drop(places.insert(place.to_owned(), bytes)))
     }
 
-    fn get<'a>(&'a self, place: &'a str) -> Pending<'a, Bytes> {
+    fn get<'a>(&'a self, place: &'a str, _: u64) -> Pending<'a, Bytes> {
         self.do_it(|places| places.get(place).cloned().unwrap_or_default())
     }
 

@@ -8,7 +8,7 @@ use super::guard::Verdict;
 use super::report::DeployError;
 use super::rollout::short;
 use super::{Access, Generation, Order, PluginSlot, Role, Share, Wanted};
-use crate::store::{Revision, WriteBatch};
+use crate::store::{CommitError, Revision, WriteBatch};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -109,10 +109,17 @@ pub trait Accord: Send + Sync + 'static {
         wanted: Agreement,
         by: &'a str,
     ) -> Agreeing<'a, WriteBatch>;
+
+    /// Waits until others have agreed on something for a plugin that cannot be shown here before somebody has done with
+    /// changing it: why that is of no use any more. Ready at once if it is so already.
+    fn overtaken<'a>(&'a self, plugin: &'a str) -> Overtaken<'a>;
 }
 
 /// What the others are asked.
 pub type Agreeing<'a, T> = Pin<Box<dyn Future<Output = Result<T, DeployError>> + Send + 'a>>;
+
+/// That others were faster.
+pub type Overtaken<'a> = Pin<Box<dyn Future<Output = DeployError> + Send + 'a>>;
 
 /// Who wants a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +180,10 @@ impl Proposal {
         let prepared = self
             .accord
             .prepare(slot.name(), &self.base, wanted, order.by);
-        batch.writes.append(&mut prepared.await?.writes);
+        match prepared.await {
+            Ok(mut prepared) => batch.writes.append(&mut prepared.writes),
+            Err(error) => return Err(instead_of(&*self.accord, slot.name(), error).await),
+        }
         Ok(())
     }
 
@@ -214,15 +224,30 @@ impl Proposal {
         })
     }
 
+    /// Does what comes before agreeing, unless others have agreed on something meanwhile.
+    pub(super) async fn unless_overtaken<T>(
+        &self,
+        slot: &PluginSlot,
+        work: impl Future<Output = Result<T, DeployError>>,
+    ) -> Result<T, DeployError> {
+        tokio::select! {
+            biased;
+            error = self.accord.overtaken(slot.name()) => Err(error),
+            done = work => done,
+        }
+    }
+
     async fn agree(
         self,
         slot: &PluginSlot,
         wanted: Agreement,
         order: Order<'_>,
     ) -> Result<(), DeployError> {
-        self.accord
-            .agree(slot.name(), &self.base, wanted, order.by)
-            .await
+        let agreed = self.accord.agree(slot.name(), &self.base, wanted, order.by);
+        match agreed.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(instead_of(&*self.accord, slot.name(), error).await),
+        }
     }
 }
 
@@ -233,6 +258,18 @@ fn active(digest: &str, order: Order<'_>, back: bool) -> Agreement {
         failing: None,
         force: order.force,
         back,
+    }
+}
+
+/// Why a change was not agreed on: others were faster, if what the store refuses it for waits where it cannot be seen.
+async fn instead_of(accord: &dyn Accord, plugin: &str, error: DeployError) -> DeployError {
+    if !matches!(error, DeployError::Writes(CommitError::Unavailable(_))) {
+        return error;
+    }
+    tokio::select! {
+        biased;
+        overtaken = accord.overtaken(plugin) => overtaken,
+        () = std::future::ready(()) => error,
     }
 }
 
@@ -271,6 +308,14 @@ impl Shared {
         let base = accord.base(plugin)?;
         let accord = Arc::clone(accord);
         Ok(Some(Proposal { accord, base }))
+    }
+
+    /// Why what was to be agreed on beside other writes was not.
+    pub(super) async fn instead_of(&self, plugin: &str, error: DeployError) -> DeployError {
+        match self.accord.get() {
+            Some(accord) => instead_of(&**accord, plugin, error).await,
+            None => error,
+        }
     }
 
     /// Whether a version has a migration that can only write where the fleet agrees.

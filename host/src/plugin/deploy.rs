@@ -241,15 +241,20 @@ impl Plugins {
             slot.check_draining(&digest)?;
         }
         let began = Instant::now();
-        let loaded = match &component {
-            Some(component) => shared.load_new(&digest, component).await?,
-            None => shared.load_kept(name, &digest).await?,
+        let loading = async {
+            let loaded = match &component {
+                Some(component) => shared.load_new(&digest, component).await?,
+                None => shared.load_kept(name, &digest).await?,
+            };
+            let (compiled, began, code) = (began.elapsed(), Instant::now(), loaded.code.clone());
+            let generation = shared.prepare(slot.config(), code, &shared.store).await?;
+            Ok((loaded, generation, compiled, began))
         };
-        let compiled = began.elapsed();
-        let began = Instant::now();
-        let generation = shared
-            .prepare(slot.config(), loaded.code.clone(), &shared.store)
-            .await?;
+        let (loaded, generation, compiled, began) = match &proposal {
+            // It takes a while, in which others would wait for this turn.
+            Some(proposal) => proposal.unless_overtaken(slot, loading).await?,
+            None => loading.await?,
+        };
         if proposal.is_some() && beside.is_none() && !order.force && !is_back {
             // What it migrates and that it decides is one step, too, on every node.
             let is_active = role == Role::Active;
@@ -314,7 +319,7 @@ impl Plugins {
         match done.await {
             Ok(()) => Ok(deployed),
             Err(error) if is_agreed => Err(DeployError::Agreed(Box::new(error))),
-            Err(error) => Err(error),
+            Err(error) => Err(shared.instead_of(name, error).await),
         }
     }
 

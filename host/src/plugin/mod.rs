@@ -47,7 +47,7 @@ mod versions;
 mod warm;
 mod watcher;
 
-pub use accord::{Accord, Agreeing, Agreement, Base, Present, Step};
+pub use accord::{Accord, Agreeing, Agreement, Base, Overtaken, Present, Step};
 pub use ahead::Ahead;
 pub(crate) use artifact::{NAME_EXPECTED, digest, is_name};
 pub use canary::{Fraction, Share, StickyField};

@@ -87,6 +87,11 @@ impl Waiting {
         self.by_backend.keys().copied().collect()
     }
 
+    /// Whether something of a backend waits.
+    pub(super) fn holds(&self, backend: BackendKind) -> bool {
+        self.by_backend.contains_key(&backend)
+    }
+
     /// When the gate is to be asked again.
     pub(super) fn until(&self) -> Option<Instant> {
         self.by_backend.values().map(|queue| queue.until).min()
@@ -128,36 +133,38 @@ impl Waiting {
     }
 }
 
-/// Asks for all that one arrival has; until when it waits, if it does.
+/// Asks for all that one arrival has, so that all of it is made ready at once; until when it waits, if it does.
 fn ask(
     gate: &dyn Gate,
     incoming: &Incoming,
     notes: &mut Vec<Arc<AtomicU64>>,
 ) -> Result<(), Instant> {
-    let mut told = Vec::new();
+    let (mut told, mut waits) = (Vec::new(), None);
     let anew = matches!(incoming, Incoming::Content { .. });
     let mut ask_for = |key: &str, value: &[u8]| match gate.arrives(key, value, anew) {
-        Passage::Open => Ok(()),
-        Passage::Noting(notes) => {
-            told.extend(notes);
-            Ok(())
+        Passage::Open => {}
+        Passage::Noting(notes) => told.extend(notes),
+        Passage::Wait(until) => {
+            waits = Some(waits.map_or(until, |first: Instant| first.min(until)))
         }
-        Passage::Wait(until) => Err(until),
     };
     match incoming {
         Incoming::Changes { changes, .. } => {
             for change in changes.iter().filter(|change| &*change.bucket == FLEET) {
                 if let Some(entry) = &change.after {
-                    ask_for(&change.key, &entry.value)?;
+                    ask_for(&change.key, &entry.value);
                 }
             }
         }
         Incoming::Content { loaded, .. } => {
             for entry in loaded.entries.iter().filter(|it| &*it.bucket == FLEET) {
-                ask_for(&entry.key, &entry.value)?;
+                ask_for(&entry.key, &entry.value);
             }
         }
         Incoming::Current(_) | Incoming::Left(_) => {}
+    }
+    if let Some(until) = waits {
+        return Err(until);
     }
     notes.append(&mut told);
     Ok(())

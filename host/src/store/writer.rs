@@ -210,10 +210,14 @@ impl Writer {
             arrive(&mut next, backend, incoming, &mut arrived);
         }
         let left = std::mem::take(&mut arrived.left);
+        if !left.is_empty() {
+            link.has_left();
+        }
         if let Some(revision) = arrived.revision {
             let current = (revision, passed.current_at);
             self.publish_arrived(next, link, arrived, current, passed.notes);
         }
+        link.hold(self.waiting.holds(backend));
         self.take_left(backend, left);
     }
 

@@ -1,9 +1,9 @@
 //! What a change is built on, and what it relies on.
 
 use super::*;
-use crate::fleet::entry::ArtifactEntry;
+use crate::fleet::entry::{ArtifactEntry, PluginEntry};
 use crate::plugin::{Accord, Agreement};
-use crate::store::CommitError;
+use crate::store::{CommitError, Passage};
 
 /// Its author has not seen what he would replace.
 #[tokio::test]
@@ -22,6 +22,50 @@ async fn a_node_that_has_not_taken_the_last_change_makes_none() {
     behind.fleet.settle().await;
     behind.push(202).await.expect("a version");
     one.has(202).await;
+}
+
+/// What arrives waits for the turn that a change has.
+#[tokio::test]
+async fn a_change_that_is_overtaken_while_it_is_made_ready_is_given_up_at_once() {
+    let backend = Backend::new();
+    let dir = tempfile::tempdir().expect("a directory");
+    let one = backend.still("a", dir, plugin()).await;
+    one.push(201).await.expect("a version");
+    let entry = PluginEntry {
+        with_writes: true,
+        ..one.fleet.entry(agreement(version(203)), "eve")
+    };
+    let entry = serde_json::to_vec(&entry).expect("JSON");
+    let arrives = || one.fleet.arrives("plugin/p", &entry, false);
+    let (pushed, passage) = tokio::join!(one.push(202), async { arrives() });
+    assert!(matches!(passage, Passage::Wait(_)), "it is not ready");
+    let expected = format!(
+        "version {} was agreed on, by eve on node a: this node is about to take it",
+        &version(203)[..12]
+    );
+    for refused in [pushed, one.push(204).await] {
+        let Err(DeployError::Disagreed(reason)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert!(reason.contains(&expected), "{reason}");
+    }
+    // The turn is free: what came first is made ready.
+    let put = backend.depot.put("203", component(203));
+    put.await.expect("it is there");
+    let bucket = one.fleet.bucket_id().expect("a bucket");
+    let there = ArtifactEntry {
+        digest: version(203),
+        plugin: "p".to_owned(),
+        bytes: component(203).len() as u64,
+        whole: true,
+        at_ms: 0,
+    };
+    let there = serde_json::to_vec(&there).expect("JSON");
+    let there = Write::put(bucket, "artifact/203", there);
+    one.fleet.commit(vec![there]).await.expect("written");
+    let standing_by = tokio::spawn(Arc::clone(&one.fleet).stand_by());
+    until("it is on stage", || matches!(arrives(), Passage::Noting(_))).await;
+    standing_by.abort();
 }
 
 /// Between the look whether it is there and the agreement somebody may remove it.
@@ -296,4 +340,14 @@ async fn what_is_written_with_a_push_is_written_if_it_is_agreed_on_and_else_not(
         one.active() == winner && other.active() == winner
     })
     .await;
+}
+
+fn agreement(active: String) -> Agreement {
+    Agreement {
+        active,
+        canary: None,
+        failing: None,
+        force: false,
+        back: false,
+    }
 }

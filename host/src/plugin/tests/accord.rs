@@ -4,7 +4,7 @@ use super::guest::replies;
 use super::*;
 use crate::plugin::guard::Verdict;
 use crate::plugin::{
-    Accord, Agreeing, Agreement, Base, Fraction, Order, Role, Share, Step, Wanted,
+    Accord, Agreeing, Agreement, Base, Fraction, Order, Overtaken, Role, Share, Step, Wanted,
 };
 use crate::store::Revision;
 use std::sync::Mutex;
@@ -94,6 +94,10 @@ impl Accord for Fleet {
         _: &'a str,
     ) -> Agreeing<'a, WriteBatch> {
         panic!("nothing is written beside")
+    }
+
+    fn overtaken<'a>(&'a self, _: &'a str) -> Overtaken<'a> {
+        Box::pin(std::future::pending())
     }
 }
 

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 /// What one transaction takes in every engine, whatever its settings may reasonably be.
 const PIECE_BYTES: usize = 512 << 10;
+/// The largest component that any config takes.
+const COMPONENT_BYTES_MAX: u64 = 1 << 30;
 /// Pieces removed at once.
 const PIECES_AT_ONCE: usize = 32;
 /// How often a piece is written that perhaps was not.
@@ -37,10 +39,10 @@ pub trait Depot: Send + Sync + 'static {
     /// Puts bytes into a place that was never used before.
     fn put<'a>(&'a self, place: &'a str, bytes: Bytes) -> Pending<'a, ()>;
 
-    /// What is in a place; what is missing is an error or too short.
-    fn get<'a>(&'a self, place: &'a str) -> Pending<'a, Bytes>;
+    /// What is in a place; what is missing is an error or too short, and much more than these bytes is an error.
+    fn get<'a>(&'a self, place: &'a str, bytes_max: u64) -> Pending<'a, Bytes>;
 
-    /// Empties a place of at most so many bytes.
+    /// Empties a place of at most so many bytes, and of no more than a component can have.
     fn remove<'a>(&'a self, place: &'a str, bytes: u64) -> Pending<'a, ()>;
 }
 
@@ -106,8 +108,11 @@ impl<E: Engine> Artifacts<E> {
         Ok(())
     }
 
-    async fn get(&self, place: &str) -> Result<Bytes, DepotError> {
-        let loaded = self.0.load(&[bucket(place)]).await?;
+    async fn get(&self, place: &str, bytes_max: u64) -> Result<Bytes, DepotError> {
+        // With the keys of the pieces.
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        let bytes_max = bytes_max.saturating_add(PIECE_BYTES);
+        let loaded = self.0.load_within(&[bucket(place)], bytes_max).await?;
         let mut pieces = loaded.entries;
         pieces.sort_unstable_by(|one, other| one.key.cmp(&other.key));
         for (number, piece) in pieces.iter().enumerate() {
@@ -128,7 +133,8 @@ impl<E: Engine> Artifacts<E> {
     }
 
     async fn remove(&self, place: &str, bytes: u64) -> Result<(), DepotError> {
-        let pieces = bytes.div_ceil(PIECE_BYTES as u64);
+        // Whoever can write to the engine says how many bytes it is.
+        let pieces = bytes.min(COMPONENT_BYTES_MAX).div_ceil(PIECE_BYTES as u64);
         let pieces = usize::try_from(pieces).unwrap_or(usize::MAX).max(1);
         let mut next = 0;
         while next < pieces {
@@ -146,8 +152,8 @@ impl<E: Engine> Depot for Artifacts<E> {
         Box::pin(Artifacts::put(self, place, bytes))
     }
 
-    fn get<'a>(&'a self, place: &'a str) -> Pending<'a, Bytes> {
-        Box::pin(Artifacts::get(self, place))
+    fn get<'a>(&'a self, place: &'a str, bytes_max: u64) -> Pending<'a, Bytes> {
+        Box::pin(Artifacts::get(self, place, bytes_max))
     }
 
     fn remove<'a>(&'a self, place: &'a str, bytes: u64) -> Pending<'a, ()> {

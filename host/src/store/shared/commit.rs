@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::link::{Applied, Link, Progress};
+use super::link::{Applied, Held, Link, Progress};
 use super::pause::Pause;
 use super::plan::{Plan, is_long, writes_min};
 use super::room::Room;
@@ -97,7 +97,9 @@ impl Committer {
         let link = self.links.get(backend).ok_or_else(closed)?;
         let is_dry = std::mem::take(&mut batch.dry_run);
         let batch = Arc::new(batch);
-        let deadline = Instant::now() + link.timeout();
+        let fleet = self.newest.load().fleet();
+        let is_of_fleet = batch.writes.iter().any(|write| Some(write.bucket) == fleet);
+        let patience = Patience::new(link, is_of_fleet);
         let mut pause = Pause::between(PAUSE_FIRST, PAUSE_LONGEST);
         let mut progress = link.progress();
         let (mut turn, mut has_waited) = (None, false);
@@ -111,8 +113,8 @@ impl Committer {
             // It holds room until readers see what it adds.
             let Some(kept) = self.room.keep(&self.newest, &plan.growths) else {
                 // What takes the room is on its way, or will not be.
-                sleep_until(deadline.min(Instant::now() + pause.next())).await;
-                in_time(link, deadline)?;
+                sleep_until(patience.deadline().min(Instant::now() + pause.next())).await;
+                patience.check()?;
                 continue;
             };
             plan.guard(&kept.growing, &kept.shrinking);
@@ -125,8 +127,8 @@ impl Committer {
                 .is_some_and(|turn: &Turn<'_>| turn.is_in(&lines));
             if needs_turn && !has_turn {
                 drop((kept, turn.take()));
-                turn = self.turns.take(lines, deadline).await;
-                in_time(link, deadline)?;
+                turn = self.turns.take(lines, patience.deadline()).await;
+                patience.check()?;
                 has_waited = true;
                 continue;
             }
@@ -146,7 +148,7 @@ impl Committer {
                     if writes == 0 {
                         return Ok(committed);
                     }
-                    let seen = seen(link, known, revision).await?.seen;
+                    let seen = seen(&patience.anew(), known, revision).await?.seen;
                     return Ok(Plan::committed(
                         plan.last,
                         &batch,
@@ -158,12 +160,13 @@ impl Committer {
                     drop(kept);
                     if !has_turn {
                         drop(turn.take());
-                        turn = self.turns.take(lines, deadline).await;
+                        turn = self.turns.take(lines, patience.deadline()).await;
                         has_waited = true;
                     }
-                    let until = deadline.min(Instant::now() + pause.next());
+                    patience.until_open(&mut progress).await?;
+                    let until = patience.deadline().min(Instant::now() + pause.next());
                     catch_up(&mut progress, known, at, until).await;
-                    if Instant::now() >= deadline {
+                    if patience.is_over() {
                         return Err(late(link, known, at));
                     }
                 }
@@ -211,14 +214,70 @@ fn refused(error: EngineError) -> CommitError {
     }
 }
 
-/// Whether there is time for one more try.
-fn in_time(link: &Link, deadline: Instant) -> Result<(), CommitError> {
-    match Instant::now() < deadline {
-        true => Ok(()),
-        false => Err(CommitError::Unavailable(format!(
-            "writes before it, to the same keys or to a bucket close to a limit, took all of {:?}",
-            link.timeout()
-        ))),
+/// How long a commit goes on: for the engine's timeout, and while something waits at the gate (`gate.rs`), which says itself
+/// for how long. Not so what is written for the fleet: the gate may wait for whoever writes it.
+struct Patience<'l> {
+    link: &'l Link,
+    is_of_fleet: bool,
+    began: Instant,
+}
+
+impl<'l> Patience<'l> {
+    fn new(link: &'l Link, is_of_fleet: bool) -> Self {
+        Self {
+            link,
+            is_of_fleet,
+            began: Instant::now(),
+        }
+    }
+
+    /// The same, for what begins now.
+    fn anew(&self) -> Self {
+        Self::new(self.link, self.is_of_fleet)
+    }
+
+    /// As it is now: it is later, if something waits by then.
+    fn deadline(&self) -> Instant {
+        let from = match self.link.held() {
+            _ if self.is_of_fleet => self.began,
+            Held::Never | Held::Closed => self.began,
+            Held::Now => Instant::now(),
+            Held::Until(end) => self.began.max(end),
+        };
+        from + self.link.timeout()
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline()
+    }
+
+    /// Whether there is time for one more try.
+    fn check(&self) -> Result<(), CommitError> {
+        match self.is_over() {
+            false => Ok(()),
+            true => Err(CommitError::Unavailable(format!(
+                "writes before it, to the same keys or to a bucket close to a limit, took all of {:?}",
+                self.link.timeout()
+            ))),
+        }
+    }
+
+    /// Waits as long as something waits at the gate: what a batch depends on does not come any nearer meanwhile.
+    async fn until_open(
+        &self,
+        progress: &mut watch::Receiver<Progress>,
+    ) -> Result<(), CommitError> {
+        if self.link.held() != Held::Now {
+            return Ok(());
+        }
+        if self.is_of_fleet {
+            return Err(CommitError::Unavailable(
+                "what it depends on was changed, and waits until this process is ready for what the fleet has agreed on".into(),
+            ));
+        }
+        // If the store is closed, the next try says so.
+        let _ = progress.wait_for(|it| it.held != Held::Now).await;
+        Ok(())
     }
 }
 
@@ -250,18 +309,26 @@ fn late(link: &Link, known: Progress, at: Revision) -> CommitError {
 }
 
 /// Waits until readers see a revision of what was `known` before it was written.
-async fn seen(link: &Link, known: Progress, revision: Revision) -> Result<Applied, CommitError> {
-    let deadline = Instant::now() + link.timeout();
-    let mut progress = link.progress();
+async fn seen(
+    patience: &Patience<'_>,
+    known: Progress,
+    revision: Revision,
+) -> Result<Applied, CommitError> {
+    let mut progress = patience.link.progress();
     // An engine that has gone back gives revisions that were seen before with other content.
     let went_back = revision < known.applied.revision;
     let is_seen =
         |it: &Progress| it.applied.revision >= revision && (!went_back || it.loads != known.loads);
-    match timeout_at(deadline, progress.wait_for(is_seen)).await {
-        Ok(Ok(progress)) => Ok(progress.applied),
-        _ => Err(CommitError::Unknown(format!(
-            "written at revision {revision}, which this process has not seen within {:?}",
-            link.timeout()
-        ))),
+    while !patience.is_over() {
+        match timeout_at(patience.deadline(), progress.wait_for(is_seen)).await {
+            Ok(Ok(progress)) => return Ok(progress.applied),
+            Ok(Err(_)) => break,
+            // The gate may have given it more time.
+            Err(_) => {}
+        }
     }
+    Err(CommitError::Unknown(format!(
+        "written at revision {revision}, which this process has not seen within {:?}",
+        patience.link.timeout()
+    )))
 }

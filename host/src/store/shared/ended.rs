@@ -1,11 +1,11 @@
-//! How a session with a server of the engine ends, and what its follower does then.
+//! How a follower's connection to a server of the engine ends, and what it does then.
 
 use super::Event;
 use super::pause::Pause;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-/// Why a session is over.
+/// Why a connection is over.
 pub(super) enum Ended {
     /// What is to follow is not in the log any more.
     Gap,
@@ -16,7 +16,7 @@ pub(super) enum Ended {
 }
 
 impl Ended {
-    /// Tells it, and pauses if another session is to follow: whether it is.
+    /// Tells it, and pauses if there is to be another connection: whether there is.
     pub(super) async fn goes_on(self, events: &mpsc::Sender<Event>, pause: &mut Pause) -> bool {
         let told = match self {
             Self::Left => return false,

@@ -57,7 +57,7 @@ pub(in crate::store) enum Incoming {
 #[derive(Default)]
 struct Inbox {
     arrivals: VecDeque<Incoming>,
-    /// When the last of them came that tells that there is nothing newer.
+    /// When there was nothing newer, by the last of them that tells so.
     current_at: Option<Instant>,
 }
 
@@ -76,6 +76,19 @@ pub(super) struct Progress {
     pub(super) applied: Applied,
     /// How often all there was came anew, in place of what follows.
     pub(super) loads: u64,
+    pub(super) held: Held,
+}
+
+/// Whether what has arrived waits at the gate (`gate.rs`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Held {
+    #[default]
+    Never,
+    Now,
+    /// No more, since then.
+    Until(tokio::time::Instant),
+    /// The link is closed: nothing arrives any more.
+    Closed,
 }
 
 /// Whether an engine takes such a transaction, as far as can be told without asking it.
@@ -99,7 +112,7 @@ pub(in crate::store) struct Link {
 enum Ask {
     Load(
         Vec<Box<str>>,
-        Box<dyn FnOnce(Result<Loaded, EngineError>) + Send>,
+        std::sync::mpsc::Sender<Result<Loaded, EngineError>>,
     ),
     Commit(
         Arc<Transaction>,
@@ -124,7 +137,7 @@ struct Shared {
     /// Loads that the writer has taken.
     loads: AtomicU64,
     health: Mutex<Health>,
-    /// How long entries live was asked, and not answered yet.
+    /// How long entries live was asked, and the writer has no answer yet.
     asks_left: AtomicBool,
     notes: Notes,
 }
@@ -184,37 +197,15 @@ impl Link {
         })
     }
 
-    /// Loads buckets, as of one revision.
-    #[expect(
-        dead_code,
-        reason = "for what is not followed, such as the components of plugins"
-    )]
-    pub(in crate::store) async fn load(
-        &self,
-        buckets: Vec<Box<str>>,
-    ) -> Result<Loaded, EngineError> {
-        let (done, answer) = oneshot::channel();
-        self.ask_to_load(buckets, |loaded| drop(done.send(loaded)));
-        answer.await.unwrap_or_else(|_| Err(closed()))
-    }
-
-    /// The same, for a thread that may wait.
+    /// Loads buckets, as of one revision. For a thread that may wait.
     pub(in crate::store) fn load_blocking(
         &self,
         buckets: Vec<Box<str>>,
     ) -> Result<Loaded, EngineError> {
         let (done, answer) = std::sync::mpsc::channel();
-        self.ask_to_load(buckets, move |loaded| drop(done.send(loaded)));
-        answer.recv().unwrap_or_else(|_| Err(closed()))
-    }
-
-    fn ask_to_load(
-        &self,
-        buckets: Vec<Box<str>>,
-        done: impl FnOnce(Result<Loaded, EngineError>) + Send + 'static,
-    ) {
         // If the thread is gone, so is what would answer.
-        let _ = self.asks.send(Ask::Load(buckets, Box::new(done)));
+        let _ = self.asks.send(Ask::Load(buckets, done));
+        answer.recv().unwrap_or_else(|_| Err(closed()))
     }
 
     /// Follows these buckets from now on.
@@ -266,6 +257,11 @@ impl Link {
         done
     }
 
+    /// The answer is taken. The writer's.
+    pub(in crate::store) fn has_left(&self) {
+        self.shared.asks_left.store(false, Ordering::Release);
+    }
+
     /// Of how many entries it may be asked now how long they live: none while an answer is due.
     pub(in crate::store) fn ending_max(&self) -> usize {
         match self.shared.asks_left.load(Ordering::Acquire) {
@@ -309,8 +305,28 @@ impl Link {
             locked(&self.shared.health).current(at);
         }
         let loads = self.shared.loads.load(Ordering::Relaxed);
-        let progress = Progress { applied, loads };
-        self.shared.progress.send_replace(progress);
+        self.shared.progress.send_modify(|progress| {
+            (progress.applied, progress.loads) = (applied, loads);
+        });
+    }
+
+    /// Whether what has arrived waits at the gate. The writer's.
+    pub(in crate::store) fn hold(&self, is_held: bool) {
+        self.shared.progress.send_if_modified(|progress| {
+            let before = progress.held;
+            progress.held = match (before, is_held) {
+                (Held::Closed, _) => Held::Closed,
+                (_, true) => Held::Now,
+                (Held::Now, false) => Held::Until(tokio::time::Instant::now()),
+                (before, false) => before,
+            };
+            progress.held != before
+        });
+    }
+
+    /// Whether what has arrived waits at the gate.
+    pub(super) fn held(&self) -> Held {
+        self.shared.progress.borrow().held
     }
 
     /// How far readers see, and a way to learn when they see more.
@@ -350,6 +366,10 @@ impl Link {
             // It is gone already if it panicked, which was logged then.
             let _ = thread.join();
         }
+        // Whoever waits for what waits at the gate waits no longer.
+        self.shared
+            .progress
+            .send_modify(|progress| progress.held = Held::Closed);
     }
 }
 

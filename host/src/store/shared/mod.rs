@@ -16,7 +16,7 @@
 //! | the log | up to the compaction | the newest `log_entries` transactions |
 
 use super::Revision;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 pub mod artifacts;
@@ -142,9 +142,18 @@ pub(super) enum Condition {
     /// expired, or was deleted by another program, goes unnoticed.
     Unchanged { bucket: Box<str>, since: Revision },
     /// After this revision nothing of the bucket was deleted, and no transaction has it among its [`Transaction::sized`].
-    /// In etcd a key that expired, or was deleted by another program, goes unnoticed; and a transaction that is as large as
-    /// can be has neither this nor that.
+    /// In etcd a key that expired, or was deleted by another program, goes unnoticed; a transaction that is as large as
+    /// can be has neither this nor that. There it also fails after a transaction that told its author: whoever is refused for
+    /// that alone is not at the next try.
     Sized { bucket: Box<str>, since: Revision },
+}
+
+impl SharedEntry {
+    /// What counts for a bound of a load.
+    #[cfg(any(feature = "etcd", feature = "redis"))]
+    fn bytes(&self) -> usize {
+        self.key.len() + self.value.len()
+    }
 }
 
 impl Condition {
@@ -202,7 +211,7 @@ impl Life {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It is durable as far as the engine promises, and in the log at this revision. If it changed nothing, this is the
-    /// engine's newest revision then, and [`Event::Current`] tells when the log has come so far.
+    /// engine's newest revision then, and [`Event::Passed`] or [`Event::Current`] tells when the log has come so far.
     Applied(Revision),
     /// A condition did not hold at this revision: nothing was changed.
     Conflict(Revision),
@@ -229,16 +238,18 @@ pub(super) enum EngineError {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Event {
     /// One transaction, or what expired at the same moment: everything of one revision that is in the followed buckets,
-    /// and never nothing.
+    /// and never nothing; that is [`Self::Passed`].
     Changes {
         revision: Revision,
         changes: Vec<SharedChange>,
         /// Who made it, if that was told to the engine.
         author: Option<Author>,
     },
-    /// The engine is there, and this proxy has everything up to this revision: sent when it catches up after a loss, and
-    /// from time to time.
-    Current(Revision),
+    /// Nothing of this revision is in the followed buckets.
+    Passed(Revision),
+    /// The engine is there, and this proxy has everything up to this revision, which is all that there was at this moment:
+    /// sent when it catches up after a loss, and from time to time.
+    Current(Revision, Instant),
     /// What follows the last event is no longer in the log, or the log is not the one it was: load again, then follow
     /// from there. The last event.
     Gap,
@@ -284,6 +295,16 @@ pub(super) trait Engine: Clone + Send + Sync + 'static {
     fn load(
         &self,
         buckets: &[Box<str>],
+    ) -> impl Future<Output = Result<Loaded, EngineError>> + Send {
+        self.load_within(buckets, usize::MAX)
+    }
+
+    /// The same of buckets whose keys and values are expected to have at most so many bytes; [`EngineError::TooLarge`] as
+    /// soon as there are more.
+    fn load_within(
+        &self,
+        buckets: &[Box<str>],
+        bytes_max: usize,
     ) -> impl Future<Output = Result<Loaded, EngineError>> + Send;
 
     /// Whether it takes so many writes, or conditions, at once.

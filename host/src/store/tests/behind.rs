@@ -191,6 +191,7 @@ fn what_the_log_tells_of_the_past_makes_nothing_current() {
     shelf.be_behind(true);
     shelf.be_away(false);
     elsewhere(&shelf, "e", "missed", Some("1"));
+    elsewhere(&shelf, "nobody's", "missed", Some("1"));
     // Answered when this process has it, and all that was before it.
     wait(store.commit(put(e, "own", "1"))).unwrap();
     assert_eq!(contents(store, e).len(), 2);

@@ -7,7 +7,7 @@ use crate::store::shared::{
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 /// Most writes of a transaction.
@@ -259,7 +259,7 @@ impl State {
 impl Engine for Shelf {
     const ENDING_MAX: usize = 1000;
 
-    async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
+    async fn load_within(&self, buckets: &[Box<str>], _: usize) -> Result<Loaded, EngineError> {
         self.unstuck().await;
         let mut state = self.state();
         state.waiting -= 1;
@@ -374,7 +374,7 @@ impl Engine for Shelf {
                     let changes = changes.iter().filter(|it| buckets.contains(&it.bucket));
                     let changes: Vec<_> = changes.cloned().collect();
                     Some(match changes.is_empty() {
-                        true => Event::Current(at),
+                        true => Event::Passed(at),
                         false => Event::Changes {
                             revision: at,
                             changes,
@@ -384,7 +384,7 @@ impl Engine for Shelf {
                 } else {
                     let is_all = was_away && !state.behind;
                     was_away &= !is_all;
-                    is_all.then_some(Event::Current(at))
+                    is_all.then(|| Event::Current(at, Instant::now()))
                 }
             };
             let Some(event) = next else {

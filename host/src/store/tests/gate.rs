@@ -3,10 +3,11 @@
 use super::behind::{elsewhere, known_at, until_known_after};
 use super::deadlines::{Hand, until};
 use super::engine::Shelf;
-use super::fleet::{node_with, shared, until_so};
+use super::fleet::{node_within, shared, until_so};
 use super::*;
 use crate::store::bucket::FLEET;
 use crate::store::{Gate, Passage};
+use std::collections::BTreeSet;
 use std::sync::Weak;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -55,15 +56,24 @@ impl Gate for Keeper {
 
 /// Two stores of a fleet, and the buckets that both have.
 fn pair(shelf: &Shelf, hand: &Hand) -> ([Store; 2], [BucketId; 3], [tempfile::TempDir; 2]) {
+    pair_within(shelf, hand, Duration::from_secs(20))
+}
+
+/// The same; the other has this timeout of the engine.
+fn pair_within(
+    shelf: &Shelf,
+    hand: &Hand,
+    timeout: Duration,
+) -> ([Store; 2], [BucketId; 3], [tempfile::TempDir; 2]) {
     let buckets = [
         shared("e"),
         memory("own"),
         BucketConfig::of_fleet(BackendKind::Etcd),
     ];
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let stores = dirs
-        .each_ref()
-        .map(|dir| node_with(&buckets, shelf, dir.path(), hand).unwrap());
+    let [first, second] = dirs.each_ref().map(tempfile::TempDir::path);
+    let stores = [(first, Duration::from_secs(20)), (second, timeout)]
+        .map(|(dir, timeout)| node_within(&buckets, shelf, dir, hand, timeout).unwrap());
     let fleet = stores[0].snapshot().fleet().unwrap();
     let ids = [id(&stores[0], "e"), id(&stores[0], "own"), fleet];
     (stores, ids, dirs)
@@ -197,5 +207,108 @@ fn nothing_waits_longer_than_its_time_or_for_a_gate_that_is_gone() {
     wait(one.commit(entry("second"))).unwrap();
     until(&other, |snapshot| {
         snapshot.bucket(e).unwrap().get("second").is_some()
+    });
+}
+
+#[test]
+fn what_is_written_behind_the_gate_is_answered_once_it_is_seen_however_long_that_takes() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let timeout = Duration::from_millis(100);
+    let ([one, other], [e, _, fleet], _dirs) = pair_within(&shelf, &hand, timeout);
+    let keeper = Keeper::new(timeout * 6);
+    keeper.keep(&other);
+    let both = batch(vec![
+        write(e, "with", Some("1")),
+        write(fleet, "held", Some("1")),
+    ]);
+    wait(one.commit(both)).unwrap();
+    until_so("it has arrived", || keeper.asked.load(Ordering::SeqCst) > 0);
+    std::thread::scope(|scope| {
+        let first = Write::put(e, "with", b"2".to_vec()).expecting(Expect::Absent);
+        let first = scope.spawn(|| wait(other.commit(batch(vec![first]))));
+        let written = wait(other.commit(put(e, "after", "1"))).unwrap();
+        assert!(keeper.until <= Instant::now(), "it has waited");
+        assert!(other.snapshot().revision() >= written.seen);
+        let refused = first.join().unwrap();
+        assert!(
+            matches!(refused, Err(CommitError::Conflict { .. })),
+            "{refused:?}"
+        );
+    });
+}
+
+/// The gate may wait for whoever writes it.
+#[test]
+fn a_change_for_the_fleet_that_was_built_on_less_than_what_waits_is_refused_at_once() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let ([one, other], [e, _, fleet], _dirs) = pair(&shelf, &hand);
+    let keeper = Keeper::new(Duration::from_secs(600));
+    keeper.keep(&other);
+    let both = batch(vec![
+        write(e, "with", Some("1")),
+        write(fleet, "held", Some("1")),
+    ]);
+    wait(one.commit(both)).unwrap();
+    let change = Write::put(fleet, "held", b"2".to_vec()).expecting(Expect::Absent);
+    let refused = wait(other.commit(batch(vec![change])));
+    assert!(
+        matches!(&refused, Err(CommitError::Unavailable(reason)) if reason.contains("waits until this process is ready")),
+        "{refused:?}"
+    );
+    assert_eq!(contents(&other, e), []);
+    keeper.is_open.store(true, Ordering::SeqCst);
+    other.ask_gate();
+    until(&other, |snapshot| {
+        snapshot.bucket(e).unwrap().get("with").is_some()
+    });
+}
+
+/// Lets everything wait until all of it was asked for.
+struct Counting {
+    expected: BTreeSet<&'static str>,
+    asked: Mutex<BTreeSet<String>>,
+}
+
+impl Gate for Counting {
+    fn arrives(&self, key: &str, _: &[u8], anew: bool) -> Passage {
+        assert!(anew);
+        let mut asked = self.asked.lock().unwrap();
+        asked.insert(key.to_owned());
+        match asked.iter().eq(&self.expected) {
+            true => Passage::Open,
+            false => Passage::Wait(Instant::now() + Duration::from_secs(600)),
+        }
+    }
+}
+
+#[test]
+fn all_that_is_loaded_anew_is_asked_for_at_once() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let ([one, other], [e, _, fleet], _dirs) = pair(&shelf, &hand);
+    let expected = BTreeSet::from(["first", "second", "third"]);
+    let counting = Arc::new(Counting {
+        expected: expected.clone(),
+        asked: Mutex::default(),
+    });
+    let gate: Arc<dyn Gate> = Arc::clone(&counting) as Arc<dyn Gate>;
+    other.set_gate(Arc::downgrade(&gate));
+    shelf.be_silent(true);
+    let mut writes: Vec<_> = expected
+        .iter()
+        .map(|key| write(fleet, key, Some("1")))
+        .collect();
+    writes.push(write(e, "with", Some("1")));
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| wait(one.commit(batch(writes))));
+        until_so("it is written", || shelf.contents("e").len() == 1);
+        shelf.trim();
+        shelf.be_silent(false);
+        let asked = || counting.asked.lock().unwrap().len() == expected.len();
+        until_so("each was asked for while the first waits", asked);
+        other.ask_gate();
+        until(&other, |snapshot| {
+            snapshot.bucket(e).unwrap().get("with").is_some()
+        });
+        writing.join().unwrap().unwrap();
     });
 }

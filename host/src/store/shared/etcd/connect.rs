@@ -266,6 +266,16 @@ impl Failure {
         }
     }
 
+    /// A bucket is larger than it is expected to be.
+    pub(super) fn holds_more(endpoint: &str, bucket: &str, bytes_max: usize) -> Self {
+        Self {
+            kind: Kind::TooLarge,
+            reason: format!(
+                "etcd {endpoint}: bucket {bucket:?} holds more than was expected, at most {bytes_max} bytes"
+            ),
+        }
+    }
+
     pub(super) fn compacted(&self) -> bool {
         self.kind == Kind::Compacted
     }

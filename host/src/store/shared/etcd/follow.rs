@@ -38,7 +38,7 @@ pub(super) async fn follow(
     loop {
         let ended = tokio::select! {
             () = events.closed() => Ended::Left,
-            ended = session(inner, buckets, &mut at, &mut pause, events) => ended,
+            ended = connected(inner, buckets, &mut at, &mut pause, events) => ended,
         };
         if !ended.goes_on(events, &mut pause).await {
             return;
@@ -46,7 +46,8 @@ pub(super) async fn follow(
     }
 }
 
-async fn session(
+/// Follows by one connection.
+async fn connected(
     inner: &Inner,
     buckets: &[Box<str>],
     at: &mut Revision,
@@ -75,6 +76,8 @@ async fn session(
         pause,
         group: None,
         current: Instant::now(),
+        asked: None,
+        written: None,
     };
     let ended = tokio::select! {
         ended = watcher.run(stream) => ended,
@@ -128,7 +131,8 @@ impl Heartbeat {
     }
 }
 
-type Asking<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
+/// A write of our own, and the revision that it gets.
+type Asking = Pin<Box<dyn Future<Output = Result<Revision, Failure>> + Send>>;
 
 struct Watcher<'a> {
     inner: &'a Inner,
@@ -139,8 +143,12 @@ struct Watcher<'a> {
     pause: &'a mut Pause,
     /// The revision that is being received, and what of it is in the followed buckets.
     group: Option<(Revision, Vec<SharedChange>, Option<Author>)>,
-    /// When it was last known that nothing is missing.
+    /// The last moment of which it is known that nothing before it is missing.
     current: Instant,
+    /// When the first of the questions was asked that have no answer yet.
+    asked: Option<Instant>,
+    /// The write that is this question, if that did not come back yet.
+    written: Option<Revision>,
 }
 
 impl Watcher<'_> {
@@ -158,7 +166,7 @@ impl Watcher<'_> {
         } else {
             heartbeat
         };
-        let mut asking: Option<Asking<'_>> = None;
+        let mut asking: Option<Asking> = None;
         // When an answer is late.
         let mut late: Option<Instant> = None;
         // The first question is whether everything before the watch has come.
@@ -185,13 +193,20 @@ impl Watcher<'_> {
                     if asking.is_some() =>
                 {
                     asking = None;
-                    if let Err(failure) = answer {
-                        return failure.into();
+                    match answer {
+                        Ok(written) => drop(self.written.get_or_insert(written)),
+                        Err(failure) => return failure.into(),
+                    }
+                    // It may have come back before its answer.
+                    if let Err(ended) = self.look_for_written().await {
+                        return ended;
                     }
                 }
                 () = sleep_until(ask_at), if asking.is_none() => {
-                    ask_at = Instant::now() + self.inner.settings.heartbeat;
-                    late = late.or_else(|| Some(Instant::now() + limit));
+                    let now = Instant::now();
+                    self.asked.get_or_insert(now);
+                    ask_at = now + self.inner.settings.heartbeat;
+                    late = late.or(Some(now + limit));
                     match heartbeat {
                         Heartbeat::Write => asking = Some(self.write()),
                         Heartbeat::Progress => {
@@ -207,14 +222,16 @@ impl Watcher<'_> {
     }
 
     /// A write that every follower sees.
-    fn write(&self) -> Asking<'static> {
+    fn write(&self) -> Asking {
         let mut kv = self.connection.kv();
         let key = self.inner.keys.prefix().to_owned();
         let endpoint = self.connection.endpoint.clone();
         let limit = self.inner.settings.timeout;
         Box::pin(async move {
             let put = async move { kv.put(key, "", None).await };
-            answered(&endpoint, limit, put).await.map(drop)
+            let answer = answered(&endpoint, limit, put).await?;
+            let at = answer.header().map_or(0, |header| header.revision());
+            Ok(Revision(revision(at)))
         })
     }
 
@@ -290,27 +307,37 @@ impl Watcher<'_> {
 
     /// Tells of the revision that was received.
     async fn flush(&mut self) -> Result<(), Ended> {
-        match self.group.take() {
+        let Some((revision, changes, author)) = self.group.take() else {
+            return Ok(());
+        };
+        *self.at = revision;
+        self.tell(match changes.is_empty() {
+            true => Event::Passed(revision),
+            false => Event::Changes {
+                revision,
+                changes,
+                author,
+            },
+        })
+        .await?;
+        self.look_for_written().await
+    }
+
+    /// Tells that nothing is missing, if the write of our own has come back: it was not there before it was made.
+    async fn look_for_written(&mut self) -> Result<(), Ended> {
+        match self.written.take_if(|written| *written <= *self.at) {
+            Some(_) => self.current(*self.at).await,
             None => Ok(()),
-            // Nothing of it is ours, but nothing before it is missing.
-            Some((revision, changes, _)) if changes.is_empty() => self.current(revision).await,
-            Some((revision, changes, author)) => {
-                *self.at = revision;
-                let event = Event::Changes {
-                    revision,
-                    changes,
-                    author,
-                };
-                self.tell(event).await
-            }
         }
     }
 
     async fn current(&mut self, revision: Revision) -> Result<(), Ended> {
         *self.at = revision;
-        self.current = Instant::now();
+        // What was asked then is answered now, however long that waited to be read.
+        self.current = self.asked.take().unwrap_or(self.current);
         self.pause.reset();
-        self.tell(Event::Current(revision)).await
+        let event = Event::Current(revision, self.current.into_std());
+        self.tell(event).await
     }
 
     async fn tell(&self, event: Event) -> Result<(), Ended> {

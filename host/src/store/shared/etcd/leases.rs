@@ -37,7 +37,7 @@ const ASKED_AT_ONCE: usize = 64;
 
 /// The leases that this proxy knows of.
 pub(super) struct Leases {
-    /// Of entries in the followed buckets; only ours.
+    /// Of entries in buckets that were loaded, as long as they are followed; only ours.
     known: Mutex<Known>,
     unused: Mutex<VecDeque<i64>>,
     added: Notify,
@@ -103,9 +103,14 @@ impl Leases {
         self.known().learn(key, ours);
     }
 
-    /// Nothing is known, since everything is loaded again.
-    pub(super) fn forget(&self) {
-        *self.known() = Known::default();
+    /// Nothing is known of keys that begin so, since they are loaded again.
+    pub(super) fn forget(&self, beginning: &[u8]) {
+        self.known().forget(beginning);
+    }
+
+    /// Of keys that begin with one of these the log tells from now on; of others that it told of, no more.
+    pub(super) fn follow(&self, beginnings: Vec<String>) {
+        self.known().follow(beginnings);
     }
 
     /// The lease that an entry has, as far as is known. One that it had before is as good: no lease is used twice.

@@ -93,11 +93,15 @@ impl Engine for Etcd {
     // One question each.
     const ENDING_MAX: usize = 1024;
 
-    async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
+    async fn load_within(
+        &self,
+        buckets: &[Box<str>],
+        bytes_max: usize,
+    ) -> Result<Loaded, EngineError> {
         let mut failed = None;
         for _ in 0..LOADS_MAX {
             let connection = self.inner.connection().await?;
-            match self.inner.load(&connection, buckets).await {
+            match self.inner.load(&connection, buckets, bytes_max).await {
                 Ok(loaded) => return Ok(loaded),
                 Err(failure) => {
                     self.inner.failed(&connection, &failure).await;
@@ -155,6 +159,8 @@ impl Engine for Etcd {
     }
 
     async fn follow(&self, buckets: Vec<Box<str>>, from: Revision, events: mpsc::Sender<Event>) {
+        let beginnings = buckets.iter().map(|bucket| self.inner.keys.bucket(bucket));
+        self.inner.leases.follow(beginnings.collect());
         follow::follow(&self.inner, &buckets, from, &events).await;
     }
 }
@@ -195,8 +201,12 @@ impl Inner {
         }
     }
 
-    async fn load(&self, connection: &Connection, buckets: &[Box<str>]) -> Result<Loaded, Failure> {
-        self.leases.forget();
+    async fn load(
+        &self,
+        connection: &Connection,
+        buckets: &[Box<str>],
+        bytes_max: usize,
+    ) -> Result<Loaded, Failure> {
         let timeout = self.settings.timeout;
         let mut kv = connection.kv();
         let probe = kv.get(self.keys.prefix(), Some(GetOptions::new().with_keys_only()));
@@ -204,10 +214,11 @@ impl Inner {
         let (at, cluster) = answer
             .header()
             .map_or((0, 0), |header| (header.revision(), header.cluster_id()));
-        let mut entries = Vec::new();
+        let (mut entries, mut bytes) = (Vec::new(), 0);
         let mut limit = PAGE_ENTRIES;
         for bucket in buckets {
             let beginning = self.keys.bucket(bucket);
+            self.leases.forget(beginning.as_bytes());
             let end = keys::end(&beginning);
             let mut next = beginning.into_bytes();
             loop {
@@ -226,8 +237,13 @@ impl Inner {
                 };
                 entries.extend(page.kvs().iter().filter_map(|pair| {
                     self.leases.learn(pair.key(), pair.lease());
-                    self.entry(pair)
+                    let entry = self.entry(pair)?;
+                    bytes += entry.bytes();
+                    Some(entry)
                 }));
+                if bytes > bytes_max {
+                    return Err(Failure::holds_more(&connection.endpoint, bucket, bytes_max));
+                }
                 match page.kvs().last() {
                     Some(last) if page.more() => {
                         next = [last.key(), &[0]].concat();

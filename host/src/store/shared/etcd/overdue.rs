@@ -28,6 +28,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(super) struct Known {
     entries: HashMap<Arc<[u8]>, Lease>,
     asks: BTreeMap<Lease, Arc<[u8]>>,
+    /// What the keys begin with that the log tells of.
+    followed: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +56,29 @@ impl Known {
         let lease = Lease { ask_at, number };
         self.asks.insert(lease, Arc::clone(&key));
         self.entries.insert(key, lease);
+    }
+
+    /// Nothing is known of keys that begin so.
+    pub(super) fn forget(&mut self, beginning: &[u8]) {
+        let asks = &mut self.asks;
+        self.entries.retain(|key, lease| {
+            let stays = !key.starts_with(beginning);
+            if !stays {
+                asks.remove(lease);
+            }
+            stays
+        });
+    }
+
+    /// What the log tells of from now on. What it no longer tells of would stay for ever; what was loaded and is yet to be
+    /// followed stays.
+    pub(super) fn follow(&mut self, beginnings: Vec<String>) {
+        let before = std::mem::replace(&mut self.followed, beginnings);
+        for beginning in before {
+            if !self.followed.contains(&beginning) {
+                self.forget(beginning.as_bytes());
+            }
+        }
     }
 
     /// The lease that an entry has, as far as is known.
@@ -152,5 +177,21 @@ mod tests {
         // What could not be asked for is asked for again.
         assert_eq!(numbers(known.overdue(in_s(100))), [1]);
         assert_eq!((known.entries.len(), known.asks.len()), (2, 2));
+    }
+
+    #[test]
+    fn only_what_is_followed_or_about_to_be_is_known() {
+        let mut known = Known::default();
+        let ends = Instant::now();
+        for (key, lease) in [(b"p/a/k", 1), (b"p/b/k", 2), (b"p/c/k", 3)] {
+            known.learn(key, Some((lease, ends)));
+        }
+        known.follow(vec!["p/a/".to_owned(), "p/b/".to_owned()]);
+        assert_eq!(known.entries.len(), 3);
+        known.follow(vec!["p/b/".to_owned(), "p/c/".to_owned()]);
+        assert_eq!(known.lease(b"p/a/k"), None);
+        known.forget(b"p/b/");
+        assert_eq!(known.lease(b"p/c/k"), Some(3));
+        assert_eq!((known.entries.len(), known.asks.len()), (1, 1));
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn answer<E: Engine>(
         // Whoever no longer waits does not need an answer.
         match ask {
             Ask::Load(buckets, done) => drop(tokio::spawn(async move {
-                done(engine.load(&buckets).await);
+                let _ = done.send(engine.load(&buckets).await);
             })),
             // Its place is taken until the engine has answered, even if nobody waits for that.
             Ask::Commit(transaction, done, place) => drop(tokio::spawn(async move {
@@ -98,16 +98,17 @@ pub(super) async fn follow<E: Engine>(
         at = known.min().flatten().filter(|_| !anew);
         let from = match at {
             Some(from) => from,
-            None => match engine.load(&names).await {
-                Ok(loaded) => {
+            None => match (Instant::now(), engine.load(&names).await) {
+                (asked, Ok(loaded)) => {
                     let revision = loaded.revision;
                     have = names.iter().map(|name| (name.clone(), revision)).collect();
                     let buckets = names.clone();
-                    shared.deliver(Incoming::Content { buckets, loaded }).await;
+                    let content = Incoming::Content { buckets, loaded };
+                    shared.deliver(content, Some(asked)).await;
                     anew = false;
                     revision
                 }
-                Err(error) => {
+                (_, Err(error)) => {
                     shared.lost(error.to_string());
                     tokio::select! {
                         () = tokio::time::sleep(pause.next()) => {}
@@ -151,12 +152,17 @@ pub(super) async fn follow<E: Engine>(
                         changes,
                         author,
                     };
-                    shared.deliver(incoming).await;
+                    shared.deliver(incoming, None).await;
                 }
-                Some(Event::Current(revision)) => {
+                Some(Event::Passed(revision)) => {
+                    at = at.max(Some(revision));
+                    shared.deliver(Incoming::Current(revision), None).await;
+                }
+                Some(Event::Current(revision, then)) => {
                     at = at.max(Some(revision));
                     pause.reset();
-                    shared.deliver(Incoming::Current(revision)).await;
+                    let incoming = Incoming::Current(revision);
+                    shared.deliver(incoming, Some(then)).await;
                 }
                 Some(Event::Lost(reason)) => shared.lost(reason),
                 // What is next is not what follows: everything is loaded anew.
@@ -171,7 +177,9 @@ pub(super) async fn follow<E: Engine>(
 }
 
 impl Shared {
-    async fn deliver(&self, incoming: Incoming) {
+    /// Delivers what arrived, and with it the moment at which it was all that there was, if it was. What the log tells after
+    /// an absence is of the past until it says that it is all.
+    async fn deliver(&self, incoming: Incoming, current_at: Option<Instant>) {
         loop {
             let room = self.room.notified();
             if locked(&self.inbox).arrivals.len() < INBOX_MAX {
@@ -188,10 +196,7 @@ impl Shared {
         };
         locked(&self.health).there(revision);
         let mut inbox = locked(&self.inbox);
-        // What the log tells after an absence is of the past until it says that it is all.
-        if !matches!(incoming, Incoming::Changes { .. }) {
-            inbox.current_at = Some(Instant::now());
-        }
+        inbox.current_at = current_at.or(inbox.current_at);
         inbox.arrivals.push_back(incoming);
         drop(inbox);
         self.wake.wake();
@@ -199,16 +204,18 @@ impl Shared {
 
     fn left(&self, entries: Vec<Ending>, left: Result<Vec<Left>, EngineError>) {
         match left {
-            // One of these at most waits beside what the log tells.
+            // One of these at most waits beside what the log tells: the next is asked for when the writer has this one.
             Ok(left) => {
                 let answers = entries.into_iter().zip(left).collect();
                 locked(&self.inbox)
                     .arrivals
                     .push_back(Incoming::Left(answers));
             }
-            Err(error) => tracing::debug!(%error, "how long entries live was not answered"),
+            Err(error) => {
+                tracing::debug!(%error, "how long entries live was not answered");
+                self.asks_left.store(false, Ordering::Release);
+            }
         }
-        self.asks_left.store(false, Ordering::Release);
         self.wake.wake();
     }
 

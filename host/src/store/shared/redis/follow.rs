@@ -32,7 +32,7 @@ pub(super) async fn follow(
             None => Ended::Gap,
             Some(at) => tokio::select! {
                 () = events.closed() => Ended::Left,
-                ended = session(inner, buckets, at, &mut pause, events) => ended,
+                ended = connected(inner, buckets, at, &mut pause, events) => ended,
             },
         };
         if !ended.goes_on(events, &mut pause).await {
@@ -41,7 +41,8 @@ pub(super) async fn follow(
     }
 }
 
-async fn session(
+/// Follows by one connection.
+async fn connected(
     inner: &Inner,
     buckets: &[Box<str>],
     at: &mut (Revision, Token),
@@ -80,12 +81,12 @@ impl Reader<'_> {
     async fn run(mut self) -> Result<std::convert::Infallible, Ended> {
         // The first look tells whether this is still the same log.
         let mut look_at = Instant::now();
-        // The end of the log when it was last looked at.
-        let mut end = Revision(0);
+        // The end of the log when it was last looked at, and when that was.
+        let (mut end, mut looked_at) = (Revision(0), look_at);
         loop {
             if Instant::now() >= look_at {
                 let more;
-                (end, more) = self.look().await?;
+                (end, looked_at, more) = self.look().await?;
                 look_at = Instant::now();
                 // While there is more to remove, nobody waits between two pieces, and each is read before the next.
                 if !more {
@@ -104,19 +105,20 @@ impl Reader<'_> {
             }
             // Where something is written all the time, it is never at the end when it looks.
             if missing && self.at.0 >= end {
-                self.current().await?;
+                self.current(looked_at).await?;
             }
         }
     }
 
-    /// Removes some of what has expired, and looks whether the end of the log is ours. Returns that, and whether there may be
-    /// more to remove.
-    async fn look(&mut self) -> Result<(Revision, bool), Ended> {
+    /// Removes some of what has expired, and looks whether the end of the log is ours. Returns that, when it was so, and
+    /// whether there may be more to remove.
+    async fn look(&mut self) -> Result<(Revision, Instant, bool), Ended> {
         let expired = match self.expire().await {
             // It can still be followed, and what has expired is removed later.
             Err(error) if takes_no_writes(&error) => 0,
             expired => expired.map_err(|error| self.lost(&error))?,
         };
+        let looked_at = Instant::now();
         let end = head(self.inner, self.connection).await;
         let end = end.map_err(|error| self.lost(&error))?;
         let (at, token) = &*self.at;
@@ -124,15 +126,16 @@ impl Reader<'_> {
             return Err(Ended::Gap);
         }
         if end.revision == *at {
-            self.current().await?;
+            self.current(looked_at).await?;
         }
-        Ok((end.revision, expired >= EXPIRED_AT_ONCE))
+        Ok((end.revision, looked_at, expired >= EXPIRED_AT_ONCE))
     }
 
     /// Tells that it has everything there was when it looked.
-    async fn current(&mut self) -> Result<(), Ended> {
+    async fn current(&mut self, looked_at: Instant) -> Result<(), Ended> {
         self.pause.reset();
-        self.send(Event::Current(self.at.0)).await
+        self.send(Event::Current(self.at.0, looked_at.into_std()))
+            .await
     }
 
     async fn expire(&self) -> RedisResult<u64> {
@@ -180,7 +183,7 @@ impl Reader<'_> {
         *self.at = (revision, logged.token.clone());
         self.inner.positions.add(revision, logged.token);
         self.send(if changes.is_empty() {
-            Event::Current(revision)
+            Event::Passed(revision)
         } else {
             Event::Changes {
                 revision,

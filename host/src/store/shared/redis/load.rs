@@ -47,6 +47,7 @@ pub(super) async fn head(inner: &Inner, connection: &Connection) -> RedisResult<
 pub(super) async fn load(
     inner: &Inner,
     buckets: &[Box<str>],
+    bytes_max: usize,
 ) -> Result<(Loaded, Token), EngineError> {
     // Of its own, so that commits do not wait behind large answers.
     let connection = inner.connector.connect(Duration::ZERO).await?;
@@ -54,8 +55,9 @@ pub(super) async fn load(
     for _ in 0..LOADS_MAX {
         let before = head(inner, &connection).await.map_err(failed)?;
         let mut entries = Entries::new();
+        let mut room = bytes_max;
         for bucket in buckets {
-            scan(inner, &connection, bucket, &mut entries).await?;
+            room = scan(inner, &connection, bucket, room, &mut entries).await?;
         }
         let after = head(inner, &connection).await.map_err(failed)?;
         if replay(inner, &connection, buckets, &before, &after, &mut entries).await? {
@@ -73,12 +75,15 @@ pub(super) async fn load(
     )))
 }
 
+/// Reads a bucket that has at most so many bytes, and returns how many more it could have.
 async fn scan(
     inner: &Inner,
     connection: &Connection,
     bucket: &str,
+    bytes_max: usize,
     entries: &mut Entries,
-) -> Result<(), EngineError> {
+) -> Result<usize, EngineError> {
+    let mut bytes = 0;
     let mut cursor = "0".to_owned();
     loop {
         let mut command = ::redis::cmd("HSCAN");
@@ -99,10 +104,18 @@ async fn scan(
                     inner.keys.entries(bucket)
                 ))
             })?;
-            entries.insert((entry.bucket.clone(), entry.key.clone()), entry);
+            bytes += entry.bytes();
+            let twice = entries.insert((entry.bucket.clone(), entry.key.clone()), entry);
+            bytes -= twice.map_or(0, |before| before.bytes());
         }
+        let Some(room) = bytes_max.checked_sub(bytes) else {
+            return Err(EngineError::TooLarge(format!(
+                "redis {}: bucket {bucket:?} holds more than was expected, at most {bytes_max} bytes",
+                connection.address
+            )));
+        };
         if next == "0" {
-            return Ok(());
+            return Ok(room);
         }
         cursor = next;
     }

@@ -119,8 +119,12 @@ impl Engine for Redis {
     // One question for all.
     const ENDING_MAX: usize = 65_536;
 
-    async fn load(&self, buckets: &[Box<str>]) -> Result<Loaded, EngineError> {
-        let (loaded, token) = load::load(&self.inner, buckets).await?;
+    async fn load_within(
+        &self,
+        buckets: &[Box<str>],
+        bytes_max: usize,
+    ) -> Result<Loaded, EngineError> {
+        let (loaded, token) = load::load(&self.inner, buckets, bytes_max).await?;
         self.inner.positions.add(loaded.revision, token);
         Ok(loaded)
     }

@@ -66,7 +66,11 @@ impl Follower {
                 told.sort();
                 self.told.push((revision.0, told));
             }
-            Event::Current(revision) => {
+            Event::Passed(revision) => {
+                assert!(revision > self.at, "{revision} after {}", self.at);
+                self.at = revision;
+            }
+            Event::Current(revision, _) => {
                 assert!(revision >= self.at, "{revision} after {}", self.at);
                 self.at = revision;
                 self.current += 1;

@@ -399,6 +399,25 @@ pub(super) async fn a_follower_is_told_that_it_has_everything_while_others_write
     assert!(!follower.told.is_empty());
 }
 
+/// What is not followed is no reason to take the past for the present.
+pub(super) async fn who_catches_up_is_told_that_it_has_everything_when_it_has<S: Server>(
+    server: S,
+) {
+    let engine = engine(&server);
+    let loaded = load(&engine).await;
+    let mut newest = loaded.revision;
+    for round in 0..20 {
+        let key = format!("{round}");
+        newest = write(&engine, vec![set("elsewhere", &key, "v")]).await;
+        newest = newest.max(write(&engine, vec![set(ONE, &key, "v")]).await);
+        newest = newest.max(write(&engine, vec![set("elsewhere", &key, "w")]).await);
+    }
+    let mut follower = Follower::from(&engine, &buckets(), &loaded);
+    follower.is_current().await;
+    assert!(follower.at >= newest, "{} of {newest}", follower.at);
+    assert_eq!(follower.told.len(), 20);
+}
+
 pub(super) async fn a_follower_leaves_when_nobody_listens<S: Server>(server: S) {
     let engine = engine(&server);
     let from = load(&engine).await.revision;
@@ -457,10 +476,12 @@ macro_rules! conformance {
             suite::large_transactions_are_told_whole_after_an_absence,
             suite::what_is_loaded_while_others_write_is_a_state_that_was,
             suite::a_follower_is_told_that_it_has_everything_while_others_write,
+            suite::who_catches_up_is_told_that_it_has_everything_when_it_has,
             suite::a_follower_leaves_when_nobody_listens,
             suite::what_is_wrong_with_a_request_is_said,
             artifacts::a_component_is_read_as_it_was_kept_until_it_is_removed,
             artifacts::an_artifact_without_a_piece_is_not_read,
+            artifacts::no_size_that_is_told_makes_endless_work,
         }
     };
     ($server:ty: $($module:ident::$test:ident,)*) => {

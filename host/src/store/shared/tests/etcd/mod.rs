@@ -259,6 +259,32 @@ fn a_lease_is_given_back_when_its_entry_is_written_anew() {
     });
 }
 
+/// As a proxy loads at its start, and at a reload that adds a bucket.
+#[test]
+fn to_load_one_bucket_forgets_no_lease_of_another() {
+    with_server(async |server: EtcdServer| {
+        let engine = server.engine(&server.address(), "apart");
+        let hour = Duration::from_secs(3600);
+        let writes = [ONE, TWO].map(|bucket| set_for(bucket, "k", "v", hour));
+        write(&engine, writes.into()).await;
+        let loading = server.engine(&server.address(), "apart");
+        let mut endings = Vec::new();
+        for bucket in buckets() {
+            let loaded = loading.load(std::slice::from_ref(&bucket)).await;
+            let entries = loaded.expect("it is loaded").entries;
+            endings.extend(entries.into_iter().map(|entry| Ending {
+                bucket: entry.bucket,
+                key: entry.key,
+                revision: entry.revision,
+                expires_at_ms: entry.expires_at_ms.expect("it ends"),
+            }));
+        }
+        let left = loading.left(&endings).await.expect("it answers");
+        let are_known = left.iter().all(|left| matches!(left, Left::Longer(_)));
+        assert!(left.len() == 2 && are_known, "{left:?}");
+    });
+}
+
 #[test]
 fn a_time_shorter_than_the_server_grants_is_told_as_it_is_granted() {
     with_server(async |server: EtcdServer| {
