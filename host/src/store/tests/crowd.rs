@@ -1,10 +1,11 @@
 //! Many who write at once to what they share, and what a process says that has not seen the newest of it.
 
 use super::engine::{Shelf, WRITES_MAX};
-use super::fleet::{converge, fleet, fleet_of};
+use super::fleet::{converge, fleet, fleet_of, until_so};
 use super::*;
 use crate::store::tests::deadlines::Hand;
 use futures_util::FutureExt;
+use std::time::Duration;
 
 /// Stores on one shelf whose bucket holds at most so many keys.
 fn limited(nodes: usize, keys_max: u64) -> (Shelf, Vec<Store>, tempfile::TempDir) {
@@ -117,7 +118,7 @@ fn many_who_add_to_one_number_all_do() {
 fn a_write_that_was_sent_before_the_store_was_closed_may_have_been_made() {
     let (shelf, stores, _dir) = fleet(1, &Hand::new());
     let (store, e) = (&stores[0], id(&stores[0], "e"));
-    shelf.be_mute();
+    shelf.be_mute(true);
     let said = std::thread::scope(|scope| {
         let writing = scope.spawn(|| wait(store.commit(put(e, "k", "1"))));
         while shelf.commits() == 0 {
@@ -155,6 +156,29 @@ fn a_write_to_an_engine_that_went_back_is_seen_before_it_is_answered() {
     assert!(written.revision < Revision(commits), "{written:?}");
     let seen = contents(store, e);
     assert_eq!((&*seen[0].1, seen[0].2), ("after", written.revision.0));
+}
+
+#[test]
+fn an_engine_that_does_not_answer_keeps_no_write_to_other_buckets_waiting() {
+    let (shelf, stores, _dir) = fleet(1, &Hand::new());
+    let (store, e, own) = (&stores[0], id(&stores[0], "e"), id(&stores[0], "own"));
+    shelf.be_mute(true);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    for key in 0..QUEUE_BATCHES_MAX {
+        let (store, batch) = (store.clone(), put(e, &key.to_string(), "1"));
+        runtime.spawn(async move { store.commit(batch).await });
+    }
+    until_so("all of them are under way", || {
+        shelf.commits() == QUEUE_BATCHES_MAX as u64
+    });
+    let soon = Duration::from_secs(20);
+    let written = async { tokio::time::timeout(soon, store.commit(put(own, "k", "1"))).await };
+    wait(written).expect("it does not wait").unwrap();
+    runtime.shutdown_background();
 }
 
 #[test]
