@@ -71,7 +71,7 @@ use writer::{Command, Pending, Writer};
 
 /// Most batches that wait for the writer; whoever commits more waits for a place.
 const QUEUE_BATCHES_MAX: usize = 1024;
-/// Most batches that wait for the writer without anybody who waits for them.
+/// Most batches that wait for the writer, or for an engine, without anybody who waits for them.
 const SUBMITTED_BATCHES_MAX: usize = 1024;
 
 /// The store's counter: each applied batch that changed something is one revision.
@@ -368,17 +368,22 @@ impl Store {
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Hands a batch to the writer without waiting; those of one thread are applied in the order they were handed over.
-    /// `done` is called by the writer's thread, and has to be short.
+    /// Hands a batch to the writer, or to the thread of the engine that it writes to, without waiting; those of one thread to
+    /// one backend are applied in the order they were handed over. `done` is called by that thread, and has to be short; one
+    /// that has not begun within the engine's timeout is refused. If the store is closed before, `done` is dropped instead.
     ///
     /// # Errors
-    /// [`CommitError::Unavailable`] if too many wait already, or the store is closed: it is not applied, and `done` is
-    /// not called.
+    /// [`CommitError::Unavailable`] if too many wait already for the same, or the store is closed, and
+    /// [`CommitError::Mixed`]: it is not applied, and `done` is not called.
     pub fn submit(
         &self,
         batch: WriteBatch,
         done: impl FnOnce(Result<Committed, CommitError>) + Send + 'static,
     ) -> Result<(), CommitError> {
+        let committer = &self.inner.committer;
+        if let Some(backend) = committer.backend_of(&batch)? {
+            return committer.submit(backend, batch, done);
+        }
         let place = Arc::clone(&self.inner.submitted).try_acquire_owned();
         let permit = place.map_err(|error| match error {
             TryAcquireError::NoPermits => CommitError::Unavailable(format!(
@@ -386,16 +391,6 @@ impl Store {
             )),
             TryAcquireError::Closed => closed(),
         })?;
-        let committer = &self.inner.committer;
-        if let Some(backend) = committer.backend_of(&batch)? {
-            let (committer, links) = (committer.clone(), Arc::clone(&committer.links));
-            let link = links.get(backend).ok_or_else(closed)?;
-            link.in_order(async move {
-                done(committer.commit(backend, batch, &[]).await);
-                drop(permit);
-            });
-            return Ok(());
-        }
         let pending = Pending {
             batch,
             notes: Vec::new(),

@@ -86,18 +86,54 @@ impl Committer {
         Ok(Some(first.backend).filter(|backend| backend.is_shared()))
     }
 
+    fn link(&self, backend: BackendKind) -> Result<&Link, CommitError> {
+        let closed = || CommitError::Unavailable(format!("{} is not open", backend.as_str()));
+        self.links.get(backend).ok_or_else(closed)
+    }
+
     /// Commits a batch that writes to a shared backend. See [`crate::store::Store::commit_noting`].
     pub(in crate::store) async fn commit(
         &self,
         backend: BackendKind,
-        mut batch: WriteBatch,
+        batch: WriteBatch,
         notes: &[Arc<AtomicU64>],
     ) -> Result<Committed, CommitError> {
-        let closed = || CommitError::Unavailable(format!("{} is not open", backend.as_str()));
-        let link = self.links.get(backend).ok_or_else(closed)?;
+        let deadline = Instant::now() + self.link(backend)?.timeout();
+        self.commit_by(backend, batch, notes, deadline).await
+    }
+
+    /// Commits one after those that were submitted before it. See [`crate::store::Store::submit`].
+    pub(in crate::store) fn submit(
+        &self,
+        backend: BackendKind,
+        batch: WriteBatch,
+        done: impl FnOnce(Result<Committed, CommitError>) + Send + 'static,
+    ) -> Result<(), CommitError> {
+        let link = self.link(backend)?;
+        let (timeout, committer) = (link.timeout(), self.clone());
+        // Its time begins here: what is behind an engine that hangs does not come much later.
+        let deadline = Instant::now() + timeout;
+        let submitted = link.in_order(async move {
+            done(match Instant::now() < deadline {
+                true => committer.commit_by(backend, batch, &[], deadline).await,
+                false => Err(CommitError::Unavailable(format!(
+                    "writes that nobody waits for, before it, took all of {timeout:?}"
+                ))),
+            });
+        });
+        submitted.map_err(refused)
+    }
+
+    async fn commit_by(
+        &self,
+        backend: BackendKind,
+        mut batch: WriteBatch,
+        notes: &[Arc<AtomicU64>],
+        deadline: Instant,
+    ) -> Result<Committed, CommitError> {
+        let link = self.link(backend)?;
         let is_dry = std::mem::take(&mut batch.dry_run);
         let batch = Arc::new(batch);
-        let deadline = Instant::now() + link.timeout();
         let mut pause = Pause::between(PAUSE_FIRST, PAUSE_LONGEST);
         let mut progress = link.progress();
         let (mut turn, mut has_waited) = (None, false);

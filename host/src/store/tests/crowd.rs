@@ -1,7 +1,7 @@
 //! Many who write at once to what they share, and what a process says that has not seen the newest of it.
 
 use super::engine::{Shelf, WRITES_MAX};
-use super::fleet::{converge, fleet, fleet_of, until_so};
+use super::fleet::{converge, fleet, fleet_of, node_within, shared, until_so};
 use super::*;
 use crate::store::tests::deadlines::Hand;
 use futures_util::FutureExt;
@@ -179,6 +179,45 @@ fn an_engine_that_does_not_answer_keeps_no_write_to_other_buckets_waiting() {
     let written = async { tokio::time::timeout(soon, store.commit(put(own, "k", "1"))).await };
     wait(written).expect("it does not wait").unwrap();
     runtime.shutdown_background();
+}
+
+#[test]
+fn what_nobody_waits_for_is_refused_behind_an_engine_that_does_not_answer() {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    let (shelf, dir) = (Shelf::new(), tempfile::tempdir().unwrap());
+    let buckets = [shared("e"), memory("own")];
+    let store = node_within(TIMEOUT, &buckets, &shelf, dir.path(), &Hand::new()).unwrap();
+    let (e, own) = (id(&store, "e"), id(&store, "own"));
+    shelf.be_mute(true);
+    let (told, results) = std::sync::mpsc::channel();
+    let submit = |batch: WriteBatch| {
+        let told = told.clone();
+        store.submit(batch, move |result| told.send(result).unwrap())
+    };
+    for key in 0..SUBMITTED_BATCHES_MAX {
+        submit(put(e, &key.to_string(), "1")).unwrap();
+    }
+    let submitted = std::time::Instant::now();
+    // There is no room for more of these, and for others there is.
+    let refused = submit(put(e, "more", "1")).unwrap_err().to_string();
+    assert!(refused.contains("waiting already"), "{refused}");
+    submit(put(own, "k", "1")).unwrap();
+    results.recv().unwrap().expect("it is made");
+    until_so("the time of all is over", || submitted.elapsed() > TIMEOUT);
+    shelf.be_mute(false);
+    results.recv().unwrap().expect("it had begun");
+    for _ in 1..SUBMITTED_BATCHES_MAX {
+        let refused = results.recv().unwrap();
+        assert!(
+            matches!(refused, Err(CommitError::Unavailable(_))),
+            "{refused:?}"
+        );
+    }
+    let made = shelf.contents("e").into_iter().map(|it| it.0);
+    assert_eq!(made.collect::<Vec<_>>(), ["0"]);
+    store.close();
+    let late = submit(put(e, "late", "1"));
+    assert!(matches!(late, Err(CommitError::Unavailable(_))), "{late:?}");
 }
 
 #[test]

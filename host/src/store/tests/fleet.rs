@@ -21,10 +21,20 @@ pub(super) fn node_with(
     dir: &Path,
     hand: &Hand,
 ) -> Result<Store, OpenError> {
+    node_within(Duration::from_secs(20), buckets, shelf, dir, hand)
+}
+
+/// The same with a timeout of the engine.
+pub(super) fn node_within(
+    timeout: Duration,
+    buckets: &[BucketConfig],
+    shelf: &Shelf,
+    dir: &Path,
+    hand: &Hand,
+) -> Result<Store, OpenError> {
     let links = Links::new(SharedSettings::default(), dir);
     let shelf = shelf.clone();
     links.add(BackendKind::Etcd, move |wake| {
-        let timeout = Duration::from_secs(20);
         Link::start(shelf, "shelf", timeout, wake).map_err(|error| error.to_string())
     });
     let backends = Backends::with_links(dir, Arc::new(links));
