@@ -9,8 +9,8 @@ use super::settings::SharedSettings;
 use crate::store::backend::Wake;
 use crate::store::{BackendKind, OpenError};
 
-/// Starts a link.
-type Starter = Box<dyn FnOnce(Wake) -> Result<Link, String> + Send>;
+/// Starts a link; tried again if it could not.
+type Starter = Box<dyn Fn(Wake) -> Result<Link, String> + Send>;
 
 /// One link for each kind, started when a bucket first needs it.
 pub(in crate::store) struct Links {
@@ -21,7 +21,7 @@ pub(in crate::store) struct Links {
 }
 
 impl Links {
-    /// Those of the config; copies of what they hold are kept in `dir`.
+    /// Those of the config, none of which is started yet; copies of what they hold are kept in `dir`.
     pub(in crate::store) fn new(settings: SharedSettings, dir: &Path) -> Self {
         let links = Self {
             dir: dir.to_owned(),
@@ -33,7 +33,7 @@ impl Links {
         if let Some(etcd) = settings.etcd {
             links.add(BackendKind::Etcd, move |wake| {
                 let timeout = etcd.timeout;
-                let engine = super::Etcd::new(etcd).map_err(|error| error.to_string())?;
+                let engine = super::Etcd::new(etcd.clone()).map_err(|error| error.to_string())?;
                 Link::start(engine, "etcd", timeout, wake).map_err(|error| error.to_string())
             });
         }
@@ -41,7 +41,7 @@ impl Links {
         if let Some(redis) = settings.redis {
             links.add(BackendKind::Redis, move |wake| {
                 let timeout = redis.timeout;
-                let engine = super::Redis::new(redis).map_err(|error| error.to_string())?;
+                let engine = super::Redis::new(redis.clone()).map_err(|error| error.to_string())?;
                 Link::start(engine, "redis", timeout, wake).map_err(|error| error.to_string())
             });
         }
@@ -51,7 +51,7 @@ impl Links {
     pub(in crate::store) fn add(
         &self,
         kind: BackendKind,
-        start: impl FnOnce(Wake) -> Result<Link, String> + Send + 'static,
+        start: impl Fn(Wake) -> Result<Link, String> + Send + 'static,
     ) {
         let mut starters = self.starters.lock().unwrap_or_else(PoisonError::into_inner);
         starters.insert(kind, Box::new(start));
@@ -90,9 +90,10 @@ impl Links {
             return Ok(link);
         }
         let start = starters
-            .remove(&kind)
+            .get(&kind)
             .ok_or_else(|| failed("the config does not say where it is".into()))?;
         let link = start(wake()).map_err(failed)?;
+        starters.remove(&kind);
         Ok(place.get_or_init(|| link))
     }
 

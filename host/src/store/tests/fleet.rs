@@ -35,7 +35,7 @@ pub(super) fn node_within(
     let links = Links::new(SharedSettings::default(), dir);
     let shelf = shelf.clone();
     links.add(BackendKind::Etcd, move |wake| {
-        Link::start(shelf, "shelf", timeout, wake).map_err(|error| error.to_string())
+        Link::start(shelf.clone(), "shelf", timeout, wake).map_err(|error| error.to_string())
     });
     let backends = Backends::with_links(dir, Arc::new(links));
     Store::with_backends(buckets, backends, hand.clock())
