@@ -91,6 +91,14 @@ impl Committer {
         self.links.get(backend).ok_or_else(closed)
     }
 
+    /// Up to where readers see all of a shared backend.
+    pub(in crate::store) fn applied(&self, backend: BackendKind) -> Revision {
+        let link = self.links.get(backend);
+        link.map_or_else(Revision::default, |link| {
+            link.progress().borrow().applied.revision
+        })
+    }
+
     /// Commits a batch that writes to a shared backend. See [`crate::store::Store::commit_noting`].
     pub(in crate::store) async fn commit(
         &self,
