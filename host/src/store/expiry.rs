@@ -83,7 +83,7 @@ impl BucketDeadlines {
             self.due.remove(&Due { at, record });
         }
         if !self.later.is_empty() {
-            self.later.remove(&*Box::<[u8]>::from(record.key_bytes()));
+            self.later.remove(record.key_bytes());
         }
     }
 }
