@@ -117,6 +117,8 @@ struct Inner {
     /// A mark of this process, which its memory buckets do not outlive.
     life: u32,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// Threads that load what a config brings.
+    loading: Mutex<Vec<JoinHandle<()>>>,
     /// For buckets that proxies share.
     committer: Committer,
     /// Keeps copies of these; ends when the other end of the channel is dropped.
@@ -289,6 +291,7 @@ impl Store {
                 gate,
                 life: ahash::RandomState::new().hash_one(0) as u32,
                 writer: Mutex::new(Some(thread)),
+                loading: Mutex::default(),
                 committer,
                 copies: Mutex::new(copies),
             }),
@@ -451,6 +454,12 @@ impl Inner {
             let _ = thread.join();
         }
         self.committer.links.close();
+        let loading =
+            std::mem::take(&mut *self.loading.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in loading {
+            // It is gone already if it panicked, which was logged then.
+            let _ = thread.join();
+        }
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writer) = writer.take() {
             // It is gone already if it panicked, which was logged then.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::link::Link;
@@ -16,6 +17,8 @@ type Starter = Box<dyn Fn(Wake) -> Result<Link, String> + Send>;
 pub(in crate::store) struct Links {
     dir: PathBuf,
     starters: Mutex<BTreeMap<BackendKind, Starter>>,
+    /// Whether none is started any more.
+    is_closed: AtomicBool,
     etcd: OnceLock<Link>,
     redis: OnceLock<Link>,
 }
@@ -26,6 +29,7 @@ impl Links {
         let links = Self {
             dir: dir.to_owned(),
             starters: Mutex::default(),
+            is_closed: AtomicBool::new(false),
             etcd: OnceLock::new(),
             redis: OnceLock::new(),
         };
@@ -68,7 +72,7 @@ impl Links {
     /// The link of a kind, started if it is not yet.
     ///
     /// # Errors
-    /// If there are no settings for it, or they are wrong.
+    /// If there are no settings for it, or they are wrong; if all were ended.
     pub(in crate::store) fn open(
         &self,
         kind: BackendKind,
@@ -88,6 +92,9 @@ impl Links {
         // Another thread may have been faster.
         if let Some(link) = place.get() {
             return Ok(link);
+        }
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(OpenError::Closed);
         }
         let start = starters
             .get(&kind)
@@ -128,6 +135,9 @@ impl Links {
 
     /// Ends all of them.
     pub(in crate::store) fn close(&self) {
+        let starters = self.starters.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_closed.store(true, Ordering::Relaxed);
+        drop(starters);
         for (_, link) in self.iter() {
             link.close();
         }
