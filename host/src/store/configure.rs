@@ -175,9 +175,14 @@ fn take(
             let is_other = bucket.config.values != config.values;
             if is_other {
                 bucket.table = converted(&bucket.table, config)?;
+                // They may not be over after all.
+                if let Some(over) = &mut bucket.over {
+                    **over = converted(over, config)?;
+                }
             }
             if is_other || bucket.config.lookup != config.lookup {
-                *bucket = made(config, bucket.table.clone(), bucket.revision)?;
+                let over = bucket.over.take();
+                *bucket = made(config, bucket.table.clone(), over, bucket.revision)?;
             }
             bucket.config = Arc::new(config.clone());
             index
@@ -214,11 +219,16 @@ fn load(
         }
         None => backends.load(config)?,
     };
-    Ok((made(config, loaded.table, loaded.revision)?, newest))
+    Ok((made(config, loaded.table, None, loaded.revision)?, newest))
 }
 
-fn made(config: &BucketConfig, table: Table, revision: Revision) -> Result<Bucket, OpenError> {
-    let bucket = Bucket::new(Arc::new(config.clone()), table, revision);
+fn made(
+    config: &BucketConfig,
+    table: Table,
+    over: Option<Box<Table>>,
+    revision: Revision,
+) -> Result<Bucket, OpenError> {
+    let bucket = Bucket::new(Arc::new(config.clone()), table, over, revision);
     bucket.map_err(|(key, reason)| OpenError::Key {
         bucket: config.name.clone(),
         key: key.into(),

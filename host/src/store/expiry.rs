@@ -99,7 +99,11 @@ impl Deadlines {
             if known.is_some_and(|known| known.table.is_same(&bucket.table)) {
                 continue;
             }
-            *deadlines = BucketDeadlines::default();
+            // What is hidden is so with values of another kind, too.
+            *deadlines = BucketDeadlines {
+                doubted: std::mem::take(&mut deadlines.doubted),
+                ..BucketDeadlines::default()
+            };
             // Most buckets have none, and need not be looked through.
             if bucket.table.ending() > 0 {
                 let ending = bucket.table.iter();
