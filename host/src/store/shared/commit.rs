@@ -49,7 +49,7 @@ impl Committer {
             newest,
             links,
             clock,
-            turns: Arc::new(Turns::new()),
+            turns: Arc::default(),
             room: Arc::default(),
         }
     }
