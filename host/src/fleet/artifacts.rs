@@ -11,7 +11,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What this node has known for so long not to be whole, or to be of a plugin on which nothing is agreed, is left over.
 const ABANDONED: Duration = Duration::from_secs(600);
@@ -106,12 +106,12 @@ impl Fleet {
 
     /// Removes what no plugin needs and is not among the newest of its plugin either, and what was never finished.
     pub(super) async fn prune(&self) {
-        self.prune_after(None).await;
+        self.prune_after(None, Instant::now()).await;
     }
 
-    /// The same, after a plugin was forgotten: what nobody else needs of it goes at once.
-    pub(super) async fn prune_after(&self, forgotten: Option<&str>) {
-        for (place, revision, entry) in self.superfluous(forgotten) {
+    /// The same by this time, after a plugin was forgotten: what nobody else needs of it goes at once.
+    pub(super) async fn prune_after(&self, forgotten: Option<&str>, now: Instant) {
+        for (place, revision, entry) in self.superfluous(forgotten, now) {
             if let Err(error) = self.remove(&place, revision, &entry).await {
                 // Whoever publishes next tries again.
                 tracing::warn!(artifact = place, %error, "fleet: an old artifact is not removed");
@@ -158,7 +158,11 @@ impl Fleet {
             .collect()
     }
 
-    fn superfluous(&self, forgotten: Option<&str>) -> Vec<(String, Revision, ArtifactEntry)> {
+    fn superfluous(
+        &self,
+        forgotten: Option<&str>,
+        now: Instant,
+    ) -> Vec<(String, Revision, ArtifactEntry)> {
         let snapshot = self.store.snapshot();
         let agreed = self.entries::<PluginEntry>(&snapshot, PLUGIN);
         let needed: BTreeSet<&str> = agreed
@@ -172,7 +176,7 @@ impl Fleet {
         let mut artifacts = self.artifacts();
         // Newest first, whatever the clocks of nodes say.
         artifacts.sort_by_key(|(_, revision, _)| std::cmp::Reverse(*revision));
-        let ages = self.ages(&snapshot);
+        let ages = self.ages(&snapshot, now);
         let mut newest: BTreeMap<String, usize> = BTreeMap::new();
         artifacts.retain(|(place, _, entry)| {
             let age = ages.get(&format!("{ARTIFACT}{place}"));

@@ -84,7 +84,7 @@ impl Fleet {
     async fn look(&self) -> Option<Instant> {
         let snapshot = self.store.snapshot();
         // So that they are known from when they came.
-        drop(self.ages(&snapshot));
+        drop(self.ages(&snapshot, Instant::now()));
         let entries = self.entries::<PluginEntry>(&snapshot, PLUGIN);
         let mut next: Option<Instant> = None;
         for (plugin, _, _) in &entries {

@@ -6,6 +6,7 @@
 use super::Fleet;
 use super::entry::{NODE, NodeEntry, PLUGIN};
 use crate::store::{CommitError, Expect, Snapshot, Write, WriteBatch};
+use std::time::Instant;
 
 /// Why a plugin is not forgotten.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +63,7 @@ impl Fleet {
             error => ForgetError::Refused(error),
         })?;
         if !dry_run {
-            self.prune_after(Some(plugin)).await;
+            self.prune_after(Some(plugin), Instant::now()).await;
         }
         Ok(())
     }

@@ -229,11 +229,10 @@ impl Fleet {
         ours.collect()
     }
 
-    /// For how long each entry of nodes and components is as it is. The clocks of nodes may differ: what they say of
+    /// For how long, at this time, each entry of nodes and components is as it is. The clocks of nodes may differ: what they say of
     /// themselves is no measure.
-    fn ages(&self, snapshot: &Snapshot) -> BTreeMap<String, Duration> {
+    fn ages(&self, snapshot: &Snapshot, now: Instant) -> BTreeMap<String, Duration> {
         let bucket = self.bucket(snapshot).and_then(|id| snapshot.bucket(id));
-        let now = Instant::now();
         let mut seen = locked(&self.seen);
         let all = bucket.iter().flat_map(|bucket| bucket.sorted());
         let there = all.map(|(key, entry)| {

@@ -5,7 +5,7 @@ use super::{Fleet, locked};
 use crate::metrics::{FleetPluginRow, FleetRow};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 impl Fleet {
     /// This node, for `/v1/status`.
@@ -44,7 +44,7 @@ impl Fleet {
     pub fn document(&self) -> Value {
         let snapshot = self.store.snapshot();
         let lost = self.lost();
-        let ages = self.ages(&snapshot);
+        let ages = self.ages(&snapshot, Instant::now());
         let told = |name: &str| ages.get(&format!("{NODE}{name}")).copied();
         let plugins = self.entries::<PluginEntry>(&snapshot, PLUGIN);
         let nodes = self.entries::<NodeEntry>(&snapshot, NODE).into_iter();

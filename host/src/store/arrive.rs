@@ -168,8 +168,11 @@ fn change(
     arrived: &mut Arrived,
 ) {
     let (changes, now) = (&mut arrived.changes, arrived.now);
-    let entry = |record: &Option<Arc<Record>>| record.as_ref().map(|it| it.entry.clone());
-    if entry(&before) == entry(&after) {
+    let is_same = match (&before, &after) {
+        (Some(before), Some(after)) => before.entry == after.entry,
+        _ => false,
+    };
+    if is_same {
         return;
     }
     let bucket = &mut snapshot.buckets[id.0 as usize];

@@ -1,7 +1,7 @@
 //! Which buckets a store has: those of a config, each as the state before has it, or else as its backend does.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::backend::{Backends, Fetched, Fetcher};
 use super::bucket::FLEET;
@@ -9,7 +9,9 @@ use super::record::Record;
 use super::snapshot::{Bucket, Entry, Snapshot};
 use super::table::Table;
 use super::writer::Command;
-use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision, Store, Value, ValueKind};
+use super::{
+    BackendKind, BucketConfig, BucketId, Inner, OpenError, Revision, Store, Value, ValueKind,
+};
 use tokio::sync::oneshot;
 
 /// Where marks are kept: no name that a config can give.
@@ -24,9 +26,6 @@ impl Store {
     /// As for [`Self::open`]; the buckets are then as they were. If the future is dropped they may still change.
     pub async fn reconfigure(&self, buckets: &[BucketConfig]) -> Result<(), OpenError> {
         let inner = &self.inner;
-        if inner.places.is_closed() {
-            return Err(OpenError::Closed);
-        }
         let (done, answer) = oneshot::channel();
         let fetcher = Fetcher {
             links: Arc::clone(&inner.committer.links),
@@ -43,14 +42,32 @@ impl Store {
             ),
             Err(error) => drop(done.send(Err(error))),
         };
+        if inner.places.is_closed() {
+            return Err(OpenError::Closed);
+        }
         if waits {
-            // It ends with the answer of an engine, which has its time. Nobody else waits for that.
-            let thread = std::thread::Builder::new().name("store-load".into());
-            thread.spawn(ask).map_err(OpenError::Thread)?;
+            inner.load(ask)?;
         } else {
             ask();
         }
         answer.await.unwrap_or(Err(OpenError::Closed))
+    }
+}
+
+impl Inner {
+    /// Loads on a thread. It ends with the answer of an engine, which has its time, and nobody else waits for that; whoever
+    /// closes the store waits for it.
+    fn load(&self, ask: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        // Looked at under the lock: what is started before is joined.
+        if self.places.is_closed() {
+            return Err(OpenError::Closed);
+        }
+        let thread = std::thread::Builder::new().name("store-load".into());
+        let thread = thread.spawn(ask).map_err(OpenError::Thread)?;
+        loading.retain(|thread| !thread.is_finished());
+        loading.push(thread);
+        Ok(())
     }
 }
 
@@ -158,9 +175,14 @@ fn take(
             let is_other = bucket.config.values != config.values;
             if is_other {
                 bucket.table = converted(&bucket.table, config)?;
+                // They may not be over after all.
+                if let Some(over) = &mut bucket.over {
+                    **over = converted(over, config)?;
+                }
             }
             if is_other || bucket.config.lookup != config.lookup {
-                *bucket = made(config, bucket.table.clone(), bucket.revision)?;
+                let over = bucket.over.take();
+                *bucket = made(config, bucket.table.clone(), over, bucket.revision)?;
             }
             bucket.config = Arc::new(config.clone());
             index
@@ -197,11 +219,16 @@ fn load(
         }
         None => backends.load(config)?,
     };
-    Ok((made(config, loaded.table, loaded.revision)?, newest))
+    Ok((made(config, loaded.table, None, loaded.revision)?, newest))
 }
 
-fn made(config: &BucketConfig, table: Table, revision: Revision) -> Result<Bucket, OpenError> {
-    let bucket = Bucket::new(Arc::new(config.clone()), table, revision);
+fn made(
+    config: &BucketConfig,
+    table: Table,
+    over: Option<Box<Table>>,
+    revision: Revision,
+) -> Result<Bucket, OpenError> {
+    let bucket = Bucket::new(Arc::new(config.clone()), table, over, revision);
     bucket.map_err(|(key, reason)| OpenError::Key {
         bucket: config.name.clone(),
         key: key.into(),

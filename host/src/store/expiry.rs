@@ -52,6 +52,8 @@ pub(super) struct Deadlines {
 #[derive(Default)]
 struct BucketDeadlines {
     due: BTreeSet<Due>,
+    /// Those that proxies share and that are over then for sure: nobody is asked for them.
+    sure: BTreeSet<Due>,
     /// When an entry that proxies share is looked at, if its deadline does not say it, and whether it is over then for sure.
     later: HashMap<Box<[u8]>, (u64, bool), ahash::RandomState>,
     /// Entries that were taken for over by this proxy's clock, while the engine was away: it is asked when it is back.
@@ -70,20 +72,34 @@ impl BucketDeadlines {
         Some(later.map_or(early, |(at, _)| *at))
     }
 
+    /// Where an entry is that ends.
+    fn queue(&mut self, key: &[u8]) -> &mut BTreeSet<Due> {
+        match self.later.get(key) {
+            Some((_, true)) => &mut self.sure,
+            _ => &mut self.due,
+        }
+    }
+
     fn add(&mut self, record: &Arc<Record>, is_shared: bool) {
         if let Some(at) = self.at(record, is_shared) {
-            let record = Arc::clone(record);
-            self.due.insert(Due { at, record });
+            let due = Due {
+                at,
+                record: Arc::clone(record),
+            };
+            self.queue(record.key_bytes()).insert(due);
         }
     }
 
     fn remove(&mut self, record: &Arc<Record>, is_shared: bool) {
         if let Some(at) = self.at(record, is_shared) {
-            let record = Arc::clone(record);
-            self.due.remove(&Due { at, record });
+            let due = Due {
+                at,
+                record: Arc::clone(record),
+            };
+            self.queue(record.key_bytes()).remove(&due);
         }
         if !self.later.is_empty() {
-            self.later.remove(&*Box::<[u8]>::from(record.key_bytes()));
+            self.later.remove(record.key_bytes());
         }
     }
 }
@@ -99,7 +115,11 @@ impl Deadlines {
             if known.is_some_and(|known| known.table.is_same(&bucket.table)) {
                 continue;
             }
-            *deadlines = BucketDeadlines::default();
+            // What is hidden is so with values of another kind, too.
+            *deadlines = BucketDeadlines {
+                doubted: std::mem::take(&mut deadlines.doubted),
+                ..BucketDeadlines::default()
+            };
             // Most buckets have none, and need not be looked through.
             if bucket.table.ending() > 0 {
                 let ending = bucket.table.iter();
@@ -128,38 +148,54 @@ impl Deadlines {
 
     /// When the next entry of a bucket of the config is to be looked at.
     pub(super) fn first(&self, snapshot: &Snapshot) -> Option<u64> {
-        if self.buckets.iter().all(|bucket| bucket.due.is_empty()) {
+        let ends = |bucket: &BucketDeadlines| !bucket.due.is_empty() || !bucket.sure.is_empty();
+        if !self.buckets.iter().any(ends) {
             return None;
         }
         let buckets = snapshot.ending();
-        buckets
-            .filter_map(|id| Some(self.buckets.get(id.0 as usize)?.due.first()?.at))
-            .min()
+        let buckets = buckets.filter_map(|id| self.buckets.get(id.0 as usize));
+        let first = buckets.flat_map(|bucket| [bucket.due.first(), bucket.sure.first()]);
+        first.flatten().map(|due| due.at).min()
     }
 
-    /// At most `max` entries, of buckets of the config and backends that are asked for, that are to be looked at by `now`;
-    /// of those that proxies share, with whether they are over for sure.
+    /// At most `max` entries, of buckets of the config and backends that are asked for, that are to be looked at by `now`.
     pub(super) fn due(
         &self,
         snapshot: &Snapshot,
         is_wanted: impl Fn(BackendKind) -> bool,
         now: u64,
         max: usize,
-    ) -> Vec<(BucketId, Arc<Record>, bool)> {
+    ) -> Vec<(BucketId, Arc<Record>)> {
+        self.by(snapshot, is_wanted, |bucket| &bucket.due, (now, max))
+    }
+
+    /// The same of those that proxies share and that are over for sure.
+    pub(super) fn sure(
+        &self,
+        snapshot: &Snapshot,
+        is_wanted: impl Fn(BackendKind) -> bool,
+        now: u64,
+        max: usize,
+    ) -> Vec<(BucketId, Arc<Record>)> {
+        self.by(snapshot, is_wanted, |bucket| &bucket.sure, (now, max))
+    }
+
+    fn by(
+        &self,
+        snapshot: &Snapshot,
+        is_wanted: impl Fn(BackendKind) -> bool,
+        of: fn(&BucketDeadlines) -> &BTreeSet<Due>,
+        (now, max): (u64, usize),
+    ) -> Vec<(BucketId, Arc<Record>)> {
         let wanted = snapshot.ending().filter(|id| {
             let bucket = snapshot.bucket(*id);
             bucket.is_some_and(|bucket| is_wanted(bucket.config.backend))
         });
         let due = wanted.flat_map(|id| {
             let bucket = self.buckets.get(id.0 as usize);
-            let due = bucket.into_iter().flat_map(|bucket| {
-                let due = bucket.due.iter().take_while(move |due| due.at <= now);
-                due.map(|due| (due, bucket.later.get(due.record.key_bytes())))
-            });
-            due.map(move |(due, later)| {
-                let sure = later.is_some_and(|(_, sure)| *sure);
-                (id, Arc::clone(&due.record), sure)
-            })
+            let due = bucket.into_iter().flat_map(of);
+            let due = due.take_while(move |due| due.at <= now);
+            due.map(move |due| (id, Arc::clone(&due.record)))
         });
         due.take(max).collect()
     }

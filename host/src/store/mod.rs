@@ -71,7 +71,7 @@ use writer::{Command, Pending, Writer};
 
 /// Most batches that wait for the writer; whoever commits more waits for a place.
 const QUEUE_BATCHES_MAX: usize = 1024;
-/// Most batches that wait for the writer without anybody who waits for them.
+/// Most batches that wait for the writer, or for an engine, without anybody who waits for them.
 const SUBMITTED_BATCHES_MAX: usize = 1024;
 
 /// The store's counter: each applied batch that changed something is one revision.
@@ -117,6 +117,8 @@ struct Inner {
     /// A mark of this process, which its memory buckets do not outlive.
     life: u32,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// Threads that load what a config brings.
+    loading: Mutex<Vec<JoinHandle<()>>>,
     /// For buckets that proxies share.
     committer: Committer,
     /// Keeps copies of these; ends when the other end of the channel is dropped.
@@ -289,6 +291,7 @@ impl Store {
                 gate,
                 life: ahash::RandomState::new().hash_one(0) as u32,
                 writer: Mutex::new(Some(thread)),
+                loading: Mutex::default(),
                 committer,
                 copies: Mutex::new(copies),
             }),
@@ -347,11 +350,12 @@ impl Store {
         batch: WriteBatch,
         notes: Vec<Arc<AtomicU64>>,
     ) -> Result<Committed, CommitError> {
-        let place = Arc::clone(&self.inner.places).acquire_owned().await;
         let committer = &self.inner.committer;
+        // What waits for an engine takes no place from those who need none.
         if let Some(backend) = committer.backend_of(&batch)? {
             return committer.commit(backend, batch, &notes).await;
         }
+        let place = Arc::clone(&self.inner.places).acquire_owned().await;
         let (done, answer) = oneshot::channel();
         let pending = Pending {
             batch,
@@ -367,17 +371,22 @@ impl Store {
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Hands a batch to the writer without waiting; those of one thread are applied in the order they were handed over.
-    /// `done` is called by the writer's thread, and has to be short.
+    /// Hands a batch to the writer, or to the thread of the engine that it writes to, without waiting; those of one thread to
+    /// one backend are applied in the order they were handed over. `done` is called by that thread, and has to be short; one
+    /// that has not begun within the engine's timeout is refused. If the store is closed before, `done` is dropped instead.
     ///
     /// # Errors
-    /// [`CommitError::Unavailable`] if too many wait already, or the store is closed: it is not applied, and `done` is
-    /// not called.
+    /// [`CommitError::Unavailable`] if too many wait already for the same, or the store is closed, and
+    /// [`CommitError::Mixed`]: it is not applied, and `done` is not called.
     pub fn submit(
         &self,
         batch: WriteBatch,
         done: impl FnOnce(Result<Committed, CommitError>) + Send + 'static,
     ) -> Result<(), CommitError> {
+        let committer = &self.inner.committer;
+        if let Some(backend) = committer.backend_of(&batch)? {
+            return committer.submit(backend, batch, done);
+        }
         let place = Arc::clone(&self.inner.submitted).try_acquire_owned();
         let permit = place.map_err(|error| match error {
             TryAcquireError::NoPermits => CommitError::Unavailable(format!(
@@ -385,16 +394,6 @@ impl Store {
             )),
             TryAcquireError::Closed => closed(),
         })?;
-        let committer = &self.inner.committer;
-        if let Some(backend) = committer.backend_of(&batch)? {
-            let (committer, links) = (committer.clone(), Arc::clone(&committer.links));
-            let link = links.get(backend).ok_or_else(closed)?;
-            link.in_order(async move {
-                done(committer.commit(backend, batch, &[]).await);
-                drop(permit);
-            });
-            return Ok(());
-        }
         let pending = Pending {
             batch,
             notes: Vec::new(),
@@ -455,6 +454,12 @@ impl Inner {
             let _ = thread.join();
         }
         self.committer.links.close();
+        let loading =
+            std::mem::take(&mut *self.loading.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in loading {
+            // It is gone already if it panicked, which was logged then.
+            let _ = thread.join();
+        }
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writer) = writer.take() {
             // It is gone already if it panicked, which was logged then.

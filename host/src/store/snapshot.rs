@@ -143,17 +143,19 @@ pub struct Match<'s> {
 }
 
 impl Bucket {
-    /// A bucket of these entries.
+    /// A bucket of these entries, some of which are over.
     ///
     /// # Errors
     /// The key that the config does not allow, and why.
     pub(super) fn new(
         config: Arc<BucketConfig>,
         table: Table,
+        over: Option<Box<Table>>,
         revision: Revision,
     ) -> Result<Self, (Box<str>, String)> {
         if !config.lookup.is_exact() {
-            for record in table.iter() {
+            let hidden = over.iter().flat_map(|over| over.iter());
+            for record in table.iter().chain(hidden) {
                 let checked = config.lookup.check(record.key());
                 checked.map_err(|reason| (record.key().into(), reason))?;
             }
@@ -166,7 +168,7 @@ impl Bucket {
             patterns: patterns.map(Arc::new),
             config,
             table,
-            over: None,
+            over,
             revision,
         })
     }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::history::{Event, Histories, Past, Step};
 use super::writer::Command;
-use super::{BucketConfig, BucketId, Expect, Revision, Store, Write, WriteBatch};
+use super::{Bucket, BucketConfig, BucketId, Expect, Revision, Snapshot, Store, Write, WriteBatch};
 
 /// Why the past of a key cannot be told, or what was cannot be put back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -119,11 +119,9 @@ impl Store {
         let found = snapshot.bucket(bucket).ok_or(UndoError::NoSuchBucket)?;
         let entry = found.get(key).map(|entry| entry.revision);
         let last = rows.first();
-        let newest = rows.first().map(|row| row.revision);
-        let newest = newest.max(Some(snapshot.revision()));
-        if let (Some(revision), Some(newest)) = (to, newest)
-            && revision > newest
-        {
+        let seen = self.newest_of(&snapshot, found);
+        let newest = last.map_or(seen, |row| row.revision.max(seen));
+        if let Some(revision) = to.filter(|revision| *revision > newest) {
             let bucket = found.config().name.clone();
             return Err(UndoError::NotYet {
                 bucket,
@@ -133,7 +131,7 @@ impl Store {
         }
         // What was written while no history was kept is not in the rows. They may be newer than the snapshot.
         let is_seen = match (entry, last) {
-            (_, Some(row)) if row.revision > snapshot.revision() => true,
+            (_, Some(row)) if row.revision > seen => true,
             (Some(entry), Some(row)) => entry <= row.revision,
             (None, Some(row)) => row.value.is_none(),
             (Some(_), None) => false,
@@ -228,6 +226,17 @@ impl Store {
             ..WriteBatch::default()
         };
         Ok((batch, left_out))
+    }
+
+    /// The newest revision that a state may have of a bucket: if proxies share that, its engine's, which the store's own has
+    /// nothing to do with.
+    fn newest_of(&self, snapshot: &Snapshot, bucket: &Bucket) -> Revision {
+        let backend = bucket.config.backend;
+        if !backend.is_shared() {
+            return snapshot.revision();
+        }
+        let applied = self.inner.committer.applied(backend);
+        bucket.revision.max(applied)
     }
 
     /// The config of a bucket that keeps a history.

@@ -105,8 +105,9 @@ impl Watch {
         bucket: BucketId,
         since: Option<Position>,
     ) -> Result<Self, WatchError> {
-        let snapshot = newest.load_full();
+        // Before the state: of one that was loaded anew in between the watch is told, and has missed nothing.
         let epoch = log.epoch(bucket);
+        let snapshot = newest.load_full();
         let found = named(&snapshot, bucket).ok_or(WatchError::NoSuchBucket)?;
         let brief = found.config().backend == BackendKind::Memory;
         let here = Position {

@@ -139,13 +139,8 @@ async fn what_an_upload_left_half_done_goes_after_a_while_and_not_before() {
     one.fleet.prune().await;
     // Whatever time of another node's clock they name: both have just come.
     assert_eq!(one.fleet.artifacts().len(), 2);
-    let long_ago = Duration::from_secs(660);
-    if let Some((_, since)) = locked(&one.fleet.seen).get_mut("artifact/3600") {
-        *since = since
-            .checked_sub(long_ago)
-            .expect("the machine runs as long");
-    }
-    one.fleet.prune().await;
+    let later = Instant::now() + Duration::from_secs(660);
+    one.fleet.prune_after(None, later).await;
     let left = one.fleet.artifacts().into_iter();
     let left: Vec<String> = left.map(|(place, _, _)| place).collect();
     assert_eq!(left, ["60"]);
@@ -193,13 +188,8 @@ async fn what_another_plugin_needs_of_a_forgotten_one_stays_until_it_needs_it_no
     // What is about to be agreed on for the first time looks the same for a moment, so it goes later.
     one.fleet.prune().await;
     assert_eq!(backend.artifacts(), 2);
-    let long_ago = Duration::from_secs(660);
-    for (_, since) in locked(&one.fleet.seen).values_mut() {
-        *since = since
-            .checked_sub(long_ago)
-            .expect("the machine runs as long");
-    }
-    one.fleet.prune().await;
+    let later = Instant::now() + Duration::from_secs(660);
+    one.fleet.prune_after(None, later).await;
     let left = one.fleet.artifacts().into_iter();
     let left: Vec<String> = left.map(|(_, _, entry)| entry.digest).collect();
     assert_eq!(left, [version(202)]);

@@ -49,7 +49,7 @@ impl Committer {
             newest,
             links,
             clock,
-            turns: Arc::new(Turns::new()),
+            turns: Arc::default(),
             room: Arc::default(),
         }
     }
@@ -86,20 +86,70 @@ impl Committer {
         Ok(Some(first.backend).filter(|backend| backend.is_shared()))
     }
 
+    fn link(&self, backend: BackendKind) -> Result<&Link, CommitError> {
+        let closed = || CommitError::Unavailable(format!("{} is not open", backend.as_str()));
+        self.links.get(backend).ok_or_else(closed)
+    }
+
+    /// Up to where readers see all of a shared backend.
+    pub(in crate::store) fn applied(&self, backend: BackendKind) -> Revision {
+        let link = self.links.get(backend);
+        link.map_or_else(Revision::default, |link| {
+            link.progress().borrow().applied.revision
+        })
+    }
+
     /// Commits a batch that writes to a shared backend. See [`crate::store::Store::commit_noting`].
     pub(in crate::store) async fn commit(
         &self,
         backend: BackendKind,
-        mut batch: WriteBatch,
+        batch: WriteBatch,
         notes: &[Arc<AtomicU64>],
     ) -> Result<Committed, CommitError> {
-        let closed = || CommitError::Unavailable(format!("{} is not open", backend.as_str()));
-        let link = self.links.get(backend).ok_or_else(closed)?;
+        self.commit_since(backend, batch, notes, Instant::now())
+            .await
+    }
+
+    /// Commits one after those that were submitted before it. See [`crate::store::Store::submit`].
+    pub(in crate::store) fn submit(
+        &self,
+        backend: BackendKind,
+        batch: WriteBatch,
+        done: impl FnOnce(Result<Committed, CommitError>) + Send + 'static,
+    ) -> Result<(), CommitError> {
+        let link = self.link(backend)?;
+        let committer = self.clone();
+        // Its time begins here: what is behind an engine that hangs does not come much later.
+        let began = Instant::now();
+        let submitted = link.in_order(async move {
+            done(committer.commit_since(backend, batch, &[], began).await);
+        });
+        submitted.map_err(refused)
+    }
+
+    async fn commit_since(
+        &self,
+        backend: BackendKind,
+        mut batch: WriteBatch,
+        notes: &[Arc<AtomicU64>],
+        began: Instant,
+    ) -> Result<Committed, CommitError> {
+        let link = self.link(backend)?;
         let is_dry = std::mem::take(&mut batch.dry_run);
         let batch = Arc::new(batch);
         let fleet = self.newest.load().fleet();
         let is_of_fleet = batch.writes.iter().any(|write| Some(write.bucket) == fleet);
-        let patience = Patience::new(link, is_of_fleet);
+        let patience = Patience {
+            link,
+            is_of_fleet,
+            began,
+        };
+        if patience.is_over() {
+            return Err(CommitError::Unavailable(format!(
+                "writes that nobody waits for, before it, took all of {:?}",
+                link.timeout()
+            )));
+        }
         let mut pause = Pause::between(PAUSE_FIRST, PAUSE_LONGEST);
         let mut progress = link.progress();
         let (mut turn, mut has_waited) = (None, false);
@@ -223,17 +273,12 @@ struct Patience<'l> {
 }
 
 impl<'l> Patience<'l> {
-    fn new(link: &'l Link, is_of_fleet: bool) -> Self {
-        Self {
-            link,
-            is_of_fleet,
-            began: Instant::now(),
-        }
-    }
-
     /// The same, for what begins now.
     fn anew(&self) -> Self {
-        Self::new(self.link, self.is_of_fleet)
+        Self {
+            began: Instant::now(),
+            ..*self
+        }
     }
 
     /// As it is now: it is later, if something waits by then.

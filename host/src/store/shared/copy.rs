@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Links, Loaded, SharedEntry};
 use crate::store::bucket::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::store::{BackendKind, Revision, Snapshot};
+use crate::store::{BackendKind, Bucket, Revision, Snapshot};
 
 /// Least time between two copies.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -41,33 +41,55 @@ struct BucketHead {
     entries: u64,
 }
 
+/// What a copy is of.
+#[derive(PartialEq, Eq)]
+struct Of {
+    revision: Revision,
+    /// An engine that has gone back may give the same revision to something else.
+    loads: u64,
+    /// A config may bring more.
+    buckets: usize,
+}
+
+fn buckets_on(snapshot: &Snapshot, kind: BackendKind) -> impl Iterator<Item = &Bucket> {
+    let buckets = snapshot.buckets.iter();
+    buckets.filter(move |bucket| bucket.config.backend == kind)
+}
+
 /// Writes copies until the other end of `stop` is dropped, and then once more.
 pub(in crate::store) fn keep(newest: &ArcSwap<Snapshot>, links: &Arc<Links>, stop: &Receiver<()>) {
-    let mut written: Vec<(BackendKind, Revision)> = Vec::new();
+    let mut written: Vec<(BackendKind, Of)> = Vec::new();
     let mut pause = INTERVAL;
     loop {
         let is_last = stop.recv_timeout(pause) != Err(RecvTimeoutError::Timeout);
         let began = Instant::now();
         for (kind, link) in links.iter() {
-            let applied = link.progress().borrow().applied.revision;
+            let progress = *link.progress().borrow();
             let known = written.iter().position(|(other, _)| *other == kind);
-            if applied == Revision::default() {
+            if progress.applied.revision == Revision::default() {
                 continue;
             }
+            // What is written later has at least that.
+            let snapshot = newest.load_full();
+            let of = Of {
+                revision: progress.applied.revision,
+                loads: progress.loads,
+                buckets: buckets_on(&snapshot, kind).count(),
+            };
             let path = links.copy_path(kind);
             let health = link.health();
             let age = health.staleness().unwrap_or_default();
             let done = match known {
                 // It still is what the engine holds.
-                Some(at) if written[at].1 == applied => match health.lost {
+                Some(at) if written[at].1 == of => match health.lost {
                     None => set_age(&path, age),
                     Some(_) => Ok(()),
                 },
-                _ => write(&path, kind, &newest.load_full()).and_then(|()| set_age(&path, age)),
+                _ => write(&path, kind, &snapshot).and_then(|()| set_age(&path, age)),
             };
             match (done, known) {
-                (Ok(()), Some(at)) => written[at].1 = applied,
-                (Ok(()), None) => written.push((kind, applied)),
+                (Ok(()), Some(at)) => written[at].1 = of,
+                (Ok(()), None) => written.push((kind, of)),
                 (Err(error), _) => tracing::warn!(
                     file = %path.display(), %error,
                     "no copy is kept of what proxies share: a restart needs it to be there"
@@ -119,10 +141,7 @@ impl<R: Read> Read for Summed<R> {
 /// Writes the buckets that a state has on a backend.
 fn write(path: &Path, kind: BackendKind, snapshot: &Snapshot) -> io::Result<()> {
     let new = path.with_extension("copy.new");
-    let buckets = snapshot.buckets.iter();
-    let buckets: Vec<_> = buckets
-        .filter(|bucket| bucket.config.backend == kind)
-        .collect();
+    let buckets: Vec<_> = buckets_on(snapshot, kind).collect();
     let head = Head {
         buckets: buckets
             .iter()

@@ -18,9 +18,9 @@ use super::pause::Pause;
 use super::{
     Author, Ending, Engine, EngineError, Event, Left, Loaded, Outcome, SharedChange, Transaction,
 };
-use crate::store::Revision;
 use crate::store::backend::Wake;
 use crate::store::shared::health::Health;
+use crate::store::{Revision, SUBMITTED_BATCHES_MAX};
 
 mod thread;
 
@@ -96,9 +96,10 @@ type Check = Box<dyn Fn(&Transaction) -> Result<(), EngineError> + Send + Sync>;
 
 /// A connection to an engine, and what came of it. Ends when it is closed.
 pub(in crate::store) struct Link {
-    /// Bounded by `places`, and for what is done in order by those who give it; there is hardly ever a load.
+    /// Bounded by the places of commits and of what is done in order; there is hardly ever a load.
     asks: mpsc::UnboundedSender<Ask>,
     places: Arc<Semaphore>,
+    ordered: Arc<Semaphore>,
     check_count: Box<dyn Fn(usize) -> Result<(), EngineError> + Send + Sync>,
     check: Check,
     wanted: watch::Sender<Vec<Wanted>>,
@@ -187,6 +188,7 @@ impl Link {
         Ok(Self {
             asks,
             places: Arc::new(Semaphore::new(COMMITS_MAX)),
+            ordered: Arc::new(Semaphore::new(SUBMITTED_BATCHES_MAX)),
             check_count: Box::new(move |count| counting.check_count(count)),
             check: Box::new(move |transaction| checking.check(transaction)),
             wanted,
@@ -276,9 +278,25 @@ impl Link {
         let _ = self.asks.send(Ask::Left(entries));
     }
 
-    /// Has something done after what was given before it in this way. Whoever gives it bounds how much that is.
-    pub(in crate::store) fn in_order(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let _ = self.asks.send(Ask::InOrder(Box::pin(work)));
+    /// Has something done after what was given before it in this way. What is not done when the link is closed is dropped.
+    ///
+    /// # Errors
+    /// If too much of it waits already, or the link is closed.
+    pub(in crate::store) fn in_order(
+        &self,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let place = Arc::clone(&self.ordered).try_acquire_owned();
+        let place = place.map_err(|_| {
+            EngineError::Unavailable(format!(
+                "{SUBMITTED_BATCHES_MAX} batches that nobody waits for are waiting already"
+            ))
+        })?;
+        let work = Box::pin(async move {
+            work.await;
+            drop(place);
+        });
+        self.asks.send(Ask::InOrder(work)).map_err(|_| closed())
     }
 
     /// What arrived since this was asked last, and when it was known that there is nothing newer than that, if it was. The

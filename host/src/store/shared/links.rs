@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::link::Link;
@@ -9,23 +10,26 @@ use super::settings::SharedSettings;
 use crate::store::backend::Wake;
 use crate::store::{BackendKind, OpenError};
 
-/// Starts a link.
-type Starter = Box<dyn FnOnce(Wake) -> Result<Link, String> + Send>;
+/// Starts a link; tried again if it could not.
+type Starter = Box<dyn Fn(Wake) -> Result<Link, String> + Send>;
 
 /// One link for each kind, started when a bucket first needs it.
 pub(in crate::store) struct Links {
     dir: PathBuf,
     starters: Mutex<BTreeMap<BackendKind, Starter>>,
+    /// Whether none is started any more.
+    is_closed: AtomicBool,
     etcd: OnceLock<Link>,
     redis: OnceLock<Link>,
 }
 
 impl Links {
-    /// Those of the config; copies of what they hold are kept in `dir`.
+    /// Those of the config, none of which is started yet; copies of what they hold are kept in `dir`.
     pub(in crate::store) fn new(settings: SharedSettings, dir: &Path) -> Self {
         let links = Self {
             dir: dir.to_owned(),
             starters: Mutex::default(),
+            is_closed: AtomicBool::new(false),
             etcd: OnceLock::new(),
             redis: OnceLock::new(),
         };
@@ -33,7 +37,7 @@ impl Links {
         if let Some(etcd) = settings.etcd {
             links.add(BackendKind::Etcd, move |wake| {
                 let timeout = etcd.timeout;
-                let engine = super::Etcd::new(etcd).map_err(|error| error.to_string())?;
+                let engine = super::Etcd::new(etcd.clone()).map_err(|error| error.to_string())?;
                 Link::start(engine, "etcd", timeout, wake).map_err(|error| error.to_string())
             });
         }
@@ -41,7 +45,7 @@ impl Links {
         if let Some(redis) = settings.redis {
             links.add(BackendKind::Redis, move |wake| {
                 let timeout = redis.timeout;
-                let engine = super::Redis::new(redis).map_err(|error| error.to_string())?;
+                let engine = super::Redis::new(redis.clone()).map_err(|error| error.to_string())?;
                 Link::start(engine, "redis", timeout, wake).map_err(|error| error.to_string())
             });
         }
@@ -51,7 +55,7 @@ impl Links {
     pub(in crate::store) fn add(
         &self,
         kind: BackendKind,
-        start: impl FnOnce(Wake) -> Result<Link, String> + Send + 'static,
+        start: impl Fn(Wake) -> Result<Link, String> + Send + 'static,
     ) {
         let mut starters = self.starters.lock().unwrap_or_else(PoisonError::into_inner);
         starters.insert(kind, Box::new(start));
@@ -68,7 +72,7 @@ impl Links {
     /// The link of a kind, started if it is not yet.
     ///
     /// # Errors
-    /// If there are no settings for it, or they are wrong.
+    /// If there are no settings for it, or they are wrong; if all were ended.
     pub(in crate::store) fn open(
         &self,
         kind: BackendKind,
@@ -89,10 +93,14 @@ impl Links {
         if let Some(link) = place.get() {
             return Ok(link);
         }
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(OpenError::Closed);
+        }
         let start = starters
-            .remove(&kind)
+            .get(&kind)
             .ok_or_else(|| failed("the config does not say where it is".into()))?;
         let link = start(wake()).map_err(failed)?;
+        starters.remove(&kind);
         Ok(place.get_or_init(|| link))
     }
 
@@ -127,6 +135,9 @@ impl Links {
 
     /// Ends all of them.
     pub(in crate::store) fn close(&self) {
+        let starters = self.starters.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_closed.store(true, Ordering::Relaxed);
+        drop(starters);
         for (_, link) in self.iter() {
             link.close();
         }

@@ -11,7 +11,7 @@ use crate::store::apply::apply;
 use crate::store::backend::Change;
 use crate::store::{
     Action, BackendKind, Bucket, BucketId, CommitError, Committed, Condition, Deadline, Expect,
-    Revision, Snapshot, WriteBatch,
+    LookupKind, Revision, Snapshot, WriteBatch,
 };
 
 /// What would come of a batch by the state that this process has, and what to ask the engine.
@@ -320,7 +320,50 @@ pub(super) fn is_long(snapshot: &Snapshot, batch: &WriteBatch) -> bool {
         Action::Put { value, .. } => value.len(),
         Action::Delete | Action::Touch { .. } | Action::Increment { .. } => 0,
     };
+    // All of a bucket's are compiled when one comes or goes.
+    let is_regex = |write: &crate::store::Write| {
+        let bucket = snapshot.bucket(write.bucket);
+        bucket.is_some_and(|bucket| bucket.kind_of(&write.key) == LookupKind::Regex)
+    };
+    let may_have_regexes = |id: &BucketId| {
+        let bucket = snapshot.bucket(*id);
+        bucket.is_some_and(|bucket| bucket.config.lookup.has(LookupKind::Regex))
+    };
     batch.writes.len() > WRITES_MAX
         || writes_min(snapshot, batch) > WRITES_MAX
         || batch.writes.iter().map(bytes).sum::<usize>() > BYTES_MAX
+        || batch.writes.iter().any(is_regex)
+        || batch.replace.iter().any(may_have_regexes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{BucketConfig, LookupKinds, Store, ValueKind, Write};
+
+    #[test]
+    fn what_compiles_regular_expressions_takes_long() {
+        let config = |name, kinds| BucketConfig {
+            lookup: LookupKinds::of(kinds),
+            ..BucketConfig::new(name, BackendKind::Memory, ValueKind::Bytes)
+        };
+        let kinds = [LookupKind::Prefix, LookupKind::Regex];
+        let store = Store::scratch(&[config("plain", &kinds[..1]), config("regexes", &kinds)]);
+        let snapshot = store.expect("a store").snapshot();
+        let id = |name| snapshot.bucket_id(name).expect("it is there");
+        let is_long = |replace: &[BucketId], write| {
+            let batch = WriteBatch {
+                writes: vec![write],
+                replace: replace.to_vec(),
+                ..WriteBatch::default()
+            };
+            is_long(&snapshot, &batch)
+        };
+        let (plain, regexes) = (id("plain"), id("regexes"));
+        assert!(is_long(&[], Write::put(regexes, "re:^/v1/", *b"1")));
+        assert!(is_long(&[], Write::delete(regexes, "re:^/v1/")));
+        assert!(is_long(&[regexes], Write::put(plain, "k", *b"1")));
+        assert!(!is_long(&[], Write::put(regexes, "/v1/*", *b"1")));
+        assert!(!is_long(&[plain], Write::put(plain, "/v1/*", *b"1")));
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::deadlines::Hand;
 use super::engine::Shelf;
-use super::fleet::{converge, fleet, node_with, shared, until_lost};
+use super::fleet::{converge, fleet, node_with, shared, until_lost, until_so};
 use super::*;
 use crate::store::shared::{Engine, Life, Outcome, SharedValue, SharedWrite, Transaction};
 use std::time::{Duration, Instant};
@@ -171,6 +171,34 @@ fn what_a_batch_requires_of_a_whole_bucket_is_checked_by_the_engine() {
     converge(&shelf, &stores);
     let keys: Vec<_> = contents(store, e).into_iter().map(|it| it.0).collect();
     assert_eq!(keys, ["only"]);
+}
+
+/// Somebody waits for its turn at one key: who writes others does not wait with it, however many these are.
+#[test]
+fn a_key_that_is_always_in_use_keeps_no_other_waiting() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(1, &hand);
+    let (store, e) = (&stores[0], id(&stores[0], "e"));
+    wait(store.commit(put(e, "sum", "1"))).unwrap();
+    shelf.be_silent(true);
+    elsewhere(&shelf, "e", "sum", Some("41"));
+    let by = Action::Increment { by: 1, ttl: None };
+    let add = batch(vec![Write::new(e, "sum", by)]);
+    let others = (0..2_000).map(|key| write(e, &key.to_string(), Some("1")));
+    let others = batch(others.collect());
+    std::thread::scope(|scope| {
+        let before = shelf.commits();
+        let adding = scope.spawn(move || wait(store.commit(add)));
+        // Refused once, it is in line, and tries again and again.
+        until_so("it is in line", || shelf.commits() > before + 1);
+        let others = scope.spawn(move || wait(store.commit(others)));
+        until_so("they are written", || shelf.contents("e").len() > 2_000);
+        assert!(!adding.is_finished());
+        shelf.be_silent(false);
+        others.join().unwrap().unwrap();
+        adding.join().unwrap().unwrap();
+    });
+    assert!(shelf.contents("e").iter().any(|it| it.1 == "42"));
 }
 
 /// After a loss the log tells what was written meanwhile: until its end what is read is as old as it was.

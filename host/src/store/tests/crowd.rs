@@ -1,10 +1,11 @@
 //! Many who write at once to what they share, and what a process says that has not seen the newest of it.
 
 use super::engine::{Shelf, WRITES_MAX};
-use super::fleet::{converge, fleet, fleet_of};
+use super::fleet::{converge, fleet, fleet_of, node_within, shared, until_so};
 use super::*;
 use crate::store::tests::deadlines::Hand;
 use futures_util::FutureExt;
+use std::time::Duration;
 
 /// Stores on one shelf whose bucket holds at most so many keys.
 fn limited(nodes: usize, keys_max: u64) -> (Shelf, Vec<Store>, tempfile::TempDir) {
@@ -161,7 +162,7 @@ fn who_comes_later_goes_behind_those_who_met_a_conflict() {
 fn a_write_that_was_sent_before_the_store_was_closed_may_have_been_made() {
     let (shelf, stores, _dir) = fleet(1, &Hand::new());
     let (store, e) = (&stores[0], id(&stores[0], "e"));
-    shelf.be_mute();
+    shelf.be_mute(true);
     let said = std::thread::scope(|scope| {
         let writing = scope.spawn(|| wait(store.commit(put(e, "k", "1"))));
         while shelf.commits() == 0 {
@@ -199,6 +200,68 @@ fn a_write_to_an_engine_that_went_back_is_seen_before_it_is_answered() {
     assert!(written.revision < Revision(commits), "{written:?}");
     let seen = contents(store, e);
     assert_eq!((&*seen[0].1, seen[0].2), ("after", written.revision.0));
+}
+
+#[test]
+fn an_engine_that_does_not_answer_keeps_no_write_to_other_buckets_waiting() {
+    let (shelf, stores, _dir) = fleet(1, &Hand::new());
+    let (store, e, own) = (&stores[0], id(&stores[0], "e"), id(&stores[0], "own"));
+    shelf.be_mute(true);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    for key in 0..QUEUE_BATCHES_MAX {
+        let (store, batch) = (store.clone(), put(e, &key.to_string(), "1"));
+        runtime.spawn(async move { store.commit(batch).await });
+    }
+    until_so("all of them are under way", || {
+        shelf.commits() == QUEUE_BATCHES_MAX as u64
+    });
+    let soon = Duration::from_secs(20);
+    let written = async { tokio::time::timeout(soon, store.commit(put(own, "k", "1"))).await };
+    wait(written).expect("it does not wait").unwrap();
+    runtime.shutdown_background();
+}
+
+#[test]
+fn what_nobody_waits_for_is_refused_behind_an_engine_that_does_not_answer() {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    let (shelf, dir) = (Shelf::new(), tempfile::tempdir().unwrap());
+    let buckets = [shared("e"), memory("own")];
+    let store = node_within(&buckets, &shelf, dir.path(), &Hand::new(), TIMEOUT).unwrap();
+    let (e, own) = (id(&store, "e"), id(&store, "own"));
+    shelf.be_mute(true);
+    let (told, results) = std::sync::mpsc::channel();
+    let submit = |batch: WriteBatch| {
+        let told = told.clone();
+        store.submit(batch, move |result| told.send(result).unwrap())
+    };
+    for key in 0..SUBMITTED_BATCHES_MAX {
+        submit(put(e, &key.to_string(), "1")).unwrap();
+    }
+    let submitted = std::time::Instant::now();
+    // There is no room for more of these, and for others there is.
+    let refused = submit(put(e, "more", "1")).unwrap_err().to_string();
+    assert!(refused.contains("waiting already"), "{refused}");
+    submit(put(own, "k", "1")).unwrap();
+    results.recv().unwrap().expect("it is made");
+    until_so("the time of all is over", || submitted.elapsed() > TIMEOUT);
+    shelf.be_mute(false);
+    results.recv().unwrap().expect("it had begun");
+    for _ in 1..SUBMITTED_BATCHES_MAX {
+        let refused = results.recv().unwrap();
+        assert!(
+            matches!(refused, Err(CommitError::Unavailable(_))),
+            "{refused:?}"
+        );
+    }
+    let made = shelf.contents("e").into_iter().map(|it| it.0);
+    assert_eq!(made.collect::<Vec<_>>(), ["0"]);
+    store.close();
+    let late = submit(put(e, "late", "1"));
+    assert!(matches!(late, Err(CommitError::Unavailable(_))), "{late:?}");
 }
 
 #[test]

@@ -38,7 +38,7 @@ struct State {
     silent: bool,
     /// Followers are told what changed, and never that this is all.
     behind: bool,
-    /// It does what it is asked, and never answers.
+    /// It does what it is asked, and does not answer.
     mute: bool,
     /// It does not answer who loads, or asks how long entries live.
     stuck: bool,
@@ -93,8 +93,8 @@ impl Shelf {
         self.change(|state| state.behind = behind);
     }
 
-    pub(super) fn be_mute(&self) {
-        self.change(|state| state.mute = true);
+    pub(super) fn be_mute(&self, mute: bool) {
+        self.change(|state| state.mute = mute);
     }
 
     /// Sets its clock on. It deletes nothing by itself.
@@ -335,8 +335,9 @@ impl Engine for Shelf {
             Outcome::Applied(revision)
         };
         self.moved.send_replace(());
-        if self.state().mute {
-            std::future::pending::<()>().await;
+        let mut moved = self.moved.subscribe();
+        while self.state().mute {
+            drop(moved.changed().await);
         }
         Ok(outcome)
     }

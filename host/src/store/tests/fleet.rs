@@ -35,7 +35,7 @@ pub(super) fn node_within(
     let links = Links::new(SharedSettings::default(), dir);
     let shelf = shelf.clone();
     links.add(BackendKind::Etcd, move |wake| {
-        Link::start(shelf, "shelf", timeout, wake).map_err(|error| error.to_string())
+        Link::start(shelf.clone(), "shelf", timeout, wake).map_err(|error| error.to_string())
     });
     let backends = Backends::with_links(dir, Arc::new(links));
     Store::with_backends(buckets, backends, hand.clock())
@@ -350,6 +350,39 @@ fn a_start_without_the_engine_begins_with_the_copy() {
     let second = node(&shelf, other.path(), &hand).unwrap();
     wait(second.commit(batch(vec![write(e, "gone", None)]))).unwrap();
     converge(&shelf, &[store, second]);
+}
+
+/// The revision alone does not say what it is a copy of.
+#[test]
+fn a_copy_follows_an_engine_that_went_back_and_a_config_with_more() {
+    let (hand, shelf) = (Hand::new(), Shelf::new());
+    let dir = tempfile::tempdir().unwrap();
+    let store = node(&shelf, dir.path(), &hand).unwrap();
+    let e = id(&store, "e");
+    wait(store.commit(put(e, "both", "1"))).unwrap();
+    let backup = shelf.backup();
+    let lost = wait(store.commit(put(e, "lost", "1"))).unwrap();
+    let copy = dir.path().join("etcd.copy");
+    let has = |key: &[u8]| {
+        let copy = fs::read(&copy).unwrap_or_default();
+        copy.windows(key.len()).any(|bytes| bytes == key)
+    };
+    until_so("it is copied", || has(b"lost"));
+    shelf.restore_and_write(backup, "e", "other", "1");
+    assert_eq!(shelf.revision(), lost.revision);
+    until(&store, |snapshot| {
+        let bucket = snapshot.bucket(e).unwrap();
+        bucket.get("lost").is_none()
+    });
+    until_so("it is copied anew", || has(b"other"));
+    let more = [shared("e"), memory("own"), shared("more")];
+    wait(store.reconfigure(&more)).unwrap();
+    store.close();
+    drop(store);
+    shelf.be_away(true);
+    let store = node_with(&more, &shelf, dir.path(), &hand).unwrap();
+    assert_eq!(contents(&store, e), shelf.contents("e"));
+    assert_eq!(contents(&store, id(&store, "more")), []);
 }
 
 #[test]

@@ -293,6 +293,38 @@ fn without_the_engine_the_own_clock_ends_entries_and_is_doubted_when_it_is_back(
 }
 
 #[test]
+fn what_is_hidden_stays_known_when_a_config_changes_keys_or_values() {
+    let lookup = BucketConfig {
+        lookup: LookupKinds::of(&[LookupKind::Prefix]),
+        ..shared("e")
+    };
+    let values = BucketConfig::new("e", BackendKind::Etcd, ValueKind::Endpoint);
+    for config in [lookup, values] {
+        let hand = Hand::new();
+        let (shelf, stores, _dir) = fleet(1, &hand);
+        let (store, e) = (&stores[0], id(&stores[0], "e"));
+        wait(store.commit(put_for(e, "brief", "10.0.0.1", seconds(5)))).unwrap();
+        wait(store.commit(put(e, "stays", "10.0.0.2"))).unwrap();
+        shelf.be_away(true);
+        until_lost(store, true);
+        hand.advance(5_000);
+        until_keys(store, &["stays"]);
+        wait(store.reconfigure(&[config, memory("own")])).unwrap();
+        assert_eq!(keys(store), ["stays"]);
+        // This proxy's clock was ahead. What is told next tells that the engine is back.
+        shelf.be_away(false);
+        wait(store.commit(put(e, "next", "10.0.0.2"))).unwrap();
+        until_keys(store, &["brief", "next", "stays"]);
+        let absent = write(e, "brief", Some("10.0.0.3")).expecting(Expect::Absent);
+        let refused = wait(store.commit(batch(vec![absent])));
+        assert!(
+            matches!(refused, Err(CommitError::Conflict { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
 fn a_start_from_the_copy_finds_nothing_that_is_over() {
     let (hand, shelf) = (Hand::new(), Shelf::new());
     let dir = tempfile::tempdir().unwrap();

@@ -468,3 +468,32 @@ fn who_wrote_is_told_to_every_process() {
         );
     }
 }
+
+/// The store's own counter is ahead of the engine's, and says nothing of it.
+#[test]
+fn a_revision_that_the_engine_has_not_reached_is_none_to_go_back_to() {
+    let (hand, shelf) = (Hand::new(), Shelf::new());
+    let dir = tempfile::tempdir().unwrap();
+    let keeping = BucketConfig {
+        history: 5,
+        ..shared("e")
+    };
+    let buckets = [keeping, shared("other"), memory("own")];
+    let store = node_with(&buckets, &shelf, dir.path(), &hand).unwrap();
+    let (e, own) = (id(&store, "e"), id(&store, "own"));
+    for value in 0..20 {
+        commit(&store, put(own, "k", &value.to_string()));
+    }
+    commit(&store, put(e, "k", "1"));
+    // It counts what is written to any bucket of the engine.
+    commit(&store, put(id(&store, "other"), "k", "1"));
+    let now = undo(&store, e, "k", Some(2));
+    commit(&store, now);
+    assert_eq!(shelf.revision(), Revision(2), "it changes nothing");
+    assert_eq!(value(&store, e, "k").as_deref(), Some("1"));
+    let refused = wait(store.undo_key(e, "k", Some(Revision(3)))).unwrap_err();
+    assert!(
+        matches!(refused, UndoError::NotYet { newest, .. } if newest == Revision(2)),
+        "{refused}"
+    );
+}

@@ -1,8 +1,11 @@
 //! Configs with other buckets on an engine that processes share.
 
 use super::deadlines::Hand;
+use super::engine::Shelf;
 use super::fleet::{fleet, shared, until_so};
 use super::*;
+use crate::store::shared::link::Link;
+use std::time::Duration;
 
 #[test]
 fn a_config_that_waits_for_an_engine_keeps_no_other_write_waiting() {
@@ -54,4 +57,27 @@ fn what_a_refused_config_would_have_is_not_followed_and_nothing_is_twice() {
     loaded.sort();
     let all: [Box<str>; 3] = ["e".into(), "more".into(), "throwbar:marks".into()];
     assert_eq!(loaded, all);
+}
+
+#[test]
+fn an_engine_whose_settings_were_wrong_is_started_once_they_are_put_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let links = Links::new(SharedSettings::default(), dir.path());
+    let (shelf, ca) = (Shelf::new(), dir.path().join("ca.pem"));
+    let wanted = ca.clone();
+    links.add(BackendKind::Etcd, move |wake| {
+        fs::read(&wanted).map_err(|_| "no such file ca.pem".to_owned())?;
+        let timeout = Duration::from_secs(20);
+        Link::start(shelf.clone(), "shelf", timeout, wake).map_err(|error| error.to_string())
+    });
+    let backends = Backends::with_links(dir.path(), Arc::new(links));
+    let store = Store::with_backends(&[memory("own")], backends, Hand::new().clock()).unwrap();
+    let both = [memory("own"), shared("e")];
+    for _ in 0..2 {
+        let refused = wait(store.reconfigure(&both)).unwrap_err().to_string();
+        assert_eq!(refused, "etcd: no such file ca.pem");
+    }
+    fs::write(&ca, "").unwrap();
+    wait(store.reconfigure(&both)).unwrap();
+    wait(store.commit(put(id(&store, "e"), "k", "1"))).unwrap();
 }

@@ -89,12 +89,8 @@ impl Writer {
             BackendKind::Embedded => on_disk,
             BackendKind::Etcd | BackendKind::Redis => false,
         };
-        let due = self
-            .deadlines
-            .due(&self.newest.load(), is_wanted, now, ENDED_MAX);
-        due.into_iter()
-            .map(|(id, record, _)| (id, record))
-            .collect()
+        self.deadlines
+            .due(&self.newest.load(), is_wanted, now, ENDED_MAX)
     }
 
     fn delete(&mut self, ended: Vec<(BucketId, Arc<Record>)>, now: u64) -> Result<(), WriteError> {
@@ -110,36 +106,37 @@ impl Writer {
     fn end_shared(&mut self, now: u64) -> Option<Duration> {
         let links = Arc::clone(self.backends.links());
         let published = self.newest.load_full();
-        let (mut over, mut is_idle) = (Vec::new(), true);
+        let mut over = Vec::new();
         for (kind, link) in links.iter() {
             let is_kind = |backend| backend == kind;
-            let due = self.deadlines.due(&published, is_kind, now, ENDED_MAX);
-            if due.is_empty() && !self.deadlines.has_doubt() {
-                continue;
+            for (id, record) in self.deadlines.sure(&published, is_kind, now, ENDED_MAX) {
+                self.deadlines.is_over(id, &record, false);
+                over.push((id, record));
             }
-            is_idle = false;
             let is_lost = link.is_lost();
             let room = match is_lost {
                 true => 0,
                 false => link.ending_max(),
             };
+            // What the engine cannot be asked for yet is not looked at.
+            let max = if is_lost { ENDED_MAX } else { room };
             let mut asked = Vec::new();
-            for (id, record, sure) in due {
+            for (id, record) in self.deadlines.due(&published, is_kind, now, max) {
                 let Some(deadline) = record.entry.deadline else {
                     continue;
                 };
                 // While no node can say that it is there, none is taken for gone.
                 let is_node = published.fleet() == Some(id);
-                if sure || (is_lost && !is_node && deadline.millis() <= now) {
-                    self.deadlines.is_over(id, &record, !sure);
+                if !is_lost {
+                    asked.push((id, record));
+                } else if !is_node && deadline.millis() <= now {
+                    self.deadlines.is_over(id, &record, true);
                     over.push((id, record));
-                } else if is_lost {
+                } else {
                     let at = deadline
                         .millis()
                         .max(now + ASK_AGAIN_MS * u64::from(is_node));
                     self.deadlines.look_again(id, &record, at, false);
-                } else if asked.len() < room {
-                    asked.push((id, record));
                 }
             }
             let more = room - asked.len();
@@ -171,7 +168,7 @@ impl Writer {
             _ => self.clock.pace().interval,
         };
         self.change_hidden(over, Vec::new());
-        (!is_idle).then_some(rest)
+        (!links.is_empty()).then_some(rest)
     }
 
     /// Takes what an engine says of how long entries live.

@@ -270,6 +270,7 @@ impl Failure {
     pub(super) fn holds_more(endpoint: &str, bucket: &str, bytes_max: usize) -> Self {
         Self {
             kind: Kind::TooLarge,
+            is_unclear: false,
             reason: format!(
                 "etcd {endpoint}: bucket {bucket:?} holds more than was expected, at most {bytes_max} bytes"
             ),

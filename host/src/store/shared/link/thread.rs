@@ -29,7 +29,7 @@ pub(super) async fn answer<E: Engine>(
     mut asked: mpsc::UnboundedReceiver<Ask>,
     shared: Arc<Shared>,
 ) {
-    // As many as those who give it allow.
+    // Bounded by their places.
     let (in_order, mut next) =
         mpsc::unbounded_channel::<Pin<Box<dyn Future<Output = ()> + Send>>>();
     tokio::spawn(async move {

@@ -32,7 +32,7 @@ fn store_on(engine: impl Engine, dir: &Path, buckets: &[BucketConfig]) -> Store 
     let links = Links::new(SharedSettings::default(), dir);
     links.add(KIND, move |wake| {
         let timeout = Duration::from_secs(10);
-        Link::start(engine, "tested", timeout, wake).map_err(|error| error.to_string())
+        Link::start(engine.clone(), "tested", timeout, wake).map_err(|error| error.to_string())
     });
     let backends = Backends::with_links(dir, Arc::new(links));
     Store::with_backends(buckets, backends, Clock::system()).expect("the server is there")
