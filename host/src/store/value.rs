@@ -151,7 +151,7 @@ impl Value {
             Self::Target(Target::Ip(IpAddr::V4(ip), port)) => {
                 let digits = |number: u16| number.checked_ilog10().unwrap_or(0) as usize + 1;
                 let octets: usize = ip.octets().into_iter().map(|o| digits(o.into())).sum();
-                octets + 3 + port.map_or(0, |port| 1 + digits(port.into()))
+                octets + 3 + port.map_or(0, |port| 1 + digits(port))
             }
             Self::Target(target) => {
                 let mut length = Length(0);

@@ -3,7 +3,7 @@
 use super::behind::{elsewhere, known_at, until_known_after};
 use super::deadlines::{Hand, until};
 use super::engine::Shelf;
-use super::fleet::{node_within, shared, until_so};
+use super::fleet::{node_within, shared, until_lost, until_so};
 use super::*;
 use crate::store::bucket::FLEET;
 use crate::store::{Gate, Passage};
@@ -159,11 +159,15 @@ fn while_something_waits_nothing_behind_it_is_read_and_what_is_read_is_as_old_as
     let before = Instant::now();
     // The writer has other things to do until all has come.
     let hold = wait(other.hold(Duration::from_secs(60))).unwrap();
+    shelf.be_away(true);
+    until_lost(&other, true);
+    shelf.be_silent(true);
+    shelf.be_away(false);
     elsewhere(&shelf, "e", "passes", Some("1"));
     elsewhere(&shelf, FLEET, "held", Some("1"));
     elsewhere(&shelf, "e", "after", Some("1"));
-    // Nothing of it is ours: it says that there is nothing else.
-    elsewhere(&shelf, "not ours", "k", Some("1"));
+    // Whoever comes back is told at last that there is nothing else.
+    shelf.be_silent(false);
     until_so("all has come", || {
         other.health()[0].1.revision == shelf.revision()
     });
