@@ -159,9 +159,7 @@ pub(super) fn is_linearizable(operations: &[Operation]) -> bool {
         let last_call = all.filter(|(at, _)| ordered.has(*at));
         let last_call = last_call.map(|(_, operation)| operation.call).max();
         for (at, operation) in rest() {
-            let in_time = last_call.is_none_or(|call| call < operation.end);
             if operation.call < horizon
-                && in_time
                 && let Some(next) = state.after(operation)
             {
                 let mut ordered = ordered.with(at);
