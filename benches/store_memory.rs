@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p throwbar-benches --bin store-memory -- [KEYS]` puts so many keys (a million unless it says
 //! another number) into one bucket in memory, reads them, and deletes them all; then a door of the plugin contract decides
-//! on hot keys of 10 and of so many, in turns. Memory is what is resident of this process.
+//! on the ten keys of a map, on ten hot keys of so many, and on 256, in turns. Memory is what is resident of this process.
 
 use anyhow::{Context, Result};
 use std::fmt::Write as _;
@@ -19,6 +19,9 @@ use tokio::runtime::{Builder, Runtime};
 const BATCH: u64 = 100_000;
 /// Reads that are timed together.
 const READS: u32 = 2_000_000;
+/// Hot keys.
+const FEW: usize = 10;
+const MANY: usize = 256;
 /// Decisions of each door in a turn, and turns.
 const DECISIONS: usize = 2_000;
 const TURNS: usize = 100;
@@ -163,53 +166,50 @@ fn miss(bytes: u64) -> f64 {
     rounds.fold(f64::INFINITY, f64::min)
 }
 
+/// How long a decision takes on the hot keys of a map: of ten keys, then of so many with as few that are hot, which says what
+/// the keys beside them cost, then with more that are hot, which says what hot keys cost each other.
 fn decisions(keys: u64) -> Result<()> {
     let keys = usize::try_from(keys)?;
-    let mut doors = [
-        (Door::with_keys("by-slots", 10)?, Vec::new()),
-        (Door::with_keys("by-slots", keys)?, Vec::new()),
-    ];
-    for turn in 0..=TURNS {
-        for (door, turns) in &mut doors {
-            let mut times = [0; DECISIONS];
-            for time in &mut times {
-                let began = Instant::now();
-                black_box(door.decide());
-                *time = began.elapsed().as_nanos();
-            }
-            times.sort_unstable();
-            // The first turn warms both.
-            if turn > 0 {
-                turns.push((times[DECISIONS / 2], times[DECISIONS * 99 / 100]));
-            }
-        }
+    let maps = [(FEW, FEW), (keys, FEW), (keys, MANY)];
+    let mut doors = Vec::new();
+    for (keys, hot) in maps {
+        doors.push(Door::with_keys("by-slots", keys, hot)?);
     }
-    let ratio = |at: usize| {
-        let p99 = |door: usize| doors[door].1[at].1 as f64;
-        p99(1) / p99(0)
-    };
-    let mut ratios: Vec<f64> = (0..TURNS).map(ratio).collect();
-    ratios.sort_unstable_by(f64::total_cmp);
-    let ratio = |part: usize| ratios[TURNS * part / 100];
-    let [few, many] = doors.map(|(_, turns)| {
-        let median = |part: fn(&(u128, u128)) -> u128| {
-            let mut all: Vec<u128> = turns.iter().map(part).collect();
-            all.sort_unstable();
-            all[TURNS / 2]
-        };
-        (median(|turn| turn.0), median(|turn| turn.1))
-    });
-    println!(
-        "{:>8} ns a decision on hot keys of 10, p99 {}; of {keys}: {}, p99 {} (medians of {TURNS} turns)",
-        few.0, few.1, many.0, many.1
-    );
-    println!(
-        "{:>8.2} times the p99 of the same turn (quarters from {:.2} to {:.2})",
-        ratio(50),
-        ratio(25),
-        ratio(75)
-    );
+    let mut turns = Vec::new();
+    for _ in 0..=TURNS {
+        turns.push([0, 1, 2].map(|at| turn(&mut doors[at])));
+    }
+    // The first turn warms all.
+    turns.remove(0);
+    for (at, (keys, hot)) in maps.into_iter().enumerate() {
+        let p50 = middle(turns.iter().map(|turn| turn[at].0));
+        let p99 = middle(turns.iter().map(|turn| turn[at].1));
+        let ratio = middle(turns.iter().map(|turn| turn[at].1 / turn[0].1));
+        println!(
+            "{p50:>8.0} ns a decision on {hot} hot keys of {keys}, p99 {p99:.0}, {ratio:.2} times that of ten keys in the same \
+             turn (medians of {TURNS} turns)"
+        );
+    }
     Ok(())
+}
+
+/// The median and the 99th percentile of decisions one after the other, in nanoseconds.
+fn turn(door: &mut Door) -> (f64, f64) {
+    let mut times = [0; DECISIONS];
+    for time in &mut times {
+        let began = Instant::now();
+        black_box(door.decide());
+        *time = began.elapsed().as_nanos();
+    }
+    times.sort_unstable();
+    let part = |percent| times[DECISIONS * percent / 100] as f64;
+    (part(50), part(99))
+}
+
+fn middle(of: impl Iterator<Item = f64>) -> f64 {
+    let mut all: Vec<f64> = of.collect();
+    all.sort_unstable_by(f64::total_cmp);
+    all[all.len() / 2]
 }
 
 fn mib(bytes: u64) -> f64 {

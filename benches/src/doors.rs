@@ -1,4 +1,4 @@
-//! One decision through each door of the plugin contract, on a map of 10,000 keys, or another number, with 256 of them hot.
+//! One decision through each door of the plugin contract, on a map of 10,000 keys with 256 of them hot, or other numbers.
 
 use anyhow::{Context, Result, bail};
 use http::{HeaderMap, HeaderValue, Method};
@@ -13,8 +13,10 @@ use throwbar_host::store::{
 
 /// Keys of the map.
 const KEYS: usize = 10_000;
-/// Keys that requests ask for.
+/// Keys of it that requests ask for.
 const HOT: usize = 256;
+/// Requests that a door decides in turn.
+const REQUESTS: usize = 256;
 
 /// A warm instance and the requests it decides.
 pub struct Door {
@@ -77,14 +79,14 @@ impl Door {
     /// # Errors
     /// An unknown name, or a guest that is refused.
     pub fn open(name: &str) -> Result<Self> {
-        Self::with_keys(name, KEYS)
+        Self::with_keys(name, KEYS, HOT)
     }
 
-    /// The same, on a map of so many keys.
+    /// The same, on a map of so many keys, of which requests ask for so many.
     ///
     /// # Errors
     /// As [`Door::open`].
-    pub fn with_keys(name: &str, keys: usize) -> Result<Self> {
+    pub fn with_keys(name: &str, keys: usize, hot: usize) -> Result<Self> {
         let Some(name) = NAMES.into_iter().find(|known| *known == name) else {
             bail!("no door {name:?}, expected one of {NAMES:?}");
         };
@@ -92,7 +94,7 @@ impl Door {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()?;
-        runtime.block_on(Self::warm(name, component, settings, keys))
+        runtime.block_on(Self::warm(name, component, settings, keys, hot))
     }
 
     async fn warm(
@@ -100,6 +102,7 @@ impl Door {
         component: Vec<u8>,
         settings: Settings,
         keys: usize,
+        hot: usize,
     ) -> Result<Self> {
         let data = tempfile::tempdir()?;
         let bucket = BucketConfig::new("upstreams", BackendKind::Memory, ValueKind::Endpoint);
@@ -144,7 +147,9 @@ impl Door {
             name,
             instance: Instance::new(&generation)?,
             snapshot: store.snapshot(),
-            heads: (0..HOT).map(|i| Some(head(&key(i * keys / HOT)))).collect(),
+            heads: (0..REQUESTS)
+                .map(|i| Some(head(&key(i % hot * keys / hot))))
+                .collect(),
             next: 0,
             _plugins: plugins,
             _data: data,
@@ -160,7 +165,7 @@ impl Door {
     /// Decides one request: what a worker does between parsing and forwarding.
     #[inline(never)]
     pub fn decide(&mut self) -> Option<Decision> {
-        self.next = (self.next + 1) % HOT;
+        self.next = (self.next + 1) % REQUESTS;
         let head = &mut self.heads[self.next];
         Some(self.instance.route(head, &self.snapshot).ok()?.decision)
     }
