@@ -1,17 +1,16 @@
 //! What an engine's log tells of buckets that proxies share, made part of a state.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::apply::settle;
 use super::backend::Change;
+use super::content::{BucketContent, record};
 use super::history::Origin;
 use super::record::Record;
 use super::shared::link::Incoming;
-use super::shared::{Ending, Left, Loaded, SharedEntry};
-use super::snapshot::Snapshot;
-use super::table::Table;
-use super::{BackendKind, BucketConfig, BucketId, Deadline, Entry, Revision, Value, check_key};
+use super::shared::{Ending, Left};
+use super::snapshot::{Bucket, Snapshot};
+use super::{BackendKind, BucketId, Revision};
 
 /// What came of an arrival.
 #[derive(Default)]
@@ -50,33 +49,36 @@ pub(super) fn arrive(
             });
             for shared in changes {
                 // A bucket that this process does not have is of no concern to it.
-                let Some(id) = bucket_of(snapshot, kind, &shared.bucket) else {
+                let Some(id) = snapshot.bucket_on(kind, &shared.bucket) else {
                     continue;
                 };
-                let config = &snapshot.buckets[id.0 as usize].config;
-                let after = shared.after.and_then(|entry| record(config, entry));
-                let after = after.map(Arc::new);
-                let bucket = &snapshot.buckets[id.0 as usize];
+                let bucket = &mut snapshot.buckets[id.0 as usize];
+                let after = shared
+                    .after
+                    .and_then(|entry| record(&bucket.config, &entry));
                 let before = bucket.table.get(&shared.key);
                 let before = before.or_else(|| bucket.over(&shared.key));
-                let both = (before.cloned().map(Arc::new), after);
-                change(snapshot, id, (revision, origin.as_ref()), both, arrived);
+                let both = (before.cloned().map(Arc::new), after.map(Arc::new));
+                let change = change(bucket, id, (bucket.revision, revision), both, arrived.now);
+                let Some(mut change) = change else { continue };
+                match (&change.before, &change.after) {
+                    (_, Some(record)) => bucket.insert(record),
+                    (Some(record), None) => bucket.remove(record.key()),
+                    (None, None) => continue,
+                }
+                bucket.revision = change.bucket_after;
+                let keeps = bucket.config.history > 0;
+                change.origin = origin.as_ref().filter(|_| keeps).cloned();
+                arrived.changes.push(change);
             }
             arrived.revision = arrived.revision.max(Some(revision));
         }
-        Incoming::Content { buckets, loaded } => {
-            arrived.revision = Some(loaded.revision);
-            let mut by_bucket: HashMap<Box<str>, Vec<SharedEntry>> = HashMap::new();
-            for entry in loaded.entries {
-                by_bucket
-                    .entry(entry.bucket.clone())
-                    .or_default()
-                    .push(entry);
-            }
-            for name in buckets {
-                let entries = by_bucket.remove(&name).unwrap_or_default();
-                if let Some(id) = bucket_of(snapshot, kind, &name) {
-                    content(snapshot, id, (loaded.revision, entries), arrived);
+        Incoming::Content(content) => {
+            let revision = content.revision;
+            arrived.revision = Some(revision);
+            for loaded in content.buckets {
+                if let Some(id) = snapshot.bucket_on(kind, &loaded.name) {
+                    replace(snapshot, id, (revision, loaded), arrived);
                 }
             }
         }
@@ -86,115 +88,67 @@ pub(super) fn arrive(
     settle(snapshot);
 }
 
-/// What was loaded of one bucket. Values that do not fit it are left out, and logged.
-pub(super) fn table(config: &BucketConfig, loaded: Loaded) -> Table {
-    let entries = loaded.entries.into_iter();
-    Table::load(entries.filter_map(|entry| record(config, entry)))
-}
-
-/// None, so that the key is absent, if some other program wrote what the bucket cannot hold.
-fn record(config: &BucketConfig, entry: SharedEntry) -> Option<Record> {
-    let value = check_key(&entry.key)
-        .and_then(|()| config.lookup.check(&entry.key))
-        .and_then(|()| Value::parse(config.values, &entry.value).map_err(|error| error.0));
-    let value = value.inspect_err(|reason| {
-        tracing::error!(
-            bucket = config.name,
-            key = &*entry.key,
-            reason,
-            "what another program wrote does not fit the bucket: it is taken as absent"
-        );
-    });
-    let entry_of = |value| Entry {
-        value,
-        revision: entry.revision,
-        deadline: entry.expires_at_ms.and_then(Deadline::from_millis),
-    };
-    Some(Record::new(&entry.key, entry_of(value.ok()?)))
-}
-
-pub(super) fn bucket_of(snapshot: &Snapshot, kind: BackendKind, name: &str) -> Option<BucketId> {
-    let at = snapshot
-        .buckets
-        .iter()
-        .position(|bucket| bucket.config.name == name && bucket.config.backend == kind)?;
-    u32::try_from(at).ok().map(BucketId)
-}
-
 /// Makes a bucket what was loaded anew: what is not in it any more is deleted.
-fn content(
+fn replace(
     snapshot: &mut Snapshot,
     id: BucketId,
-    (revision, entries): (Revision, Vec<SharedEntry>),
+    (revision, loaded): (Revision, BucketContent),
     arrived: &mut Arrived,
 ) {
     let bucket = &mut snapshot.buckets[id.0 as usize];
+    let loaded = loaded.read_for(bucket);
     let went_back = revision < bucket.revision;
-    if went_back {
-        bucket.revision = revision;
+    let mut at = match went_back {
+        true => revision,
+        false => bucket.revision,
+    };
+    let mut changes = Vec::new();
+    for told in loaded.differing(bucket) {
+        let both = (
+            told.held.cloned().map(Arc::new),
+            told.loaded.cloned().map(Arc::new),
+        );
+        if let Some(change) = change(bucket, id, (at, revision), both, arrived.now) {
+            at = change.bucket_after;
+            changes.push(change);
+        }
     }
-    let known_changes = arrived.changes.len();
-    let config = Arc::clone(&bucket.config);
-    let records = entries
-        .into_iter()
-        .filter_map(|entry| record(&config, entry));
-    let records: Vec<_> = records.collect();
-    let known = records.iter().map(|record| record.key_bytes());
-    let known: std::collections::HashSet<&[u8], ahash::RandomState> = known.collect();
-    let before = bucket.clone();
-    let gone = before
-        .held()
-        .filter(|record| !known.contains(record.key_bytes()));
-    for record in gone {
-        let both = (Some(Arc::new(record.clone())), None);
-        change(snapshot, id, (revision, None), both, arrived);
+    bucket.revision = at;
+    for change in &changes {
+        if let (Some(gone), None) = (&change.before, &change.after) {
+            bucket.remove(gone.key());
+        }
     }
-    for record in records {
-        let key = record.key();
-        let known = before.table.get(key).or_else(|| before.over(key));
-        let both = (known.cloned().map(Arc::new), Some(Arc::new(record)));
-        change(snapshot, id, (revision, None), both, arrived);
-    }
-    if went_back || arrived.changes.len() > known_changes {
+    bucket.insert_all(changes.iter().filter_map(|change| change.after.as_deref()));
+    if went_back || !changes.is_empty() {
         arrived.anew.push(id);
     }
+    arrived.changes.append(&mut changes);
 }
 
+/// A change of a key, from what the bucket holds; none if both are the same.
 fn change(
-    snapshot: &mut Snapshot,
+    bucket: &Bucket,
     id: BucketId,
-    (revision, origin): (Revision, Option<&Arc<Origin>>),
+    (at, revision): (Revision, Revision),
     (before, after): (Option<Arc<Record>>, Option<Arc<Record>>),
-    arrived: &mut Arrived,
-) {
-    let (changes, now) = (&mut arrived.changes, arrived.now);
-    let is_same = match (&before, &after) {
-        (Some(before), Some(after)) => before.entry == after.entry,
-        _ => false,
+    now: u64,
+) -> Option<Change> {
+    if before.as_ref().map(|it| &it.entry) == after.as_ref().map(|it| &it.entry) {
+        return None;
+    }
+    let is_over = |before: &Arc<Record>| {
+        let deadline = before.entry.deadline;
+        bucket.over(before.key()).is_some() || deadline.is_some_and(|end| end.millis() <= now)
     };
-    if is_same {
-        return;
-    }
-    let bucket = &mut snapshot.buckets[id.0 as usize];
-    let key = before.as_ref().or(after.as_ref()).map(|it| it.key());
-    let was_over = key.is_some_and(|key| bucket.over(key).is_some());
-    match (&before, &after) {
-        (_, Some(record)) => bucket.insert(record),
-        (Some(record), None) => bucket.remove(record.key()),
-        (None, None) => return,
-    }
-    let deadline = before.as_ref().and_then(|before| before.entry.deadline);
-    let has_ended = was_over || deadline.is_some_and(|deadline| deadline.millis() <= now);
-    let bucket_before = bucket.revision;
-    bucket.revision = bucket.revision.max(revision);
-    changes.push(Change {
+    Some(Change {
         bucket: Arc::clone(&bucket.config),
         id,
-        expired: after.is_none() && has_ended,
+        expired: after.is_none() && before.as_ref().is_some_and(is_over),
         before,
         after,
-        bucket_before,
-        bucket_after: bucket.revision,
-        origin: origin.filter(|_| bucket.config.history > 0).cloned(),
-    });
+        bucket_before: at,
+        bucket_after: at.max(revision),
+        origin: None,
+    })
 }

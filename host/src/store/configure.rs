@@ -29,6 +29,7 @@ impl Store {
         let (done, answer) = oneshot::channel();
         let fetcher = Fetcher {
             links: Arc::clone(&inner.committer.links),
+            newest: Arc::clone(&inner.newest),
             commands: inner.commands.clone(),
         };
         let (snapshot, buckets) = (self.snapshot(), buckets.to_vec());
@@ -200,9 +201,8 @@ fn take(
 
 /// Where a state has a bucket of a config, if it does.
 fn known(snapshot: &Snapshot, config: &BucketConfig) -> Option<usize> {
-    snapshot.buckets.iter().position(|bucket| {
-        bucket.config.name == config.name && bucket.config.backend == config.backend
-    })
+    let id = snapshot.bucket_on(config.backend, &config.name)?;
+    Some(id.0 as usize)
 }
 
 /// A bucket as its backend has it, and the newest revision of that.

@@ -120,7 +120,7 @@ impl Waiting {
                     self.by_backend.insert(backend, queue);
                     return passed;
                 }
-                if matches!(incoming, Incoming::Content { .. }) {
+                if matches!(incoming, Incoming::Content(_)) {
                     link.count_load();
                 }
                 passed.open.push_back(incoming);
@@ -140,7 +140,7 @@ fn ask(
     notes: &mut Vec<Arc<AtomicU64>>,
 ) -> Result<(), Instant> {
     let (mut told, mut waits) = (Vec::new(), None);
-    let anew = matches!(incoming, Incoming::Content { .. });
+    let anew = matches!(incoming, Incoming::Content(_));
     let mut ask_for = |key: &str, value: &[u8]| match gate.arrives(key, value, anew) {
         Passage::Open => {}
         Passage::Noting(notes) => told.extend(notes),
@@ -156,9 +156,11 @@ fn ask(
                 }
             }
         }
-        Incoming::Content { loaded, .. } => {
-            for entry in loaded.entries.iter().filter(|it| &*it.bucket == FLEET) {
-                ask_for(&entry.key, &entry.value);
+        Incoming::Content(content) => {
+            let mut buckets = content.buckets.iter();
+            let fleet = buckets.find(|bucket| &*bucket.name == FLEET);
+            for record in fleet.iter().flat_map(|bucket| bucket.loaded.iter()) {
+                ask_for(record.key(), &record.entry.value.to_bytes());
             }
         }
         Incoming::Current(_) | Incoming::Left(_) => {}

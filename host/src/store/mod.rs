@@ -20,6 +20,7 @@ pub mod batch;
 pub mod bucket;
 mod clock;
 mod configure;
+mod content;
 pub mod data_file;
 mod delta;
 mod expiry;
@@ -251,14 +252,16 @@ impl Store {
         clock: Clock,
     ) -> Result<Store, OpenError> {
         let (commands, queue) = channel();
+        let empty = Snapshot::empty();
+        let newest = Arc::new(ArcSwap::from_pointee(empty.clone()));
         let fetcher = Fetcher {
             links: Arc::clone(backends.links()),
+            newest: Arc::clone(&newest),
             commands: commands.clone(),
         };
-        let empty = Snapshot::empty();
         let fetched = fetcher.fetch(&empty, buckets)?;
         let first = configure::configure(&empty, buckets, fetched, &mut backends)?;
-        let newest = Arc::new(ArcSwap::from_pointee(first));
+        newest.store(Arc::new(first));
         backends.follow();
         let committer = Committer::new(Arc::clone(&newest), fetcher.links, clock.clone());
         let copies = keep_copies(&committer).map_err(OpenError::Thread)?;

@@ -84,6 +84,14 @@ impl Snapshot {
         marks.max_by_key(|mark| mark.revision)
     }
 
+    /// The bucket of that name on a backend, whether or not the config still has it.
+    pub(super) fn bucket_on(&self, backend: BackendKind, name: &str) -> Option<BucketId> {
+        let mut buckets = self.buckets.iter();
+        let at = buckets
+            .position(|bucket| bucket.config.name == name && bucket.config.backend == backend)?;
+        u32::try_from(at).ok().map(BucketId)
+    }
+
     /// A bucket by id.
     pub fn bucket(&self, id: BucketId) -> Option<&Bucket> {
         self.buckets.get(id.0 as usize)

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
+use super::Entry;
 use super::record::Record;
 
 mod loading;
@@ -222,10 +223,26 @@ impl Table {
         part: usize,
         before: &'t Table,
     ) -> impl Iterator<Item = (&'t Record, bool)> {
+        self.other_in(part, before, |now, old| now.value != old.value)
+    }
+
+    /// Keys of which the two have different entries, or only one has any. Looks at what they do not share.
+    pub(super) fn differing<'t>(&'t self, other: &'t Table) -> impl Iterator<Item = &'t str> {
+        let differing =
+            (0..PARTS).flat_map(|part| self.other_in(part, other, |one, other| one != other));
+        differing.map(|(record, _)| record.key())
+    }
+
+    fn other_in<'t>(
+        &'t self,
+        part: usize,
+        before: &'t Table,
+        is_other: impl Fn(&Entry, &Entry) -> bool,
+    ) -> impl Iterator<Item = (&'t Record, bool)> {
         let (now, old) = (self.group(part), before.group(part));
-        let changed = unshared(now, old).filter(|record| {
+        let changed = unshared(now, old).filter(move |record| {
             let old = before.get(record.key());
-            old.is_none_or(|old| old.entry.value != record.entry.value)
+            old.is_none_or(|old| is_other(&record.entry, &old.entry))
         });
         let gone = unshared(old, now).filter(|record| self.get(record.key()).is_none());
         let changed = changed.map(|record| (record, false));

@@ -8,6 +8,7 @@ use super::backend::{Faults, faulty};
 use super::batch::check_key;
 use super::*;
 
+mod anew;
 mod behind;
 mod changes;
 pub(super) mod conformance;
@@ -18,6 +19,7 @@ mod engine;
 mod fleet;
 mod gate;
 pub(super) mod histories;
+mod nodes;
 mod over;
 mod past;
 mod reloads;

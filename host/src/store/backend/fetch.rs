@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
+
 use super::{Loaded, Wake};
-use crate::store::arrive::table;
 use crate::store::configure::missing;
+use crate::store::content::table;
 use crate::store::shared::link::Wanted;
 use crate::store::shared::{EngineError, Links, copy};
 use crate::store::snapshot::Snapshot;
@@ -39,6 +41,8 @@ impl Fetched {
 #[derive(Clone)]
 pub(in crate::store) struct Fetcher {
     pub(in crate::store) links: Arc<Links>,
+    /// What readers see.
+    pub(in crate::store) newest: Arc<ArcSwap<Snapshot>>,
     /// Where links say that something has arrived.
     pub(in crate::store) commands: Sender<Command>,
 }
@@ -61,6 +65,7 @@ impl Fetcher {
     fn load(&self, config: &BucketConfig) -> Result<Fetched, OpenError> {
         let (kind, links) = (config.backend, &self.links);
         let link = links.open(kind, || Wake {
+            newest: Arc::clone(&self.newest),
             commands: self.commands.clone(),
             kind,
             pending: Arc::default(),

@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
+
 use super::data_file::{Compacted, FileError, Source, SyncPolicy};
 use super::history::{Histories, Origin};
 use super::record::Record;
 use super::shared::Links;
 use super::shared::link::Wanted;
+use super::snapshot::Snapshot;
 use super::table::Table;
 use super::writer::Command;
 use super::{BackendKind, BucketConfig, BucketId, OpenError, Revision};
@@ -69,9 +72,10 @@ pub(super) struct Loaded {
 #[derive(Debug)]
 pub(super) struct WriteError(pub(super) String);
 
-/// Lets a backend's own thread tell the writer that something has arrived.
+/// Lets a backend's own thread see what readers see, and tell the writer that something has arrived.
 #[derive(Clone)]
 pub(super) struct Wake {
+    newest: Arc<ArcSwap<Snapshot>>,
     commands: Sender<Command>,
     kind: BackendKind,
     /// Told, and not asked yet: the writer's queue holds one of these at most.
@@ -85,6 +89,16 @@ impl Wake {
             // Nobody is left to be told once the store is closed.
             let _ = self.commands.send(Command::Arrived(self.clone()));
         }
+    }
+
+    /// What readers see.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.newest.load_full()
+    }
+
+    /// The backend.
+    pub(super) fn kind(&self) -> BackendKind {
+        self.kind
     }
 
     /// The backend to ask, from now on to be told of again.

@@ -19,6 +19,7 @@ use super::{
     Author, Ending, Engine, EngineError, Event, Left, Loaded, Outcome, SharedChange, Transaction,
 };
 use crate::store::backend::Wake;
+use crate::store::content::Content;
 use crate::store::shared::health::Health;
 use crate::store::{Revision, SUBMITTED_BATCHES_MAX};
 
@@ -34,7 +35,6 @@ const INBOX_MAX: usize = 1024;
 const COMMITS_MAX: usize = 1024;
 
 /// What arrived from the engine, in its order.
-#[derive(Debug)]
 pub(in crate::store) enum Incoming {
     /// One transaction.
     Changes {
@@ -42,11 +42,8 @@ pub(in crate::store) enum Incoming {
         changes: Vec<SharedChange>,
         author: Option<Author>,
     },
-    /// All of these buckets: what is not in it is not there any more.
-    Content {
-        buckets: Vec<Box<str>>,
-        loaded: Loaded,
-    },
+    /// All of some buckets: what is not in it is not there any more.
+    Content(Content),
     /// Everything up to here has arrived.
     Current(Revision),
     /// How long entries live that were asked for.

@@ -72,7 +72,7 @@ impl Notes {
         let state = self.state();
         match incoming {
             Incoming::Current(_) | Incoming::Left(_) => false,
-            Incoming::Content { .. } => !state.awaited.is_empty(),
+            Incoming::Content(_) => !state.awaited.is_empty(),
             Incoming::Changes { changes, .. } => state.awaited.iter().any(|places| {
                 let mut changes = changes.iter();
                 changes.any(|it| places.contains(&(it.bucket.clone(), it.key.clone())))

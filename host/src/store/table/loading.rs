@@ -22,7 +22,13 @@ const PARCELS_WAITING: usize = 16;
 impl Table {
     /// A table of records with distinct keys.
     pub(in crate::store) fn load(records: impl Iterator<Item = Record>) -> Self {
+        Table::new().load_like(records)
+    }
+
+    /// The same, whose parts have the keys that they have in this one: the two are compared faster.
+    pub(in crate::store) fn load_like(&self, records: impl Iterator<Item = Record>) -> Self {
         let mut loading = Loading::new(records.size_hint().0);
+        loading.table.hasher = self.hasher.clone();
         records.for_each(|record| loading.add(record));
         loading.finish()
     }

@@ -2,7 +2,7 @@
 
 use super::deadlines::Hand;
 use super::engine::Shelf;
-use super::fleet::{converge, fleet, node_with, shared, until_lost, until_so};
+use super::nodes::{converge, fleet, node_with, shared, until_lost, until_so};
 use super::*;
 use crate::store::shared::{Engine, Life, Outcome, SharedValue, SharedWrite, Transaction};
 use std::time::{Duration, Instant};

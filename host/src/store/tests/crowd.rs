@@ -1,7 +1,7 @@
 //! Many who write at once to what they share, and what a process says that has not seen the newest of it.
 
 use super::engine::{Shelf, WRITES_MAX};
-use super::fleet::{converge, fleet, fleet_of, node_within, shared, until_so};
+use super::nodes::{converge, fleet, fleet_of, node_within, shared, until_so};
 use super::*;
 use crate::store::tests::deadlines::Hand;
 use futures_util::FutureExt;

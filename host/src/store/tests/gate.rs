@@ -3,7 +3,7 @@
 use super::behind::{elsewhere, known_at, until_known_after};
 use super::deadlines::{Hand, until};
 use super::engine::Shelf;
-use super::fleet::{node_within, shared, until_lost, until_so};
+use super::nodes::{node_within, shared, until_lost, until_so};
 use super::*;
 use crate::store::bucket::FLEET;
 use crate::store::{Gate, Passage};

@@ -242,6 +242,6 @@ fn histories_of_the_embedded_backend_are_linearizable_also_beside_crashes() {
 
 #[test]
 fn histories_of_several_processes_on_one_backend_are_linearizable() {
-    let (_shelf, stores, _dir) = super::fleet::fleet(3, &Hand::new());
+    let (_shelf, stores, _dir) = super::nodes::fleet(3, &Hand::new());
     is_explained(&mut Fleet(stores), 0);
 }

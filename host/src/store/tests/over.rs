@@ -2,7 +2,7 @@
 
 use super::deadlines::{Hand, put_for, until};
 use super::engine::Shelf;
-use super::fleet::{converge, fleet, node, node_with, shared, until_lost, until_so};
+use super::nodes::{converge, fleet, node, node_with, shared, until_lost, until_so};
 use super::*;
 use crate::store::log::Ending;
 use std::time::Duration;

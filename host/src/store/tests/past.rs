@@ -2,7 +2,7 @@
 
 use super::deadlines::{Hand, put_for, until};
 use super::engine::Shelf;
-use super::fleet::{converge, node_with, shared};
+use super::nodes::{converge, node_with, shared};
 use super::*;
 use crate::store::{Event, Past, UndoError};
 use proptest::prelude::*;

@@ -2,7 +2,7 @@
 
 use super::deadlines::Hand;
 use super::engine::Shelf;
-use super::fleet::{fleet, shared, until_so};
+use super::nodes::{fleet, shared, until_so};
 use super::*;
 use crate::store::shared::link::Link;
 use std::time::Duration;

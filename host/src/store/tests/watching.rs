@@ -1,7 +1,7 @@
 //! Watching: nothing is missed, nothing comes twice, and who would miss something is told.
 
 use super::deadlines::{Hand, put_for};
-use super::fleet::{converge, fleet};
+use super::nodes::{converge, fleet};
 use super::*;
 use crate::store::log::{Ending, Group};
 use std::collections::BTreeMap;

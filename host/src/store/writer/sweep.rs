@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use super::Writer;
 use crate::store::apply::{expire, settle};
-use crate::store::arrive::bucket_of;
 use crate::store::backend::WriteError;
 use crate::store::record::Record;
 use crate::store::shared::{Ending, Left};
@@ -180,7 +179,7 @@ impl Writer {
         let published = self.newest.load_full();
         let mut back = Vec::new();
         for (ending, left) in left {
-            let Some(id) = bucket_of(&published, kind, &ending.bucket) else {
+            let Some(id) = published.bucket_on(kind, &ending.bucket) else {
                 continue;
             };
             let bucket = &published.buckets[id.0 as usize];

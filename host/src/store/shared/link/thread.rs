@@ -102,8 +102,8 @@ pub(super) async fn follow<E: Engine>(
                 (asked, Ok(loaded)) => {
                     let revision = loaded.revision;
                     have = names.iter().map(|name| (name.clone(), revision)).collect();
-                    let buckets = names.clone();
-                    let content = Incoming::Content { buckets, loaded };
+                    let content = shared.made_ready(names.clone(), loaded).await;
+                    let content = Incoming::Content(content);
                     shared.deliver(content, Some(asked)).await;
                     anew = false;
                     revision
@@ -177,6 +177,15 @@ pub(super) async fn follow<E: Engine>(
 }
 
 impl Shared {
+    /// What was loaded of these buckets, compared with what readers see of them: on a thread of its own, for others wait for
+    /// this one and for the writer's.
+    async fn made_ready(&self, names: Vec<Box<str>>, loaded: Loaded) -> Content {
+        let (snapshot, kind) = (self.wake.snapshot(), self.wake.kind());
+        let ready = move || Content::new(&snapshot, kind, &names, loaded);
+        let ready = tokio::task::spawn_blocking(ready).await;
+        ready.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
     /// Delivers what arrived, and with it the moment at which it was all that there was, if it was. What the log tells after
     /// an absence is of the past until it says that it is all.
     async fn deliver(&self, incoming: Incoming, current_at: Option<Instant>) {
@@ -190,7 +199,7 @@ impl Shared {
         self.notes.until_answered(&incoming).await;
         let revision = match &incoming {
             Incoming::Changes { revision, .. } | Incoming::Current(revision) => *revision,
-            Incoming::Content { loaded, .. } => loaded.revision,
+            Incoming::Content(content) => content.revision,
             // It says nothing of how far the log has come.
             Incoming::Left(_) => return,
         };
