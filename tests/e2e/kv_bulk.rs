@@ -2,13 +2,13 @@
 
 use super::kv_operations::with_notes;
 use crate::harness::{Raw, Request, TestProxy, eventually, soon};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 fn lines(path: &str, body: impl Into<bytes::Bytes>) -> Request {
     Request::post(path, body).field("content-type", "text/plain")
@@ -173,41 +173,18 @@ async fn rows_are_written_while_others_are_yet_to_come() {
 #[tokio::test]
 async fn an_import_that_breaks_off_leaves_nothing() {
     let proxy = TestProxy::start(&with_notes()).await;
-    let mut import = proxy
-        .command()
-        .current_dir(proxy.dir())
-        .args(["kv", "import", "notes", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the command under test runs");
-    let mut stdin = import.stdin.take().expect("piped");
-    let rows: String = (0..200_000)
-        .map(|row| format!("key-{row} value\n"))
-        .collect();
-    // More than pipes and sockets hold: most of it was received when this is written.
-    soon("the rows are taken", stdin.write_all(rows.as_bytes()))
-        .await
-        .expect("written");
-    let pid = import.id().and_then(|pid| i32::try_from(pid).ok());
-    let pid = pid
-        .and_then(rustix::process::Pid::from_raw)
-        .expect("a process id");
+    let import = endless_import(&proxy, &[], |row| format!("key-{row} value\n"));
+    // More than pipes and sockets hold: the proxy is in the middle of it.
+    import.takes(3 << 20).await;
     // As Ctrl-C does, which a process that was started in the background may ignore.
+    let pid = import.process();
     rustix::process::kill_process(pid, Signal::TERM).expect("the process is ours");
-    let mut said = String::new();
-    let mut stderr = import.stderr.take().expect("piped");
-    soon("what it says", stderr.read_to_string(&mut said))
-        .await
-        .expect("text");
-    let ended = soon("its end", import.wait()).await.expect("it ended");
-    assert_eq!(ended.code(), Some(143), "{said}");
+    let (status, said) = import.ended().await;
+    assert_eq!(status.code(), Some(143), "{said}");
     assert_eq!(
         said,
         "error: standard input: a signal ended it: nothing was written\n"
     );
-    drop(stdin);
     assert_eq!(keys(&proxy).await, 0);
     // What is cut in the middle of a row, or of a body of a known length, is no import either.
     let token = std::fs::read_to_string(proxy.file("data/admin.token")).expect("a token");
@@ -268,16 +245,34 @@ fn endless_import(proxy: &TestProxy, more: &[&str], row: fn(usize) -> String) ->
 }
 
 impl Endless {
+    /// Waits until it has taken so many bytes.
+    async fn takes(&self, bytes: usize) {
+        eventually("much of it is taken", async || {
+            (self.taken.load(Relaxed) > bytes).then_some(())
+        })
+        .await;
+    }
+
+    fn process(&self) -> Pid {
+        let pid = self.import.id().and_then(|pid| i32::try_from(pid).ok());
+        pid.and_then(Pid::from_raw).expect("a process id")
+    }
+
+    /// How it ends, and what it says then.
+    async fn ended(self) -> (ExitStatus, String) {
+        let ended = soon("the end of the import", self.import.wait_with_output());
+        let ended = ended.await.expect("it ended");
+        self.writing.await.expect("nobody reads any more");
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        (ended.status, said)
+    }
+
     /// Ends the proxy while it imports; what the import says then.
     async fn outlives(self, proxy: &mut TestProxy) -> String {
         proxy.signal(Signal::TERM);
-        let ended = soon("the end of the import", self.import.wait_with_output());
-        let (ended, status) = tokio::join!(ended, proxy.ended());
+        let ((ended, said), status) = tokio::join!(self.ended(), proxy.ended());
         assert_eq!(status.code(), Some(0), "{}", proxy.stderr());
-        self.writing.await.expect("nobody reads any more");
-        let ended = ended.expect("it ended");
-        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert_eq!(ended.code(), Some(1), "{said}");
         said
     }
 }
@@ -315,10 +310,7 @@ async fn a_whole_import_that_the_proxy_does_not_wait_for_leaves_nothing_and_says
     };
     let import = endless_import(&proxy, &[], row);
     // More than pipes and sockets hold: the proxy is in the middle of it.
-    eventually("much of it is taken", async || {
-        (import.taken.load(Relaxed) > 16 << 20).then_some(())
-    })
-    .await;
+    import.takes(16 << 20).await;
     let said = import.outlives(&mut proxy).await;
     let told = "the proxy is ending: nothing was written (503)";
     assert!(said.contains(told), "{said}");

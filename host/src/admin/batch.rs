@@ -1,9 +1,9 @@
 //! `POST /v1/batch`: writes to several buckets, and the activation of a version, in one step.
 
 use super::State as AdminState;
-use super::attempt::Told;
 use super::input::{Actor, DryRun, Query, parse_json, read_body};
 use super::kv::find;
+use super::operation::Told;
 use super::plugins::{Change, deploy_problem};
 use super::problem::Problem;
 use super::transfer::{BatchBody, Content, Ending, commit, committed_json, done, offload};

@@ -4,9 +4,9 @@
 pub(crate) mod mappings;
 
 use super::State as AdminState;
-use super::attempt::Told;
 use super::input::{Actor, DryRun, Path, Query, etag, parse_json, read_body};
 use super::kv::{Required, find};
+use super::operation::Told;
 use super::problem::Problem;
 use super::staleness::staleness;
 use super::transfer::{commit, done, offload};

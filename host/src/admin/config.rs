@@ -1,8 +1,8 @@
 //! `/v1/config`: the running text, replacing it, checking another.
 
 use super::State as AdminState;
-use super::attempt::{Done, Told};
 use super::input::{DryRun, Query, Tags, etag, read_body};
+use super::operation::{Done, Told};
 use super::problem::Problem;
 use crate::app::ApplyError;
 use axum::Json;

@@ -1,8 +1,8 @@
 //! `/v1/streams/drain`: close many streams, spread over a time; look at it; cancel it.
 
 use super::State as AdminState;
-use super::attempt::{Done, Told};
 use super::input::{Actor, DryRun, Path, Query, parse_json, read_body};
+use super::operation::{Done, Told};
 use super::problem::Problem;
 use super::streams::{CODE_RESTART, Selector, check_close};
 use crate::config::decode::units;

@@ -1,9 +1,9 @@
 //! `/v1/fleet`: the nodes and what they agreed on; forgetting what none of them has.
 
 use super::State as AdminState;
-use super::attempt::{Done, Told};
 use super::input::{DryRun, Path, Query};
 use super::kv::commit_problem;
+use super::operation::{Done, Told};
 use super::problem::Problem;
 use crate::fleet::{Fleet, ForgetError};
 use axum::Json;

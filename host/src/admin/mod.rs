@@ -1,7 +1,7 @@
 //! The admin API: plugins, store, streams, config, metrics, on a thread of its own.
 //!
 //! A request passes [`auth`] first, then meets one handler of the table in `routes`. Errors are [`problem`] documents.
-//! `GET` and `HEAD` never change anything; whatever else is asked for goes through `attempt`, which has it audited. Changes
+//! `GET` and `HEAD` never change anything; whatever else is asked for goes through `operation`, which has it audited. Changes
 //! take `?dry_run=true`.
 //!
 //! With `auth = "none"` on loopback, Caddy's `PATCH /id/{id}/mappings` works as its users wrote it; with a token, they add
@@ -28,7 +28,6 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing_appender::non_blocking::ErrorCounter;
 
-mod attempt;
 pub mod auth;
 mod batch;
 pub(crate) mod caddy;
@@ -39,6 +38,7 @@ mod fleet;
 mod handed;
 mod input;
 mod kv;
+mod operation;
 mod plugins;
 pub mod problem;
 mod revocation;
@@ -58,8 +58,8 @@ pub use serve::{Bound, bind};
 pub use token::{Token, TokenError};
 pub(crate) use transfer::check_write;
 
-use attempt::Attempts;
 use kv::Watches;
+use operation::Operations;
 use problem::Problem;
 use revocation::Tokens;
 
@@ -222,15 +222,21 @@ pub async fn serve(
         stop.await;
         own.stopping.send_replace(true);
     };
-    let attempts = Attempts::new(state.audit_losses.clone());
-    serve::run(router(state, attempts.clone()), listener, stop, &attempts).await
+    let operations = Operations::new(state.audit_losses.clone());
+    serve::run(
+        router(state, operations.clone()),
+        listener,
+        stop,
+        &operations,
+    )
+    .await
 }
 
-fn router(state: State, attempts: Attempts) -> Router {
+fn router(state: State, operations: Operations) -> Router {
     let tokens = Tokens::following(state.control.tokens());
     let gate = auth::Gate::new(&state.config, state.token.clone()).with(tokens);
     let staleness = from_fn_with_state(state.store.clone(), staleness::tell);
-    guarded(routes().layer(staleness), gate, attempts).with_state(state)
+    guarded(routes().layer(staleness), gate, operations).with_state(state)
 }
 
 /// Every route.
@@ -286,16 +292,16 @@ where
         )
 }
 
-/// Puts the gate before everything, unknown paths included, and after it what looks at rights and has attempts audited.
+/// Puts the gate before everything, unknown paths included, and after it what looks at rights and has operations audited.
 fn guarded<S: Clone + Send + Sync + 'static>(
     router: Router<S>,
     gate: auth::Gate,
-    attempts: Attempts,
+    operations: Operations,
 ) -> Router<S> {
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(attempts, attempt::conduct))
+        .layer(from_fn_with_state(operations, operation::conduct))
         .layer(from_fn_with_state(gate, auth::gate))
 }
 

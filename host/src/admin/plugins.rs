@@ -1,9 +1,9 @@
 //! `/v1/plugins`: list, upload, roll back.
 
 use super::State as AdminState;
-use super::attempt::{Done, Told};
 use super::input::{Actor, Path, Query, Tags, etag, media_type, read_body};
 use super::kv::commit_problem;
+use super::operation::{Done, Told};
 use super::problem::Problem;
 use super::rollout::{Forced, share};
 use crate::plugin::{DeployError, Deployed, Order, Outcome, PluginInfo, Role, Wanted};

@@ -1,6 +1,6 @@
 //! Errors as RFC 9457 problem documents: every refusal of the admin API has this shape.
 
-use super::attempt::Told;
+use super::operation::Told;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};

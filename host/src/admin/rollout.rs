@@ -1,8 +1,8 @@
 //! `/v1/plugins/{name}/…`: activate, forget, canary, shadow.
 
 use super::State as AdminState;
-use super::attempt::{Done, Told};
 use super::input::{Actor, DryRun, Path, Query, media_type, parse_json, read_body};
+use super::operation::{Done, Told};
 use super::plugins::{Change, deploy_problem, find};
 use super::problem::Problem;
 use crate::plugin::{Fraction, Order, Role, Share, StickyField, Wanted};

@@ -1,6 +1,6 @@
 //! The admin listener: binds, accepts under a limit, serves HTTP/1.1 with deadlines, stops gracefully.
 
-use super::attempt::Attempts;
+use super::operation::Operations;
 use super::{Address, Auth, Config};
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -151,12 +151,12 @@ pub(super) async fn run(
     router: Router,
     bound: Bound,
     stop: impl Future<Output = ()>,
-    attempts: &Attempts,
+    operations: &Operations,
 ) -> io::Result<()> {
     match bound.socket {
         Socket::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            accept(router, stop, attempts, || async {
+            accept(router, stop, operations, || async {
                 let (stream, _) = listener.accept().await?;
                 // Answers are written whole; waiting to fill a segment would only delay them.
                 stream.set_nodelay(true)?;
@@ -166,7 +166,7 @@ pub(super) async fn run(
         }
         Socket::Unix(listener, _file) => {
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            accept(router, stop, attempts, || async {
+            accept(router, stop, operations, || async {
                 listener.accept().await.map(|(stream, _)| stream)
             })
             .await;
@@ -178,7 +178,7 @@ pub(super) async fn run(
 async fn accept<S, F>(
     router: Router,
     stop: impl Future<Output = ()>,
-    attempts: &Attempts,
+    operations: &Operations,
     next: impl Fn() -> F,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -215,11 +215,11 @@ async fn accept<S, F>(
         }
     }
     stopping.send_replace(true);
-    attempts.stop();
+    operations.stop();
     let ended = async {
         while connections.join_next().await.is_some() {}
         // Of some the client is gone.
-        attempts.ended().await;
+        operations.ended().await;
     };
     if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
         tracing::warn!("admin: requests were cut at the end of the stop");
@@ -433,7 +433,7 @@ mod tests {
             let stopped = async {
                 let _ = stopped.await;
             };
-            run(router, bound, stopped, &Attempts::new(Losses::default())).await
+            run(router, bound, stopped, &Operations::new(Losses::default())).await
         });
         let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
         client

@@ -1,9 +1,9 @@
 //! `/v1/store`: the data file as a whole, copied while it is in use, and made smaller.
 
 use super::Data;
-use super::attempt::{Done, Told};
 use super::handed::Handed;
 use super::input::Query;
+use super::operation::{Done, Told};
 use super::problem::Problem;
 use crate::store::data_file::{Backup, FileError};
 use axum::Json;

@@ -1,8 +1,8 @@
 //! `/v1/streams`: list, close one.
 
 use super::State as AdminState;
-use super::attempt::{Done, Told};
 use super::input::{Path, Query};
+use super::operation::{Done, Told};
 use super::problem::Problem;
 use crate::config::decode::{address, units};
 use crate::plugin::verdict::{CLOSE_REASON_BYTES_MAX as REASON_BYTES_MAX, is_close_code};

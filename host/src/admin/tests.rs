@@ -17,8 +17,8 @@ fn open_gate() -> auth::Gate {
     auth::Gate::new(&config, None)
 }
 
-fn attempts() -> Attempts {
-    Attempts::new(Losses::default())
+fn operations() -> Operations {
+    Operations::new(Losses::default())
 }
 
 /// The routes of the store over two empty buckets in memory, without a token.
@@ -91,7 +91,7 @@ impl Api {
             stopping: stop.subscribe(),
         };
         Self {
-            router: guarded(data_routes(), open_gate(), attempts()).with_state(data),
+            router: guarded(data_routes(), open_gate(), operations()).with_state(data),
             store,
             stop,
             _dir: dir,
@@ -118,7 +118,7 @@ async fn refusals_of_the_table_are_problem_documents() {
     let router = Router::new()
         .route("/", get(status::index))
         .route("/healthz", get(status::healthz));
-    let router = guarded(router, open_gate(), attempts());
+    let router = guarded(router, open_gate(), operations());
     let missing = send(&router, request("GET /v2", &[], "")).await;
     assert_eq!(missing.status, 404);
     assert_eq!(missing.header(header::CONTENT_TYPE), problem::CONTENT_TYPE);
@@ -146,7 +146,7 @@ async fn refusals_of_the_table_are_problem_documents() {
 async fn without_the_token_even_unknown_paths_are_401() {
     let gate = auth::Gate::new(&Config::default(), None);
     let router = Router::new().route("/healthz", get(status::healthz));
-    let router = guarded(router, gate, attempts());
+    let router = guarded(router, gate, operations());
     let refused = send(&router, request("GET /nowhere", &[], "")).await;
     assert_eq!(refused.status, 401);
     assert!(

@@ -10,9 +10,9 @@ mod table;
 mod undo;
 
 use super::Data;
-use super::attempt::{Attempt, Done, Told};
 use super::input::{Actor, Chunks, Path, Query, read_body};
 use super::kv::{Required, commit_problem, find};
+use super::operation::{Done, Operation, Told};
 use super::problem::Problem;
 use super::revocation::Tokens;
 use super::rights::Caller;
@@ -52,7 +52,7 @@ pub(super) async fn post(
     Path((name, action)): Path<(String, String)>,
     Query(query): Query<TransferQuery>,
     caller: Caller,
-    attempt: Attempt,
+    operation: Operation,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -74,7 +74,7 @@ pub(super) async fn post(
         query,
         caller,
         tokens: data.tokens,
-        actor: attempt.actor(),
+        actor: operation.actor(),
     };
     let (mut batch, ended) = match action.as_str() {
         "batch" => {
@@ -92,11 +92,11 @@ pub(super) async fn post(
             let intake = Intake::new(Format::of(&headers)?, bucket, kind, query.chunk);
             if query.chunk.is_some() {
                 // Whatever its length: only a chunk of it is held.
-                let body = Chunks::endless(&headers, body)?.until(attempt.stopping());
-                return chunks::import(order, attempt, intake, body).await;
+                let body = Chunks::endless(&headers, body)?.until(operation.stopping());
+                return chunks::import(order, operation, intake, body).await;
             }
             let body = Chunks::new(&headers, body, data.body_bytes_max)?;
-            let mut body = body.until(attempt.stopping());
+            let mut body = body.until(operation.stopping());
             let (batch, ended) = import::take(intake, &mut body).await?;
             (batch, Some(ended))
         }

@@ -158,33 +158,13 @@ impl Deadlines {
         first.flatten().map(|due| due.at).min()
     }
 
-    /// At most `max` entries, of buckets of the config and backends that are asked for, that are to be looked at by `now`.
+    /// At most `max` entries, of buckets of the config and backends that are asked for, that are to be looked at by `now`; or,
+    /// of those that proxies share, that are over for sure by then.
     pub(super) fn due(
         &self,
         snapshot: &Snapshot,
         is_wanted: impl Fn(BackendKind) -> bool,
-        now: u64,
-        max: usize,
-    ) -> Vec<(BucketId, Arc<Record>)> {
-        self.by(snapshot, is_wanted, |bucket| &bucket.due, (now, max))
-    }
-
-    /// The same of those that proxies share and that are over for sure.
-    pub(super) fn sure(
-        &self,
-        snapshot: &Snapshot,
-        is_wanted: impl Fn(BackendKind) -> bool,
-        now: u64,
-        max: usize,
-    ) -> Vec<(BucketId, Arc<Record>)> {
-        self.by(snapshot, is_wanted, |bucket| &bucket.sure, (now, max))
-    }
-
-    fn by(
-        &self,
-        snapshot: &Snapshot,
-        is_wanted: impl Fn(BackendKind) -> bool,
-        of: fn(&BucketDeadlines) -> &BTreeSet<Due>,
+        sure: bool,
         (now, max): (u64, usize),
     ) -> Vec<(BucketId, Arc<Record>)> {
         let wanted = snapshot.ending().filter(|id| {
@@ -193,7 +173,10 @@ impl Deadlines {
         });
         let due = wanted.flat_map(|id| {
             let bucket = self.buckets.get(id.0 as usize);
-            let due = bucket.into_iter().flat_map(of);
+            let due = bucket.into_iter().flat_map(move |bucket| match sure {
+                true => &bucket.sure,
+                false => &bucket.due,
+            });
             let due = due.take_while(move |due| due.at <= now);
             due.map(move |due| (id, Arc::clone(&due.record)))
         });

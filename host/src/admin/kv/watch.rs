@@ -91,7 +91,7 @@ pub(super) async fn start(
         .map_err(refused)?;
     let place = data.watches.take(caller)?;
     let (sender, events) = mpsc::channel(1);
-    let told = Told {
+    let watcher = Watcher {
         _place: place,
         watch,
         prefix: query.prefix.clone(),
@@ -102,7 +102,7 @@ pub(super) async fn start(
     let mut stopping = data.stopping.clone();
     tokio::spawn(async move {
         tokio::select! {
-            () = told.run() => {}
+            () = watcher.run() => {}
             // Its client comes back with the last id, to the next process.
             _ = stopping.wait_for(|stopping| *stopping) => {}
         }
@@ -144,7 +144,7 @@ fn refused(error: WatchError) -> Problem {
 }
 
 /// One client that is told of changes.
-struct Told {
+struct Watcher {
     /// First, so that it is free when the client sees the end.
     _place: Place,
     watch: Watch,
@@ -154,7 +154,7 @@ struct Told {
     sender: mpsc::Sender<Bytes>,
 }
 
-impl Told {
+impl Watcher {
     /// Tells until the client is gone, or there is nothing more to tell.
     async fn run(mut self) {
         // The first one says at once where the watch stands.

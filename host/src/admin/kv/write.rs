@@ -3,8 +3,8 @@
 use super::condition::Required;
 use super::{bucket_and_entry, commit_problem, expires_json, find, no_key};
 use crate::admin::Data;
-use crate::admin::attempt::{Done, Told};
 use crate::admin::input::{Actor, DryRun, Path, Query, Ttl, etag, nullable, parse_json, read_body};
+use crate::admin::operation::{Done, Told};
 use crate::admin::problem::Problem;
 use crate::store::bucket::VALUE_BYTES_MAX;
 use crate::store::{Action, BucketId, CommitError, Committed, Expect, Write, WriteBatch};

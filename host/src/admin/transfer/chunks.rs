@@ -5,9 +5,9 @@
 
 use super::import::{Chunk, Intake};
 use super::{Order, commit, done, offload, outcome};
-use crate::admin::attempt::{Attempt, Done, Told};
 use crate::admin::handed::Handed;
 use crate::admin::input::Chunks;
+use crate::admin::operation::{Done, Operation, Told};
 use crate::admin::problem::Problem;
 use crate::store::{Committed, WriteBatch};
 use axum::body::{Body, Bytes};
@@ -36,7 +36,7 @@ const LINES_AHEAD: usize = 4;
 /// begun it is too late for that.
 pub(super) async fn import(
     order: Order,
-    attempt: Attempt,
+    operation: Operation,
     intake: Intake,
     mut body: Chunks,
 ) -> Result<Response, Problem> {
@@ -45,7 +45,7 @@ pub(super) async fn import(
     tokio::spawn(async move {
         let mut run = Run {
             order,
-            attempt,
+            operation,
             lines,
             last_told: Instant::now(),
             applied: 0,
@@ -55,13 +55,13 @@ pub(super) async fn import(
         match run.all(intake, first, &mut body).await {
             Ok(ended) => {
                 if run.sum.is_none() {
-                    run.attempt.tell(&Told::Done(Done::new("unchanged")));
+                    run.operation.tell(&Told::Done(Done::new("unchanged")));
                 }
                 run.tell(&run.done(ended)).await;
             }
             Err(problem) => {
                 let line = run.progress(Some(&problem));
-                run.attempt
+                run.operation
                     .tell(&Told::Refused(problem.code, problem.detail));
                 run.tell(&line).await;
             }
@@ -73,7 +73,7 @@ pub(super) async fn import(
 
 struct Run {
     order: Order,
-    attempt: Attempt,
+    operation: Operation,
     lines: mpsc::Sender<Bytes>,
     last_told: Instant,
     /// Rows.
@@ -123,9 +123,9 @@ impl Run {
         };
         let order = &self.order;
         order.permit(&batch)?;
-        self.attempt.owe();
+        self.operation.owe();
         let committed = commit(&order.store, batch, &order.actor, None).await?;
-        self.attempt.tell(&Told::Done(done(&committed)));
+        self.operation.tell(&Told::Done(done(&committed)));
         self.applied += rows;
         self.line = chunk.line;
         self.sum = Some(match self.sum {

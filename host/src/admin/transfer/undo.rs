@@ -1,9 +1,9 @@
 //! `POST /v1/kv/{bucket}/undo`: makes a key, or all that one revision changed, what was before, by a write like any other.
 
 use super::Order;
-use crate::admin::attempt::Told;
 use crate::admin::input::{parse_json, read_body};
 use crate::admin::kv::{Required, undo_problem};
+use crate::admin::operation::Told;
 use crate::admin::problem::Problem;
 use crate::store::{Expect, Revision, Write, WriteBatch};
 use axum::Json;

@@ -89,7 +89,7 @@ impl Writer {
             BackendKind::Etcd | BackendKind::Redis => false,
         };
         self.deadlines
-            .due(&self.newest.load(), is_wanted, now, ENDED_MAX)
+            .due(&self.newest.load(), is_wanted, false, (now, ENDED_MAX))
     }
 
     fn delete(&mut self, ended: Vec<(BucketId, Arc<Record>)>, now: u64) -> Result<(), WriteError> {
@@ -108,7 +108,10 @@ impl Writer {
         let mut over = Vec::new();
         for (kind, link) in links.iter() {
             let is_kind = |backend| backend == kind;
-            for (id, record) in self.deadlines.sure(&published, is_kind, now, ENDED_MAX) {
+            for (id, record) in self
+                .deadlines
+                .due(&published, is_kind, true, (now, ENDED_MAX))
+            {
                 self.deadlines.is_over(id, &record, false);
                 over.push((id, record));
             }
@@ -120,7 +123,7 @@ impl Writer {
             // What the engine cannot be asked for yet is not looked at.
             let max = if is_lost { ENDED_MAX } else { room };
             let mut asked = Vec::new();
-            for (id, record) in self.deadlines.due(&published, is_kind, now, max) {
+            for (id, record) in self.deadlines.due(&published, is_kind, false, (now, max)) {
                 let Some(deadline) = record.entry.deadline else {
                     continue;
                 };

@@ -20,20 +20,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// Attempts at once, those without a client included.
+/// Operations at once, those without a client included.
 const PLACES: u32 = 256;
 /// Longest detail of a refusal in the audit log.
 const DETAIL_CHARS_MAX: usize = 500;
 
-/// What attempts share.
+/// What operations share.
 #[derive(Clone)]
-pub(super) struct Attempts {
+pub(super) struct Operations {
     places: Arc<Semaphore>,
     losses: Losses,
     stopping: watch::Sender<bool>,
 }
 
-impl Attempts {
+impl Operations {
     /// None is running.
     pub(super) fn new(losses: Losses) -> Self {
         Self {
@@ -64,7 +64,7 @@ pub(super) enum Told {
     Refused(&'static str, String),
     /// It changed nothing, and was not to.
     Nothing,
-    /// It has only begun, and is told of by [`Attempt::tell`].
+    /// It has only begun, and is told of by [`Operation::tell`].
     Later,
 }
 
@@ -143,7 +143,7 @@ impl Told {
 /// A request that may change something, from its begin to its line. Clones are the same one: it is over when the last is
 /// dropped.
 #[derive(Clone)]
-pub(super) struct Attempt(Arc<Running>);
+pub(super) struct Operation(Arc<Running>);
 
 struct Running {
     actor: Actor,
@@ -155,7 +155,7 @@ struct Running {
     _place: OwnedSemaphorePermit,
 }
 
-impl Attempt {
+impl Operation {
     /// Who asks.
     pub(super) fn actor(&self) -> Actor {
         self.0.actor.clone()
@@ -216,7 +216,7 @@ impl Drop for Running {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Attempt {
+impl<S: Send + Sync> FromRequestParts<S> for Operation {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
@@ -227,7 +227,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Attempt {
 
 /// Stands behind the gate, before every route.
 pub(super) async fn conduct(
-    State(attempts): State<Attempts>,
+    State(operations): State<Operations>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -242,14 +242,14 @@ pub(super) async fn conduct(
         };
     }
     let named = request.extract_parts::<Actor>().await;
-    let place = attempts.places.acquire_owned().await;
-    let attempt = Attempt(Arc::new(Running {
+    let place = operations.places.acquire_owned().await;
+    let operation = Operation(Arc::new(Running {
         actor: named.clone().unwrap_or_else(|_| Actor::unnamed(&caller)),
         method: request.method().clone(),
         path: request.uri().path().to_owned(),
         is_told: AtomicBool::new(false),
-        losses: attempts.losses,
-        stopping: attempts.stopping,
+        losses: operations.losses,
+        stopping: operations.stopping,
         _place: place.expect("the semaphore is never closed"),
     }));
     let connected = Connected::default();
@@ -258,12 +258,12 @@ pub(super) async fn conduct(
         let mut request = request;
         let response = match permitted.and(named) {
             Ok(_) => {
-                request.extensions_mut().insert(attempt.clone());
+                request.extensions_mut().insert(operation.clone());
                 next.run(request).await
             }
             Err(problem) => problem.into_response(),
         };
-        attempt.tell(&told(&response));
+        operation.tell(&told(&response));
         response
     };
     let done = tokio::spawn(work).await;
