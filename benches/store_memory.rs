@@ -33,6 +33,8 @@ fn main() -> Result<()> {
         Some(keys) => keys.parse().context("KEYS is not a number")?,
         None => 1_000_000,
     };
+    // As the proxy does.
+    throwbar_host::memory::join_freed_at_once();
     let runtime = Builder::new_current_thread().enable_time().build()?;
     memory(&runtime, keys)?;
     decisions(keys)

@@ -7,6 +7,7 @@ pub use crate::control::{Applied, ApplyError, Control, Running};
 use crate::control::{Parts, addresses, bind, own};
 use crate::drains::{DrainingCrew, Drains};
 use crate::fleet::Fleet;
+use crate::memory;
 use crate::metrics::{Counters, WorkerCounters};
 use crate::plugin::{CompileIn, DeployError, PluginConfig, Plugins, PluginsOptions, Source};
 use crate::proxy::access_log;
@@ -107,6 +108,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         compile_on_thread,
     } = start;
     raise_descriptor_limit();
+    memory::join_freed_at_once();
     // Ports come before anything is written: a start that fails for one that is taken leaves nothing behind.
     let bind_admin = || {
         admin::bind(&config.admin)

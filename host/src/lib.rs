@@ -23,6 +23,7 @@ pub mod echo;
 pub mod fleet;
 pub mod listener;
 pub mod log_file;
+pub mod memory;
 pub mod metrics;
 pub mod plugin;
 pub mod proxy;

@@ -1,10 +1,11 @@
 //! Memory that was freed and is given back to the system.
 //!
 //! The allocator keeps what is freed for the next one who asks: good for single writes, but after a million keys were set
-//! and deleted it would be 200 MiB for nobody. Small pieces are not even joined to pages until it is told to. So the writer
-//! tells it, after many changes, once nothing else is to be done.
+//! and deleted it would be 200 MiB for nobody. So the writer has it given back, after many changes, once nothing else is to be
+//! done.
 
 use super::Snapshot;
+use crate::memory;
 use std::time::{Duration, Instant};
 
 /// Changes, since memory was given back last, from which on it is worth looking again: some 10 MiB.
@@ -51,27 +52,12 @@ impl Slack {
         self.since.is_some_and(|since| since.elapsed() >= BUSY_MAX)
     }
 
-    /// Gives it back; some milliseconds for each 100 MiB. Other threads wait for it only to allocate in the part of the
-    /// heap that is being looked at, and theirs are small.
+    /// Gives it back.
     pub(super) fn give_back(&mut self) {
         *self = Self::new();
-        trim();
+        memory::give_back();
     }
 }
-
-#[cfg(target_env = "gnu")]
-fn trim() {
-    unsafe extern "C" {
-        /// malloc.h: gives free pages of every part of the heap back, but for `pad` bytes at its end.
-        fn malloc_trim(pad: usize) -> std::ffi::c_int;
-    }
-    // SAFETY: glibc's own function; it may be called by any thread at any time, and touches free memory only.
-    let _gave_some = unsafe { malloc_trim(0) };
-}
-
-/// Other allocators give memory back by themselves.
-#[cfg(not(target_env = "gnu"))]
-fn trim() {}
 
 #[cfg(test)]
 mod tests {
