@@ -278,6 +278,33 @@ async fn what_followed_a_version_that_another_node_migrated_stays_over_a_restart
 }
 
 #[tokio::test]
+async fn a_migration_that_others_made_long_ago_is_no_reason_to_go_back_to_its_version() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, plugins) = durable(dir.path()).await;
+    for status in [202, 201] {
+        let component = Bytes::from(guest::replies(status));
+        let deployed = plugins.deploy("p", component, "test", false).await;
+        deployed.expect("a version");
+    }
+    let other = Activation {
+        at: SystemTime::now() - Duration::from_secs(3600),
+        ..Activation::now(&digest(&guest::replies(202)), "test@other")
+    };
+    let mark = json!({ "id": "of-the-other", "from": null, "to": other, "pushed": true });
+    let marks = store.snapshot().marks_beside(None).expect("a bucket");
+    let batch = WriteBatch {
+        writes: vec![Write::put(marks, "p", mark.to_string().into_bytes())],
+        ..Default::default()
+    };
+    store.commit(batch).await.expect("a commit");
+    plugins.close();
+    store.close();
+    drop((store, plugins));
+    let (_store, plugins) = durable(dir.path()).await;
+    assert_eq!(status(&plugins), 201);
+}
+
+#[tokio::test]
 async fn a_source_that_changed_migrates_when_the_config_is_applied_and_refuses_it_if_that_fails() {
     let bench = Bench::new().await;
     let file = bench.dir.path().join("router.wasm");

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use std::path::Path;
 
 mod accord;
+mod ahead;
 mod calls;
 mod deploys;
 pub(crate) mod guest;
