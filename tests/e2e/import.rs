@@ -145,6 +145,22 @@ async fn defaults_and_expressions_of_caddys_map_find_what_they_found() {
     assert_eq!(shown.await.json(), body);
 }
 
+/// Where a bucket has no default, its key is one like any other.
+#[tokio::test]
+async fn a_star_in_a_bucket_of_exact_keys_is_no_default() {
+    let text = "[buckets.plain]\n[compat.caddy]\nplain = \"plain\"\n";
+    let proxy = TestProxy::start(text).await;
+    let admin = proxy.admin();
+    let body = json!([{"input": "*", "outputs": ["127.0.0.2"]}, {"input": "x", "outputs": [""]}]);
+    for _ in 0..2 {
+        let patch = crate::harness::Request::new("PATCH", "/id/plain/mappings")
+            .field("content-type", "application/json")
+            .body(body.to_string());
+        let replaced = admin.send(patch).await;
+        assert_eq!(replaced.status, 200, "{}", replaced.text());
+    }
+}
+
 #[tokio::test]
 async fn a_default_that_comes_or_changes_while_mappings_are_replaced_stays() {
     let setup = "[buckets.ids]\nlookup = [\"exact\", \"regex\", \"default\"]\n\

@@ -38,7 +38,7 @@ async fn ok(proxy: &TestProxy, arguments: &[&str]) -> String {
 #[tokio::test]
 async fn keys_end_are_renewed_counted_and_asked_for() {
     let proxy = proxy().await;
-    let set = ok(&proxy, &["set", "notes", "a=1", "b=2", "--ttl", "300ms"]).await;
+    let set = ok(&proxy, &["set", "notes", "a=1", "b=2", "--ttl", "4s"]).await;
     assert!(
         set.contains("2 added   revision 1   the first ends 20"),
         "{set}"

@@ -98,10 +98,10 @@ pub(super) async fn post(
     let (mut batch, activate) = offload(move || parse(&body, &snapshot)).await??;
     let Some(activate) = activate else {
         batch.dry_run = dry_run;
-        let ends = Ending::of(&batch);
+        let (ends, batch) = Ending::of(batch).await?;
         let committed = commit(&state.store, batch, &actor, None).await?;
         let mut answer = committed_json(&committed, dry_run);
-        ends.tell(&state.store, &committed, &mut answer);
+        ends.tell(&state.store, &committed, &mut answer).await;
         return Ok(Told::with(done(&committed), dry_run, Json(answer)));
     };
     let wanted = match (activate.version, activate.component) {

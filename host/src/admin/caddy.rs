@@ -100,13 +100,10 @@ async fn replace(
         let (id, kept, kinds, has_default) = {
             let snapshot = store.snapshot();
             let (id, found) = find(&snapshot, bucket)?;
-            let has_default = found.get(DEFAULT).is_some();
-            (
-                id,
-                default_of(id, found),
-                found.config().lookup,
-                has_default,
-            )
+            let kept = default_of(id, found);
+            // Elsewhere its key is one like any other.
+            let has_default = found.is_pattern(DEFAULT) && found.get(DEFAULT).is_some();
+            (id, kept, found.config().lookup, has_default)
         };
         let body = body.clone();
         // Many expressions take seconds.

@@ -175,10 +175,10 @@ impl Order {
             None
         };
         let required = required.map(|required| (self.bucket, required));
-        let ends = Ending::of(&batch);
+        let (ends, batch) = Ending::of(batch).await?;
         let committed = commit(&self.store, batch, &self.actor, required).await?;
         let mut answer = committed_json(&committed, self.query.dry_run);
-        ends.tell(&self.store, &committed, &mut answer);
+        ends.tell(&self.store, &committed, &mut answer).await;
         if let Some((changes, more)) = changes {
             answer["changes"] = changes.into();
             answer["changes_not_shown"] = more.into();

@@ -56,9 +56,17 @@ impl Accord for Fleet {
     ) -> Agreeing<'a, WriteBatch> {
         Box::pin(async move {
             // What other nodes have to load before they see the version has to be there before.
-            let whole = self.publish(plugin, &wanted.active).await?;
-            let committed = self.commit(vec![whole]).await;
-            committed.map_err(DeployError::beside)?;
+            for attempt in 1.. {
+                let whole = self.publish(plugin, &wanted.active).await?;
+                match self.commit(vec![whole]).await {
+                    // Others rely on it, too, or remove it.
+                    Err(CommitError::Conflict { .. }) if attempt < ATTEMPTS => {}
+                    done => {
+                        done.map_err(DeployError::beside)?;
+                        break;
+                    }
+                }
+            }
             let entry = PluginEntry {
                 with_writes: true,
                 ..self.entry(wanted, by)

@@ -1,7 +1,8 @@
 //! Components of versions, by digest: put into the depot before a version is agreed on, fetched by nodes that lack them.
 //!
-//! A place in the depot is used once. Its entry says whether what is there is whole; who relies on that requires the entry
-//! to be still the same when the version is agreed on, so nothing is removed that is needed.
+//! A place in the depot is used once. Its entry says whether what is there is whole. Who relies on that writes the entry
+//! anew when the version is agreed on, and who removes it requires it to be still the same: of the two the first one wins, so
+//! nothing is removed that is needed.
 
 use super::entry::{ARTIFACT, ArtifactEntry, PLUGIN, PluginEntry};
 use super::{Fleet, random_hex, unix_ms};
@@ -23,7 +24,12 @@ impl Fleet {
         let known = self.artifacts().into_iter();
         let known = known.filter(|(_, _, entry)| entry.whole && entry.digest == version);
         if let Some((place, revision, entry)) = known.max_by_key(|(_, revision, _)| *revision) {
-            return self.write(&place, &entry, Expect::At(revision));
+            // Another value, or it would keep its revision.
+            let relied_on = ArtifactEntry {
+                at_ms: unix_ms(SystemTime::now()).max(entry.at_ms.saturating_add(1)),
+                ..entry
+            };
+            return self.write(&place, &relied_on, Expect::At(revision));
         }
         let component = self.plugins.component(plugin, version).await?;
         let short = version.get(..16).unwrap_or(version);
@@ -119,7 +125,7 @@ impl Fleet {
         }
     }
 
-    async fn remove(
+    pub(super) async fn remove(
         &self,
         place: &str,
         revision: Revision,

@@ -159,6 +159,7 @@ pub(super) struct ArtifactEntry {
     pub(super) bytes: u64,
     /// Whether it is there; before, it is being put there, and after, removed.
     pub(super) whole: bool,
+    /// When it was relied on for the last time.
     pub(super) at_ms: u64,
 }
 

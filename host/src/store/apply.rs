@@ -1,7 +1,7 @@
 //! A batch against a snapshot: everything that can be wrong with it is found before anything changes.
 
 use std::cell::LazyCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -212,11 +212,14 @@ fn execute(
     snapshot.revision = revision;
     let many = planned.len() >= MANY;
     if many {
-        let ids: HashSet<BucketId> = planned.iter().map(|(id, ..)| *id).collect();
-        for id in ids {
-            let put = planned.iter().filter(|(of, ..)| *of == id);
-            let put = put.filter_map(|(.., after)| after.as_deref());
-            snapshot.buckets[id.0 as usize].insert_all(put);
+        let mut put: HashMap<BucketId, Vec<&Record>> = HashMap::new();
+        for (id, _, after) in &planned {
+            if let Some(record) = after {
+                put.entry(*id).or_default().push(record);
+            }
+        }
+        for (id, records) in put {
+            snapshot.buckets[id.0 as usize].insert_all(records.into_iter());
         }
     }
     // Made once, by the first change that needs it.

@@ -19,12 +19,14 @@ pub(super) struct Arrived {
     pub(super) now: u64,
     pub(super) changes: Vec<Change>,
     /// Buckets that were loaded anew and are not what they were: what came between is not known, or what was told of them is
-    /// not so any more, even if they are at the same revision.
-    pub(super) anew: Vec<BucketId>,
+    /// not so any more, even if they are at the same revision. With where among the changes their own begin.
+    pub(super) anew: Vec<(BucketId, usize)>,
     /// How long entries live.
     pub(super) left: Vec<(Ending, Left)>,
     /// The engine's newest revision.
     pub(super) revision: Option<Revision>,
+    /// What was loaded, to be freed by whoever has the time.
+    pub(super) used: Vec<BucketContent>,
 }
 
 /// Makes an arrival part of a state.
@@ -120,8 +122,9 @@ fn replace(
         }
     }
     bucket.insert_all(changes.iter().filter_map(|change| change.after.as_deref()));
+    arrived.used.push(loaded);
     if went_back || !changes.is_empty() {
-        arrived.anew.push(id);
+        arrived.anew.push((id, arrived.changes.len()));
     }
     arrived.changes.append(&mut changes);
 }

@@ -86,12 +86,12 @@ impl Log {
     }
 
     /// Adds changes, in the order in which they were made. Touches change nothing that is watched.
-    pub(super) fn add(&self, changes: &[Change]) {
+    pub(super) fn add<'c>(&self, changes: impl Iterator<Item = &'c Change>) {
         let mut buckets = self.lock();
         // A batch may have written to several buckets in turns.
         let mut open: Vec<Option<Group>> = Vec::new();
         open.resize_with(buckets.len(), || None);
-        for change in changes.iter().filter(|change| !change.is_touch()) {
+        for change in changes.filter(|change| !change.is_touch()) {
             let at = change.id.0 as usize;
             let (Some(record), Some(open)) = (
                 change.after.as_ref().or(change.before.as_ref()),

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::history::{Event, Histories, Past, Step};
 use super::writer::Command;
-use super::{Bucket, BucketConfig, BucketId, Expect, Revision, Snapshot, Store, Write, WriteBatch};
+use super::{BucketConfig, BucketId, Expect, Revision, Store, Write, WriteBatch};
 
 /// Why the past of a key cannot be told, or what was cannot be put back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,13 +113,19 @@ impl Store {
         key: &str,
         to: Option<Revision>,
     ) -> Result<WriteBatch, UndoError> {
-        // Taken first, so the rows have all that it has.
+        // Each has all that the one before it has: what is seen, the state, and the rows.
+        let config = self.keeping(bucket)?;
+        let seen = self.applied(&config);
         let snapshot = self.snapshot();
         let rows = self.history(bucket, key).await?;
         let found = snapshot.bucket(bucket).ok_or(UndoError::NoSuchBucket)?;
         let entry = found.get(key).map(|entry| entry.revision);
         let last = rows.first();
-        let seen = self.newest_of(&snapshot, found);
+        // The newest revision that the state may have: of what proxies share, its engine's.
+        let seen = match found.config.backend.is_shared() {
+            true => found.revision.max(seen),
+            false => snapshot.revision(),
+        };
         let newest = last.map_or(seen, |row| row.revision.max(seen));
         if let Some(revision) = to.filter(|revision| *revision > newest) {
             let bucket = found.config().name.clone();
@@ -228,15 +234,12 @@ impl Store {
         Ok((batch, left_out))
     }
 
-    /// The newest revision that a state may have of a bucket: if proxies share that, its engine's, which the store's own has
-    /// nothing to do with.
-    fn newest_of(&self, snapshot: &Snapshot, bucket: &Bucket) -> Revision {
-        let backend = bucket.config.backend;
-        if !backend.is_shared() {
-            return snapshot.revision();
+    /// How far readers see what an engine has that processes share; nothing of any other, whose revisions are the store's.
+    fn applied(&self, config: &BucketConfig) -> Revision {
+        match config.backend.is_shared() {
+            true => self.inner.committer.applied(config.backend),
+            false => Revision::default(),
         }
-        let applied = self.inner.committer.applied(backend);
-        bucket.revision.max(applied)
     }
 
     /// The config of a bucket that keeps a history.

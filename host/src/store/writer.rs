@@ -209,6 +209,9 @@ impl Writer {
         for incoming in passed.open {
             arrive(&mut next, backend, incoming, &mut arrived);
         }
+        if !arrived.used.is_empty() {
+            link.free(std::mem::take(&mut arrived.used));
+        }
         let left = std::mem::take(&mut arrived.left);
         if !left.is_empty() {
             link.has_left();
@@ -238,10 +241,18 @@ impl Writer {
         link.note(revision, seen);
         gate::tell(notes, seen);
         if is_another {
-            self.publish_after(next, &arrived.changes, |log| {
-                for bucket in arrived.anew {
-                    log.restart(bucket, revision);
+            self.publish_logged(next, &arrived.changes, |log| {
+                for (bucket, _) in &arrived.anew {
+                    log.restart(*bucket, revision);
                 }
+                // What was told of a bucket before it was loaded anew is of before that.
+                let is_of_before = |at: usize, change: &Change| {
+                    let mut anew = arrived.anew.iter();
+                    anew.any(|(bucket, from)| *bucket == change.id && at < *from)
+                };
+                let changes = arrived.changes.iter().enumerate();
+                let changes = changes.filter(|(at, change)| !is_of_before(*at, change));
+                log.add(changes.map(|(_, change)| change));
             });
         }
         link.applied(Applied { revision, seen }, current_at);
@@ -325,11 +336,11 @@ impl Writer {
 
     /// Makes a state the newest one, and tells of what it changed.
     fn publish(&mut self, next: Snapshot, changes: &[Change]) {
-        self.publish_after(next, changes, |_| ());
+        self.publish_logged(next, changes, |log| log.add(changes.iter()));
     }
 
-    /// The same; the log is made ready for the changes by `prepare`.
-    fn publish_after(&mut self, next: Snapshot, changes: &[Change], prepare: impl FnOnce(&Log)) {
+    /// The same; what the log tells of them is said by `tell`.
+    fn publish_logged(&mut self, next: Snapshot, changes: &[Change], tell: impl FnOnce(&Log)) {
         let revision = next.revision;
         // Whoever sees a change finds it in the past of its key.
         self.past.add(changes, self.clock.now());
@@ -338,9 +349,8 @@ impl Writer {
         for change in changes {
             self.deadlines.change(change);
         }
-        prepare(&self.log);
         // Whoever is told of a change can read it.
-        self.log.add(changes);
+        tell(&self.log);
         self.published.send_replace(revision);
     }
 

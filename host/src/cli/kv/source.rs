@@ -119,6 +119,10 @@ impl Source {
     pub(super) fn sent(self) -> (Upload, Arc<Sent>) {
         let (chunks, body) = mpsc::channel(CHUNKS_AHEAD);
         let sent = Arc::new(Sent::of(self.length));
+        // Nobody asks for what has nothing.
+        if self.length == Some(0) {
+            sent.end();
+        }
         let failed = Failed::default();
         // A thread, not a task: it may wait for standard input when the process ends.
         std::thread::spawn(move || {

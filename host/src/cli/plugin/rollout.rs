@@ -137,7 +137,6 @@ fn none_is_on(error: ClientError) -> ClientError {
     }
 }
 
-/// Reads a number in bounds.
 fn share_of(name: &str, canary: &Value) -> String {
     format!(
         "{name}@{}   canary for {} % by {}",

@@ -86,8 +86,14 @@ async fn a_component_that_is_removed_meanwhile_is_not_agreed_on() {
     };
     let batch = one.fleet.prepare("p", &base, wanted, "ada").await;
     let batch = batch.expect("it is there");
+    // Who relies on it is in time, and then somebody removes it all the same.
     one.fleet.prune().await;
-    assert_eq!(backend.artifacts(), 2);
+    let mut left = one.fleet.artifacts().into_iter();
+    let relied_on = left.find(|(_, _, entry)| entry.digest == version(201));
+    let (place, revision, entry) = relied_on.expect("it is among the newest again");
+    let removed = one.fleet.remove(&place, revision, &entry).await;
+    removed.expect("removed");
+    assert_eq!(backend.artifacts(), 1);
     let agreed = one.fleet.store.commit(batch).await;
     assert!(
         matches!(&agreed, Err(CommitError::Conflict { .. })),
@@ -346,4 +352,27 @@ fn agreement(active: String) -> Agreement {
         force: false,
         back: false,
     }
+}
+
+#[tokio::test]
+async fn what_is_relied_on_again_is_not_removed_by_who_looked_before() {
+    let backend = Backend::new();
+    let (one, two) = (backend.node("one").await, backend.node("two").await);
+    for status in [201, 202] {
+        one.push(status).await.expect("pushed");
+        two.has(status).await;
+    }
+    let of = |digest: &str| {
+        let mut all = one.fleet.artifacts().into_iter();
+        all.find(|(_, _, entry)| entry.digest == digest)
+    };
+    let looked = of(&version(201)).expect("it is there");
+    two.push(201).await.expect("pushed");
+    one.has(201).await;
+    let (place, revision, entry) = looked;
+    let removed = one.fleet.remove(&place, revision, &entry).await;
+    removed.expect("it is left alone");
+    let (.., entry) = of(&version(201)).expect("it is still there");
+    assert!(entry.whole);
+    assert_eq!(backend.artifacts(), 2);
 }

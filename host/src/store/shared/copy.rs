@@ -69,6 +69,11 @@ pub(in crate::store) fn keep(newest: &ArcSwap<Snapshot>, links: &Arc<Links>, sto
             if progress.applied.revision == Revision::default() {
                 continue;
             }
+            // Of when it is, however long it takes to be written.
+            let health = link.health();
+            let now = SystemTime::now();
+            let dated = now.checked_sub(health.staleness().unwrap_or_default());
+            let dated = dated.unwrap_or(now);
             // What is written later has at least that.
             let snapshot = newest.load_full();
             let of = Of {
@@ -77,15 +82,13 @@ pub(in crate::store) fn keep(newest: &ArcSwap<Snapshot>, links: &Arc<Links>, sto
                 buckets: buckets_on(&snapshot, kind).count(),
             };
             let path = links.copy_path(kind);
-            let health = link.health();
-            let age = health.staleness().unwrap_or_default();
             let done = match known {
                 // It still is what the engine holds.
                 Some(at) if written[at].1 == of => match health.lost {
-                    None => set_age(&path, age),
+                    None => date(&path, dated),
                     Some(_) => Ok(()),
                 },
-                _ => write(&path, kind, &snapshot).and_then(|()| set_age(&path, age)),
+                _ => write(&path, kind, &snapshot).and_then(|()| date(&path, dated)),
             };
             match (done, known) {
                 (Ok(()), Some(at)) => written[at].1 = of,
@@ -104,12 +107,8 @@ pub(in crate::store) fn keep(newest: &ArcSwap<Snapshot>, links: &Arc<Links>, sto
 }
 
 /// Dates a copy by when it was known that there is nothing newer, which may be long before it is written.
-fn set_age(path: &Path, age: Duration) -> io::Result<()> {
-    let now = SystemTime::now();
-    File::options()
-        .append(true)
-        .open(path)?
-        .set_modified(now.checked_sub(age).unwrap_or(now))
+fn date(path: &Path, at: SystemTime) -> io::Result<()> {
+    File::options().append(true).open(path)?.set_modified(at)
 }
 
 /// Passes on what is written, and sums it.

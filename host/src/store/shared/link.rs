@@ -118,6 +118,8 @@ enum Ask {
         OwnedSemaphorePermit,
     ),
     Left(Vec<Ending>),
+    /// Frees what is large.
+    Free(Box<dyn std::any::Any + Send>),
     /// After what was given before it in this way.
     InOrder(Pin<Box<dyn Future<Output = ()> + Send>>),
     Close,
@@ -273,6 +275,12 @@ impl Link {
     pub(in crate::store) fn ask_left(&self, entries: Vec<Ending>) {
         self.shared.asks_left.store(true, Ordering::Release);
         let _ = self.asks.send(Ask::Left(entries));
+    }
+
+    /// Frees what is too large for whoever has it.
+    pub(in crate::store) fn free(&self, large: impl Send + 'static) {
+        // If the thread is gone, it is freed here.
+        let _ = self.asks.send(Ask::Free(Box::new(large)));
     }
 
     /// Has something done after what was given before it in this way. What is not done when the link is closed is dropped.

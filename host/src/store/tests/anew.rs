@@ -57,6 +57,39 @@ fn what_came_between_the_load_and_its_turn_is_overtaken_by_it() {
 }
 
 #[test]
+fn of_what_an_engine_that_went_back_no_longer_has_nobody_is_told() {
+    let (shelf, stores, _dir) = fleet(1, &Hand::new());
+    let [store] = &stores[..] else {
+        panic!("one was asked for")
+    };
+    let e = id(store, "e");
+    elsewhere(&shelf, "e", "stays", Some("1"));
+    converge(&shelf, &stores);
+    let backup = shelf.backup();
+    let hold = wait(store.hold(Duration::from_secs(60))).unwrap();
+    for value in ["1", "2", "3"] {
+        elsewhere(&shelf, "e", "undone", Some(value));
+    }
+    until_so("it has come", || {
+        store.health()[0].1.revision == shelf.revision()
+    });
+    let loads = shelf.loads().len();
+    shelf.restore(backup);
+    until_so("it is loaded anew", || shelf.loads().len() > loads);
+    until_so("it has arrived", || {
+        store.health()[0].1.revision == shelf.revision()
+    });
+    drop(hold);
+    // Both have their turn together, and the state is as it was: a write of its own comes after them.
+    wait(store.commit(put(id(store, "own"), "k", "1"))).unwrap();
+    assert_eq!(contents(store, e), shelf.contents("e"));
+    let mut watch = store.watch(e, None).unwrap();
+    elsewhere(&shelf, "e", "new", Some("1"));
+    let told = wait(within(watch.next())).unwrap();
+    assert_eq!(told.changes().next().unwrap().0, "new");
+}
+
+#[test]
 fn what_is_hidden_and_gone_when_all_is_loaded_anew_is_gone() {
     let hand = Hand::new();
     let (shelf, stores, _dir) = fleet(1, &hand);

@@ -110,20 +110,31 @@ impl Connector {
     pub(super) async fn connect(&self) -> Result<Connection, EngineError> {
         let endpoints = &self.settings.endpoints;
         let first = self.member.load(Relaxed);
-        let mut failed = None;
+        let (mut failed, mut unclear) = (None, None);
         for member in first..first + endpoints.len() {
             let endpoint = &endpoints[member % endpoints.len()];
-            match self.connect_to(endpoint).await {
+            let failure = match self.open(endpoint).await {
                 Ok(connection) => {
                     self.member.store(member % endpoints.len(), Relaxed);
                     return Ok(connection);
                 }
-                // What a member refuses says more than that another is away.
-                Err(error) => match failed {
-                    Some(EngineError::Refused(_)) => {}
-                    _ => failed = Some(error),
-                },
+                Err(failure) => failure,
+            };
+            if failure.is_unclear {
+                unclear = Some((endpoint, failure));
+                continue;
             }
+            // What a member refuses says more than that another is away.
+            if !matches!(failed, Some(EngineError::Refused(_))) {
+                failed = Some(failure.unsent());
+            }
+        }
+        // It takes a while, in which another member would have answered.
+        if let Some((endpoint, failure)) = unclear
+            && !matches!(failed, Some(EngineError::Refused(_)))
+        {
+            // Boxed: it is rare, and would make every request's future larger.
+            return Err(Box::pin(self.explained(endpoint, failure)).await);
         }
         Err(failed.unwrap_or_else(|| EngineError::Refused("`endpoints` is empty".into())))
     }
@@ -137,17 +148,6 @@ impl Connector {
             .is_some_and(|endpoint| **endpoint == *connection.endpoint)
         {
             self.member.store((member + 1) % endpoints.len(), Relaxed);
-        }
-    }
-
-    async fn connect_to(&self, endpoint: &str) -> Result<Connection, EngineError> {
-        match self.open(endpoint).await {
-            Ok(connection) => Ok(connection),
-            // Boxed: it is rare, and would make every request's future larger.
-            Err(failure) if failure.is_unclear => {
-                Err(Box::pin(self.explained(endpoint, failure)).await)
-            }
-            Err(failure) => Err(failure.unsent()),
         }
     }
 

@@ -99,6 +99,13 @@ impl Known {
         due
     }
 
+    /// A lease has ended.
+    fn ended(&mut self, key: &[u8], number: i64) {
+        if self.lease(key) == Some(number) {
+            self.learn(key, None);
+        }
+    }
+
     /// A lease ends then.
     fn ends(&mut self, key: &[u8], number: i64, at: Instant) {
         // It may have another by now.
@@ -125,26 +132,39 @@ pub(super) async fn run(inner: &Inner, connection: &Connection) -> Infallible {
             }
             match asked.join_next().await {
                 None => break,
-                Some(Ok((key, number, Ok(Some(left))))) => {
+                Some(Ok((key, number, Ok(Some(Asked::Left(left)))))) => {
                     known().ends(&key, number, Instant::now() + left);
                 }
-                // It has ended, or is asked for again.
+                // The log tells so, if it is followed; nobody else would.
+                Some(Ok((key, number, Ok(Some(Asked::Gone))))) => known().ended(&key, number),
+                // It is asked for again.
                 Some(_) => {}
             }
         }
     }
 }
 
+/// What is known of a lease by now.
+enum Asked {
+    /// It lives for so long.
+    Left(Duration),
+    /// There is none, nor an entry of it.
+    Gone,
+}
+
 /// What is left of a lease. One of which nothing is left is revoked, which deletes its entry.
-async fn end(connection: &Connection, number: i64) -> Option<Duration> {
+async fn end(connection: &Connection, number: i64) -> Option<Asked> {
     let mut client = connection.leases();
-    let left = client.time_to_live(number, None).await.ok()?.ttl();
-    // Whole seconds, rounded towards none; what is over is below, and so is a lease that is gone.
-    if let Ok(left) = u64::try_from(left) {
-        return Some(Duration::from_secs(left + 1));
+    let answer = client.time_to_live(number, None).await.ok()?;
+    if answer.granted_ttl() == 0 {
+        return Some(Asked::Gone);
     }
-    drop(client.revoke(number).await);
-    None
+    let left = answer.ttl();
+    // Whole seconds, rounded towards none; what is over is below.
+    if let Ok(left) = u64::try_from(left) {
+        return Some(Asked::Left(Duration::from_secs(left + 1)));
+    }
+    client.revoke(number).await.is_ok().then_some(Asked::Gone)
 }
 
 #[cfg(test)]

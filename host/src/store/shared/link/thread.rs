@@ -57,6 +57,7 @@ pub(super) async fn answer<E: Engine>(
                     shared.left(entries, left);
                 }));
             }
+            Ask::Free(large) => drop(tokio::task::spawn_blocking(move || drop(large))),
             Ask::InOrder(work) => drop(in_order.send(work)),
             Ask::Close => return,
         }
