@@ -1,8 +1,10 @@
-//! What plugins do with keys: times to live, counting, swapping, pages.
+//! What plugins do with keys: times to live, counting, swapping, pages, and reads of one revision beside writers.
 
 use crate::harness::proxy::PATIENT;
-use crate::harness::{Request, TestProxy, eventually, fixture_path};
+use crate::harness::{Admin, Request, TestProxy, eventually, fixture_path, soon};
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 async fn proxy(guest: &str) -> TestProxy {
     TestProxy::start(&format!(
@@ -194,4 +196,49 @@ async fn either_draft_of_wasi_keyvalue_lists_each_key_once_over_pages() {
             .collect();
         assert!(is_all, "{draft}: pages of {lengths:?}: {listed:.200}");
     }
+}
+
+/// Sets `a` and `b` to the same number, in one batch.
+async fn set_both(admin: &Admin, number: u64) {
+    let set = json!({ "a": number.to_string(), "b": number.to_string() });
+    let body = json!({ "writes": { "notes": { "set": set } } }).to_string();
+    let done = admin.post("/v1/batch", body).await;
+    assert!(matches!(done.status, 200 | 201), "{}", done.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_decision_reads_is_of_one_revision_beside_writers() {
+    const REQUESTS: usize = 300;
+    const CHANGES: usize = 100;
+    let proxy = proxy("writer").await;
+    let admin = proxy.admin();
+    set_both(&admin, 0).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn({
+        let (admin, over) = (admin.clone(), Arc::clone(&over));
+        async move {
+            let mut number = 0;
+            while !over.load(Ordering::Relaxed) {
+                number += 1;
+                set_both(&admin, number).await;
+            }
+        }
+    });
+    let asked = format!("bucket notes; {}get a", "get a; get b; ".repeat(200));
+    let (mut requests, mut changes, mut last) = (0, 0, String::new());
+    let reading = async {
+        while requests < REQUESTS || changes < CHANGES {
+            let said = steps(&proxy, &asked).await;
+            assert_eq!(said.len(), 401);
+            // Each line is a value and its revision.
+            let other = said.iter().find(|line| **line != said[0]);
+            assert_eq!(other, None, "beside {}", said[0]);
+            changes += usize::from(said[0] != last);
+            last.clone_from(&said[0]);
+            requests += 1;
+        }
+    };
+    soon("requests beside writes", reading).await;
+    over.store(true, Ordering::Relaxed);
+    writer.await.expect("every write is taken");
 }
