@@ -407,35 +407,6 @@ async fn a_plugin_that_writes_too_much_is_told_and_nothing_is_kept_in_part() {
 }
 
 #[tokio::test]
-async fn both_drafts_of_wasi_keyvalue_work() {
-    let (proxy, _upstream) = proxy("portable-kv", "", "write").await;
-    let set = proxy
-        .get(
-            "/",
-            &[
-                ("x-bucket", "upstreams"),
-                ("x-key", "k"),
-                ("x-value", "127.0.0.7"),
-            ],
-        )
-        .await;
-    assert_eq!(set.status, 200, "{}", set.text());
-    assert_eq!(
-        set.text()
-            .lines()
-            .filter(|line| line.contains("127.0.0.7"))
-            .count(),
-        2,
-        "{}",
-        set.text()
-    );
-    assert_eq!(
-        proxy.admin().get("/v1/kv/upstreams/k").await.text(),
-        "127.0.0.7"
-    );
-}
-
-#[tokio::test]
 async fn a_flood_of_log_lines_is_limited_and_counted() {
     let (proxy, _upstream) = proxy("log-flood", "", "read").await;
     let response = proxy

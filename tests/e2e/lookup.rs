@@ -85,6 +85,24 @@ async fn each_kind_of_key_routes_what_the_kinds_before_it_leave() {
 }
 
 #[tokio::test]
+async fn a_pattern_that_would_backtrack_for_ages_answers_like_any_other() {
+    /// The longest key there may be.
+    const KEY_BYTES_MAX: usize = 1024;
+    let proxy = proxy().await;
+    let upstream = TestUpstream::saying("found").await;
+    for pattern in ["re:^(a+)+$", "re:^(b|bb)+$"] {
+        set(&proxy, pattern, &upstream).await;
+    }
+    for letter in ["a", "b"] {
+        let mut key = letter.repeat(KEY_BYTES_MAX);
+        assert_eq!(answer(&proxy, &key).await, (200, "found".to_owned()));
+        key.replace_range(KEY_BYTES_MAX - 1.., "!");
+        let (status, _) = answer(&proxy, &key).await;
+        assert_eq!(status, 404, "{letter}");
+    }
+}
+
+#[tokio::test]
 async fn keys_are_checked_when_they_are_written_and_kinds_are_declared() {
     let proxy = proxy().await;
     for (key, said) in [
