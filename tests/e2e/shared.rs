@@ -10,6 +10,7 @@ use std::time::Instant;
 mod crowd;
 mod ends;
 mod fleet;
+mod gaps;
 mod streams;
 
 use fleet::{Fleet, config, has, shared, until_lost};

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod events;
 pub mod proxy;
 pub mod raw;
+pub mod relay;
 pub mod servers;
 pub mod upstream;
 pub mod websocket;

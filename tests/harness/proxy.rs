@@ -180,11 +180,17 @@ impl TestProxy {
         Self::start_under(dir, &[], arguments).await
     }
 
-    /// The same, started by another command.
+    /// The same; its directory and its last words if it ends instead of serving.
+    pub async fn try_start_in(dir: TempDir, arguments: &[&str]) -> Result<Self, (TempDir, String)> {
+        let arguments = arguments.iter().map(|&word| word.to_owned()).collect();
+        Self::spawned(dir, Vec::new(), arguments, None).await
+    }
+
+    /// The same as [`TestProxy::start_in`], started by another command.
     pub async fn start_under(dir: TempDir, under: &[&str], arguments: &[&str]) -> Self {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         let (under, arguments): (Vec<String>, Vec<String>) = (owned(under), owned(arguments));
-        Self::spawned(dir, under, arguments, None).await
+        served(Self::spawned(dir, under, arguments, None).await)
     }
 
     /// Starts one with a whole config, and a clock so many seconds ahead; see [`Clock`].
@@ -192,7 +198,7 @@ impl TestProxy {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("throwbar.toml"), text).expect("written");
         let arguments = ["serve", "throwbar.toml"].map(str::to_owned).into();
-        Self::spawned(dir, Vec::new(), arguments, Some(seconds)).await
+        served(Self::spawned(dir, Vec::new(), arguments, Some(seconds)).await)
     }
 
     async fn spawned(
@@ -200,10 +206,13 @@ impl TestProxy {
         under: Vec<String>,
         arguments: Vec<String>,
         seconds: Option<i64>,
-    ) -> Self {
-        let (child, clock, output, [address, admin_address]) =
-            spawn(dir.path(), &under, &arguments, seconds).await;
-        Self {
+    ) -> Result<Self, (TempDir, String)> {
+        let started = spawn(dir.path(), &under, &arguments, seconds).await;
+        let (child, clock, output, [address, admin_address]) = match started {
+            Ok(started) => started,
+            Err(said) => return Err((dir, said)),
+        };
+        Ok(Self {
             address,
             admin_address,
             dir,
@@ -212,7 +221,7 @@ impl TestProxy {
             child,
             output,
             clock: clock.zip(seconds),
-        }
+        })
     }
 
     /// Makes its clock jump: it is so many seconds ahead of the machine's, now and after a restart.
@@ -313,8 +322,9 @@ impl TestProxy {
     /// Starts it again in the same directory, on other ports.
     pub async fn start_again(&mut self) {
         let seconds = self.clock.as_ref().map(|(_, seconds)| *seconds);
+        let started = spawn(self.dir.path(), &self.under, &self.arguments, seconds).await;
         let (child, clock, output, [address, admin]) =
-            spawn(self.dir.path(), &self.under, &self.arguments, seconds).await;
+            started.unwrap_or_else(|said| panic!("{said}"));
         self.child = child;
         self.clock = clock.zip(seconds);
         self.output = output;
@@ -359,12 +369,17 @@ impl TestProxy {
     }
 }
 
+fn served(started: Result<TestProxy, (TempDir, String)>) -> TestProxy {
+    started.unwrap_or_else(|(_, said)| panic!("{said}"))
+}
+
+/// A process that serves; how it ended and what it said if it does not.
 async fn spawn(
     directory: &Path,
     under: &[String],
     arguments: &[String],
     seconds: Option<i64>,
-) -> (Child, Option<Clock>, Output, [SocketAddr; 2]) {
+) -> Result<(Child, Option<Clock>, Output, [SocketAddr; 2]), String> {
     let mut command = command_under(under);
     command
         .current_dir(directory)
@@ -380,13 +395,13 @@ async fn spawn(
     loop {
         let said = output.stderr.lock().expect("not poisoned").clone();
         if let Some((address, admin)) = addresses(&said) {
-            return (child, clock, output, [address, admin]);
+            return Ok((child, clock, output, [address, admin]));
         }
         if let Some(status) = child.try_wait().expect("it can be waited for") {
             // Its last words may still be on their way.
             tokio::time::sleep(Duration::from_millis(50)).await;
             let said = output.stderr.lock().expect("not poisoned").clone();
-            panic!("the proxy ended with {status}\n{said}");
+            return Err(format!("the proxy ended with {status}\n{said}"));
         }
         assert!(Instant::now() < deadline, "the proxy is not ready\n{said}");
         tokio::time::sleep(Duration::from_millis(5)).await;

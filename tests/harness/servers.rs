@@ -2,6 +2,7 @@
 
 use super::clock::{self, Clock};
 use super::eventually;
+use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -211,6 +212,31 @@ impl Server {
             .any(|line| line == "etcd_server_is_leader 1")
     }
 
+    /// Makes it forget what led to what it has: etcd all revisions but the newest, Redis all of the log but its last entry.
+    pub async fn forget_log(&self) {
+        let port = self.place.ports[0];
+        match self.place.engine {
+            Engine::Etcd => {
+                // Any key: the newest revision is told beside it.
+                let found = etcd(port, "range", json!({ "key": "AA==" })).await;
+                let newest = found["header"]["revision"].clone();
+                assert!(newest.is_string(), "{found}");
+                let compacted = etcd(port, "compaction", json!({ "revision": newest })).await;
+                assert!(compacted["header"].is_object(), "{compacted}");
+            }
+            Engine::Redis => {
+                let trim = b"XTRIM {throwbar}:log MAXLEN 1\r\nQUIT\r\n";
+                let answer = asked(port, trim).await;
+                let answer = String::from_utf8_lossy(&answer);
+                let removed = answer
+                    .strip_prefix(':')
+                    .and_then(|rest| rest.lines().next());
+                let removed: Option<u64> = removed.and_then(|count| count.parse().ok());
+                assert!(removed.is_some_and(|count| count > 0), "{answer}");
+            }
+        }
+    }
+
     /// Waits until it answers; false if it ended instead.
     async fn answers(&mut self) -> bool {
         let (engine, port) = (self.place.engine, self.place.ports[0]);
@@ -271,6 +297,20 @@ async fn is_well(engine: Engine, port: u16) -> bool {
     };
     let answer = asked(port, question).await;
     answer.windows(expected.len()).any(|part| part == expected)
+}
+
+/// What etcd answers to a call of its keys, as JSON.
+async fn etcd(port: u16, call: &str, body: Value) -> Value {
+    let body = body.to_string();
+    let question = format!(
+        "POST /v3/kv/{call} HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = asked(port, question.as_bytes()).await;
+    let answer = String::from_utf8_lossy(&answer);
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+    let body = body.and_then(|body| serde_json::from_str(body).ok());
+    body.unwrap_or_else(|| panic!("{call}: {answer}"))
 }
 
 /// What is answered to a question before the connection is closed; nothing if there is none.

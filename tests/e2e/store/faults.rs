@@ -1,9 +1,11 @@
 //! Disks that are full or refuse to be written, and syncing later: with a real process on a real file.
 
-use crate::harness::proxy::{command_under, run_with};
-use crate::harness::{Request, Setup, TestProxy, TestUpstream, eventually};
+use crate::harness::proxy::{Ended, command_under, run_with};
+use crate::harness::{Admin, Request, Setup, TestProxy, TestUpstream, eventually};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use std::collections::BTreeMap;
+use std::path::Path;
+use tempfile::TempDir;
 
 /// A bucket of bytes on disk, and nothing that takes long to start.
 pub(super) const NOTES: &str = "
@@ -25,30 +27,47 @@ pub(super) async fn export(proxy: &TestProxy) -> BTreeMap<String, String> {
     lines.lines().map(entry).collect()
 }
 
-#[tokio::test]
-async fn a_full_disk_refuses_writes_keeps_what_was_acknowledged_and_takes_writes_again() {
-    let upstream = TestUpstream::saying("hello").await;
-    let routed = format!(
-        "[buckets.notes]\nvalues = \"bytes\"\n[[route]]\nname = \"all\"\nto = \"{}\"\n",
-        upstream.address
-    );
-    let dir = tempfile::tempdir().expect("a directory");
-    let text = Setup::new(routed).text();
-    std::fs::write(dir.path().join("throwbar.toml"), text).expect("written");
-    // A write beyond the limit is an error then, and does not end the process.
-    let under = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
-    let mut proxy = TestProxy::start_under(dir, &under, &["serve", "throwbar.toml"]).await;
-    let pid = Pid::from_raw(proxy.pid() as i32).expect("a process id");
-    let size = std::fs::metadata(proxy.file("data/store.redb"))
-        .expect("a file")
-        .len();
-    let limit = |current| Rlimit {
-        current,
-        maximum: None,
-    };
-    prlimit(Some(pid), Resource::Fsize, limit(Some(size + (256 << 10)))).expect("it is ours");
-    let (admin, value) = (proxy.admin(), "x".repeat(50_000));
-    let mut acknowledged = BTreeMap::new();
+/// What another proxy finds in this one's data file, as it is at one moment: what a kill -9 then would leave.
+async fn export_of_a_copy(proxy: &TestProxy, file: &Path) -> BTreeMap<String, String> {
+    let copy = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(copy.path().join("data")).expect("made");
+    // It may write by itself at any time.
+    proxy.signal(Signal::STOP);
+    eventually("all its threads are stopped", async || {
+        are_stopped(proxy.pid()).then_some(())
+    })
+    .await;
+    let from = std::fs::read(file).expect("the data file");
+    proxy.signal(Signal::CONT);
+    std::fs::write(copy.path().join("data/store.redb"), from).expect("written");
+    let text = Setup::new(NOTES).text();
+    std::fs::write(copy.path().join("throwbar.toml"), text).expect("written");
+    let other = TestProxy::start_in(copy, &["serve", "throwbar.toml"]).await;
+    export(&other).await
+}
+
+/// Whether no thread of a process runs.
+fn are_stopped(pid: u32) -> bool {
+    let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it is there");
+    threads.all(|thread| {
+        let stat = thread.and_then(|thread| std::fs::read_to_string(thread.path().join("stat")));
+        // The state is the first word behind the name.
+        stat.is_ok_and(|stat| {
+            stat.rsplit(") ")
+                .next()
+                .is_some_and(|rest| rest.starts_with('T'))
+        })
+    })
+}
+
+/// Writes values of `size` bytes to new keys until one is refused because the data file cannot grow: that says `reason`.
+async fn until_refused(
+    admin: &Admin,
+    size: usize,
+    reason: &str,
+    acknowledged: &mut BTreeMap<String, String>,
+) {
+    let value = "x".repeat(size);
     let refused = loop {
         let key = format!("key-{}", acknowledged.len());
         let answer = admin
@@ -61,15 +80,45 @@ async fn a_full_disk_refuses_writes_keeps_what_was_acknowledged_and_takes_writes
         assert!(acknowledged.len() < 1_000, "the limit is no limit");
     };
     assert_eq!(refused.status, 503, "{}", refused.text());
-    let detail = refused.json()["detail"]
-        .as_str()
-        .expect("a reason")
-        .to_owned();
+    let refused = refused.json();
+    let detail = refused["detail"].as_str().expect("a reason");
     assert!(
-        detail.contains("store.redb") && detail.contains("File too large"),
+        detail.contains("store.redb") && detail.contains(reason),
         "{detail}"
     );
     assert!(!acknowledged.is_empty());
+}
+
+/// A directory with a config of that bucket and a route to an upstream.
+fn routed(upstream: &TestUpstream) -> TempDir {
+    let tables = format!(
+        "[buckets.notes]\nvalues = \"bytes\"\n[[route]]\nname = \"all\"\nto = \"{}\"\n",
+        upstream.address
+    );
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("throwbar.toml"), Setup::new(tables).text()).expect("written");
+    dir
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_keeps_what_was_acknowledged_and_takes_writes_again() {
+    let upstream = TestUpstream::saying("hello").await;
+    let dir = routed(&upstream);
+    // A write beyond the limit is an error then, and does not end the process.
+    let under = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
+    let mut proxy = TestProxy::start_under(dir, &under, &["serve", "throwbar.toml"]).await;
+    let pid = Pid::from_raw(proxy.pid() as i32).expect("a process id");
+    let size = std::fs::metadata(proxy.file("data/store.redb"))
+        .expect("a file")
+        .len();
+    let limit = |current| Rlimit {
+        current,
+        maximum: None,
+    };
+    prlimit(Some(pid), Resource::Fsize, limit(Some(size + (256 << 10)))).expect("it is ours");
+    let admin = proxy.admin();
+    let mut acknowledged = BTreeMap::new();
+    until_refused(&admin, 50_000, "File too large", &mut acknowledged).await;
     // Reads and routing go on.
     assert_eq!(export(&proxy).await, acknowledged);
     assert_eq!(proxy.get("/", &[]).await.status, 200);
@@ -80,6 +129,64 @@ async fn a_full_disk_refuses_writes_keeps_what_was_acknowledged_and_takes_writes
     proxy.kill().await;
     proxy.start_again().await;
     assert_eq!(export(&proxy).await, acknowledged);
+}
+
+#[tokio::test]
+async fn a_disk_without_room_refuses_writes_keeps_what_was_acknowledged_and_takes_writes_again() {
+    let upstream = TestUpstream::saying("hello").await;
+    let dir = routed(&upstream);
+    std::fs::create_dir(dir.path().join("data")).expect("made");
+    // A disk of its own, two thirds of it taken by something else.
+    let script = "mount -t tmpfs -o size=6m tmpfs data && head -c 4m /dev/zero >data/ballast || exit 77; exec \"$@\"";
+    let under = ["unshare", "-rm", "sh", "-c", script, "sh"];
+    let tried = command_under(&under.map(str::to_owned));
+    if !may_mount(&run_with(tried, dir.path(), &["--version"]).await) {
+        return;
+    }
+    let proxy = TestProxy::start_under(dir, &under, &["serve", "throwbar.toml"]).await;
+    // As the process sees it: the mount is its own.
+    let seen = |name: &str| {
+        let root = format!("/proc/{}/root{}", proxy.pid(), proxy.dir().display());
+        Path::new(&root).join("data").join(name)
+    };
+    std::fs::copy(seen("admin.token"), proxy.file("data/admin.token")).expect("copied");
+    assert!(
+        !proxy.file("data/store.redb").exists(),
+        "it is on its own disk"
+    );
+    let admin = proxy.admin();
+    let mut acknowledged = BTreeMap::new();
+    // A large write that does not fit, and then one that is small.
+    for size in [50_000, 10] {
+        until_refused(&admin, size, "No space left on device", &mut acknowledged).await;
+        // Reads and routing go on, and a crash now loses nothing either.
+        assert_eq!(export(&proxy).await, acknowledged);
+        assert_eq!(proxy.get("/", &[]).await.status, 200);
+        assert_eq!(
+            export_of_a_copy(&proxy, &seen("store.redb")).await,
+            acknowledged
+        );
+    }
+    std::fs::remove_file(seen("ballast")).expect("removed");
+    for key in ["after", "after-that"] {
+        admin.set("notes", key, "1").await;
+        acknowledged.insert(key.to_owned(), "1".to_owned());
+    }
+    assert_eq!(export(&proxy).await, acknowledged);
+    assert_eq!(
+        export_of_a_copy(&proxy, &seen("store.redb")).await,
+        acknowledged
+    );
+}
+
+/// Whether a command under `unshare` that ends with 77 if it cannot mount could do so; says aloud if not.
+fn may_mount(ended: &Ended) -> bool {
+    let may = ended.code != 77 && !ended.stderr.contains("unshare");
+    if !may {
+        let why = format!("this user may not mount ({})", ended.stderr.trim());
+        crate::harness::not_tested(&why);
+    }
+    may
 }
 
 #[tokio::test]
@@ -98,9 +205,7 @@ async fn a_disk_that_may_only_be_read_is_told_at_the_start_and_left_as_it_is() {
         &["serve", "throwbar.toml"],
     )
     .await;
-    if ended.code == 77 || ended.stderr.contains("unshare") {
-        let why = format!("this user may not mount ({})", ended.stderr.trim());
-        crate::harness::not_tested(&why);
+    if !may_mount(&ended) {
         return;
     }
     assert_eq!(ended.code, 1, "{}", ended.stderr);
@@ -142,14 +247,8 @@ async fn a_store_that_syncs_later_loses_the_newest_by_a_kill_and_nothing_by_a_re
     put(&proxy, 30, 40).await;
     // Some time after the last one it is on disk: the file says so.
     eventually("everything is synced", async || {
-        let copy = tempfile::tempdir().expect("a directory");
-        std::fs::create_dir(copy.path().join("data")).expect("made");
-        let from = std::fs::read(proxy.file("data/store.redb")).expect("the data file");
-        std::fs::write(copy.path().join("data/store.redb"), from).expect("written");
-        let text = Setup::new(NOTES).text();
-        std::fs::write(copy.path().join("throwbar.toml"), text).expect("written");
-        let other = TestProxy::start_in(copy, &["serve", "throwbar.toml"]).await;
-        (export(&other).await.len() == 40).then_some(())
+        let kept = export_of_a_copy(&proxy, &proxy.file("data/store.redb")).await;
+        (kept.len() == 40).then_some(())
     })
     .await;
 }

@@ -1,0 +1,90 @@
+//! A proxy whose engine was away while its log was forgotten: it begins anew, and says so to those who watch.
+
+use super::*;
+use crate::harness::TestProxy;
+use crate::harness::events::Events;
+use crate::harness::relay::Relay;
+
+/// The event's name, and its only change as `op key`.
+async fn told(watch: &mut Events) -> (String, String) {
+    let event = watch.next().await.expect("an event");
+    let change = &event.data["changes"][0];
+    let text = |name: &str| change[name].as_str().unwrap_or("-").to_owned();
+    (event.name, format!("{} {}", text("op"), text("key")))
+}
+
+async fn a_gap_in_the_log_is_told_to_watches_and_leaves_nothing_of_before(engine: Engine) {
+    let Some(server) = Server::start(engine).await else {
+        return;
+    };
+    let relay = Relay::start(server.address()).await;
+    let text = Setup::new(config(engine, &server)).text();
+    let direct = TestProxy::start_text(&text).await;
+    let relayed = text.replace(&server.address(), relay.address());
+    let proxy = TestProxy::start_text(&relayed).await;
+    let (elsewhere, admin) = (direct.admin(), proxy.admin());
+    let upstream = TestUpstream::saying("reached").await;
+    let port = upstream.port();
+    let routed = async |id: &str| {
+        let answer = proxy.get("/", &[("x-id", id), ("x-port", &port)]).await;
+        answer.status == 200 && answer.text() == "reached"
+    };
+    let bucket = "/v1/kv/upstreams";
+    elsewhere.set("upstreams", "gone", "127.0.0.1").await;
+    has(&admin, "/v1/kv/upstreams/gone", Some("127.0.0.1")).await;
+    let mut watch = Events::open(&admin, &format!("{bucket}?watch"), None).await;
+    elsewhere.set("upstreams", "kept", "127.0.0.1").await;
+    assert_eq!(told(&mut watch).await, ("change".into(), "put kept".into()));
+    let before = watch.last_id.clone();
+
+    relay.cut().await;
+    until_lost(&admin, engine, true).await;
+    elsewhere.set("upstreams", "new", "127.0.0.1").await;
+    let deleted = elsewhere.delete("/v1/kv/upstreams/gone").await;
+    assert_eq!(deleted.status, 204, "{}", deleted.text());
+    server.forget_log().await;
+    // Nothing of this came through.
+    assert_eq!(admin.get("/v1/kv/upstreams/new").await.status, 404);
+    assert!(routed("gone").await && !routed("new").await);
+
+    relay.restore();
+    let last = watch.next().await.expect("an event");
+    assert_eq!(last.name, "compacted", "{last:?}");
+    let detail = last.data["detail"].as_str().expect("a reason");
+    let since = format!("changes after revision {before} are no longer kept");
+    assert!(detail.contains(&since), "{detail}");
+    // Who is told so reads the bucket, and finds it as it is.
+    assert_eq!(admin.get("/v1/kv/upstreams/gone").await.status, 404);
+    has(&admin, "/v1/kv/upstreams/new", Some("127.0.0.1")).await;
+    assert!(!routed("gone").await, "what was deleted is routed");
+    assert!(routed("new").await && routed("kept").await);
+    assert_eq!(watch.next().await, None, "the watch is over");
+    assert_eq!(watch.last_id, before, "its last id is as it was");
+    let query = Request::get(&format!("{bucket}?watch&since={before}"));
+    let header = Request::get(&format!("{bucket}?watch")).field("last-event-id", &before);
+    for request in [query, header] {
+        let refused = admin.send(request).await;
+        assert_eq!(refused.status, 410, "{}", refused.text());
+        assert_eq!(refused.json()["code"], "compacted", "{}", refused.text());
+    }
+    // From there on nothing is missing.
+    let mut watch = Events::open(&admin, &format!("{bucket}?watch"), None).await;
+    let deleted = elsewhere.delete("/v1/kv/upstreams/kept").await;
+    assert_eq!(deleted.status, 204, "{}", deleted.text());
+    assert_eq!(
+        told(&mut watch).await,
+        ("change".into(), "delete kept".into())
+    );
+    assert!(!routed("kept").await);
+    until_lost(&admin, engine, false).await;
+}
+
+#[tokio::test]
+async fn a_compaction_of_etcd_is_told_to_watches_and_leaves_nothing_of_before() {
+    a_gap_in_the_log_is_told_to_watches_and_leaves_nothing_of_before(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn a_trimmed_log_of_redis_is_told_to_watches_and_leaves_nothing_of_before() {
+    a_gap_in_the_log_is_told_to_watches_and_leaves_nothing_of_before(Engine::Redis).await;
+}
