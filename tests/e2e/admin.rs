@@ -1,7 +1,7 @@
 //! The admin API's door: who may come in, and how refusals look.
 
 use crate::harness::proxy::BY_HEADER;
-use crate::harness::{Raw, Request, Setup, TestProxy, TestUpstream};
+use crate::harness::{Raw, Request, Setup, TestProxy, TestUpstream, sha256};
 use std::os::unix::fs::PermissionsExt;
 
 #[tokio::test]
@@ -188,6 +188,37 @@ async fn status_tells_versions_listeners_and_streams() {
         status["plugins"]["router"]["active"].is_string(),
         "{status}"
     );
+}
+
+#[tokio::test]
+async fn status_tells_which_config_runs() {
+    let text = Setup::new(BY_HEADER).text();
+    let proxy = TestProxy::start_text(&text).await;
+    let admin = proxy.admin();
+    let status = async || admin.get("/v1/status").await.json();
+    let first = sha256(text.as_bytes());
+    assert_eq!(status().await["config"]["digest"], first.as_str());
+    let other = format!("{text}# the same, said in another way\n");
+    let second = sha256(other.as_bytes());
+    let put = admin.put("/v1/config", other).await;
+    assert_eq!(put.status, 200, "{}", put.text());
+    assert_eq!(put.json()["digest"], second.as_str());
+    assert_eq!(put.header("etag"), format!("\"{second}\""));
+    assert_eq!(status().await["config"]["digest"], second.as_str());
+}
+
+#[tokio::test]
+async fn status_tells_at_which_revision_the_store_is() {
+    let proxy = TestProxy::start(BY_HEADER).await;
+    let admin = proxy.admin();
+    for value in ["127.0.0.2", "127.0.0.3"] {
+        let put = admin.put("/v1/kv/upstreams/id1", value).await;
+        let store = &admin.get("/v1/status").await.json()["store"];
+        assert_eq!(store["revision"], put.json()["revision"], "{store}");
+        assert_eq!(put.header("etag"), format!("\"{}\"", store["revision"]));
+        let bucket = &store["buckets"]["upstreams"];
+        assert_eq!(bucket["revision"], store["revision"], "{store}");
+    }
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ macro_rules! on_both {
     };
 }
 
+mod configs;
 mod example;
 mod forget;
 mod moment;

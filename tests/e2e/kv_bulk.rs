@@ -8,6 +8,7 @@ use std::io::Write;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 fn lines(path: &str, body: impl Into<bytes::Bytes>) -> Request {
@@ -15,7 +16,7 @@ fn lines(path: &str, body: impl Into<bytes::Bytes>) -> Request {
 }
 
 /// The most resident memory so far, in KiB.
-fn peak_kib(proxy: &TestProxy) -> u64 {
+pub(super) fn peak_kib(proxy: &TestProxy) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.pid()));
     let status = status.expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -24,7 +25,7 @@ fn peak_kib(proxy: &TestProxy) -> u64 {
 }
 
 /// Keys of the bucket of notes.
-async fn keys(proxy: &TestProxy) -> u64 {
+pub(super) async fn keys(proxy: &TestProxy) -> u64 {
     let listed = proxy.admin().get("/v1/kv").await.json();
     let buckets = listed["buckets"].as_array().expect("a list");
     let notes = buckets.iter().find(|bucket| bucket["name"] == "notes");
@@ -161,13 +162,34 @@ async fn rows_are_written_while_others_are_yet_to_come() {
         })
         .await;
     }
+    assert_eq!(raw.line().await.expect("a line"), "HTTP/1.1 200 OK\r\n");
+    // The answer tells how far it is, and not oftener than somebody would read it.
+    let mut sent: u64 = 2;
+    let told = eventually(
+        "a line of the answer before the end of the body",
+        async || {
+            sent += 1;
+            let row = format!("key-{sent} 1\n");
+            raw.send(format!("{:x}\r\n{row}\r\n", row.len())).await;
+            let line = tokio::time::timeout(Duration::from_millis(20), raw.line());
+            let line = line.await.ok()?.expect("the answer goes on");
+            let told = serde_json::from_str(&line).ok();
+            told.filter(Value::is_object)
+        },
+    )
+    .await;
+    let applied = told["applied"].as_u64().expect("a number");
+    assert!((1..=sent).contains(&applied), "{told}");
+    assert_eq!(
+        (&told["line"], &told["revision"]),
+        (&json!(applied), &json!(applied))
+    );
+    assert!(told["outcome"].is_null(), "{told}");
+    assert!(keys(&proxy).await >= applied, "{told}");
     raw.send("0\r\n\r\n").await;
     let answer = raw.rest().await;
     let answer = String::from_utf8(answer).expect("text");
-    assert!(
-        answer.starts_with("HTTP/1.1 200") && answer.contains("\"created\":2"),
-        "{answer}"
-    );
+    assert!(answer.contains(&format!("\"created\":{sent},")), "{answer}");
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ mod kv_bulk;
 mod kv_cli;
 mod kv_doors;
 mod kv_history;
+mod kv_memory;
 mod kv_operations;
 mod kv_watch;
 mod limits;

@@ -207,17 +207,41 @@ async fn a_value_that_is_no_address_is_refused_with_a_reason() {
 
 #[tokio::test]
 async fn quotas_of_a_bucket_are_kept() {
-    let config = BY_HEADER.replace("[buckets.upstreams]", "[buckets.upstreams]\nkeys_max = 3");
+    let limits = "values = \"bytes\"\nkeys_max = 3\nbytes_max = \"1KiB\"\n";
+    let config = ["memory", "embedded"]
+        .map(|backend| format!("[buckets.in-{backend}]\nbackend = \"{backend}\"\n{limits}"));
+    let config = format!("{BY_HEADER}\n{}", config.concat());
     let proxy = TestProxy::start(&config).await;
     let admin = proxy.admin();
-    for n in 0..3 {
-        admin.set("upstreams", &format!("k{n}"), "127.0.0.2").await;
+    let large = "x".repeat(990);
+    for bucket in ["in-memory", "in-embedded"] {
+        let keys = format!("/v1/kv/{bucket}");
+        let refused = async |key: &str, value: &str, said: &str| {
+            let over = admin.put(&format!("{keys}/{key}"), value.to_owned()).await;
+            let told = over.json();
+            assert_eq!((over.status, &told["code"]), (507, &json!("quota")));
+            let reason = format!("bucket \"{bucket}\": would hold {said}");
+            assert_eq!(told["detail"], reason.as_str());
+        };
+        for key in ["k0", "k1", "k2"] {
+            admin.set(bucket, key, "a value").await;
+        }
+        refused("k3", "1", "4 keys, keys_max is 3").await;
+        admin.set(bucket, "k0", &large).await;
+        let shown = admin.get("/v1/status").await.json()["store"]["buckets"][bucket].take();
+        assert_eq!((&shown["keys"], &shown["bytes"]), (&json!(3), &json!(1010)));
+        let over = "1034 bytes of keys and values, bytes_max is 1024";
+        refused("k1", &"y".repeat(31), over).await;
+        // Of a batch that goes beyond it nothing is written, whatever would have had room.
+        let batch = json!({ "set": { "k1": "b", "k3": "1" } }).to_string();
+        let over = admin.post(&format!("{keys}/batch"), batch).await;
+        assert_eq!(over.status, 507, "{}", over.text());
+        assert_eq!(admin.get(&format!("{keys}/k1")).await.text(), "a value");
+        assert_eq!(admin.get(&format!("{keys}/k3")).await.status, 404);
+        // What makes room is taken, and then there is room.
+        assert_eq!(admin.delete(&format!("{keys}/k0")).await.status, 204);
+        admin.set(bucket, "k3", &large).await;
     }
-    let over = admin.put("/v1/kv/upstreams/k3", "127.0.0.2").await;
-    assert_eq!(over.status, 507, "{}", over.text());
-    admin.set("upstreams", "k0", "127.0.0.9").await;
-    assert_eq!(admin.delete("/v1/kv/upstreams/k1").await.status, 204);
-    admin.set("upstreams", "k3", "127.0.0.2").await;
 }
 
 /// The request of the user this was made for, byte for byte.
