@@ -230,22 +230,27 @@ async fn a_version_whose_data_are_migrated_is_active_after_a_crash_before_it_was
     assert_eq!(status(&plugins), 201);
 }
 
+/// The mark of a migration that another node made then for the version that replies with 202.
+fn of_another(store: &Store, at: SystemTime) -> WriteBatch {
+    let to = Activation {
+        at,
+        ..Activation::now(&digest(&guest::replies(202)), "test@other")
+    };
+    let mark = json!({ "id": "of-the-other", "from": null, "to": to, "pushed": true });
+    let marks = store.snapshot().marks_beside(None).expect("a bucket");
+    WriteBatch {
+        writes: vec![Write::put(marks, "p", mark.to_string().into_bytes())],
+        ..Default::default()
+    }
+}
+
 /// The clock of the node that migrated may be ahead of this one's.
 #[tokio::test]
 async fn what_followed_a_version_that_another_node_migrated_stays_over_a_restart() {
     for is_ahead in [false, true] {
         let dir = tempfile::tempdir().expect("a directory");
         let (store, plugins) = durable(dir.path()).await;
-        let other = Activation {
-            at: SystemTime::now() + Duration::from_secs(3600),
-            ..Activation::now(&digest(&guest::replies(202)), "test@other")
-        };
-        let mark = json!({ "id": "of-the-other", "from": null, "to": other, "pushed": true });
-        let marks = store.snapshot().marks_beside(None).expect("a bucket");
-        let batch = WriteBatch {
-            writes: vec![Write::put(marks, "p", mark.to_string().into_bytes())],
-            ..Default::default()
-        };
+        let batch = of_another(&store, SystemTime::now() + Duration::from_secs(3600));
         let order = Order {
             by: "test",
             dry_run: false,
@@ -286,16 +291,7 @@ async fn a_migration_that_others_made_long_ago_is_no_reason_to_go_back_to_its_ve
         let deployed = plugins.deploy("p", component, "test", false).await;
         deployed.expect("a version");
     }
-    let other = Activation {
-        at: SystemTime::now() - Duration::from_secs(3600),
-        ..Activation::now(&digest(&guest::replies(202)), "test@other")
-    };
-    let mark = json!({ "id": "of-the-other", "from": null, "to": other, "pushed": true });
-    let marks = store.snapshot().marks_beside(None).expect("a bucket");
-    let batch = WriteBatch {
-        writes: vec![Write::put(marks, "p", mark.to_string().into_bytes())],
-        ..Default::default()
-    };
+    let batch = of_another(&store, SystemTime::now() - Duration::from_secs(3600));
     store.commit(batch).await.expect("a commit");
     plugins.close();
     store.close();
