@@ -47,6 +47,28 @@ async fn a_key_with_a_ttl_is_gone_after_it_and_over_restarts_too() {
     assert_eq!(keys.as_array().map(Vec::len), Some(1));
 }
 
+/// So many are looked through beside the thread that answers.
+#[tokio::test]
+async fn a_large_batch_with_a_ttl_is_told_when_the_first_of_it_ends() {
+    let proxy = TestProxy::start(&with_notes()).await;
+    let admin = proxy.admin();
+    let set: serde_json::Map<_, _> = (0..1_500)
+        .map(|number| (format!("k{number}"), json!("x")))
+        .collect();
+    let batch = json!({ "set": set, "ttl": "1h" });
+    let both = json!({ "writes": { "notes": { "set": batch["set"], "ttl": "2h" } } });
+    let mut ends = Vec::new();
+    for (path, body) in [("/v1/kv/notes/batch", batch), ("/v1/batch", both)] {
+        let answer = admin.post(path, body.to_string()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let got = admin.get("/v1/kv/notes/k1499").await;
+        let end = got.header("throwbar-expires-at").to_owned();
+        assert_eq!(answer.json()["expires_at"], json!(end), "{path}");
+        ends.push(end);
+    }
+    assert!(ends[0] < ends[1], "{ends:?}");
+}
+
 #[tokio::test]
 async fn renewing_a_key_keeps_its_revision_and_its_value() {
     let proxy = TestProxy::start(&with_notes()).await;

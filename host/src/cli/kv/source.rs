@@ -261,6 +261,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_with_nothing_in_it_is_whole_before_anybody_asks() {
+        let (_file, source) = source(b"");
+        let (upload, sent) = source.sent();
+        assert_eq!(upload.size_hint().exact(), Some(0));
+        assert!(sent.is_whole());
+        assert_eq!(upload.collect().await.expect("read").to_bytes().len(), 0);
+    }
+
+    #[tokio::test]
     async fn a_file_that_got_shorter_is_no_whole_body() {
         let (file, source) = source(&[b'x'; 1000]);
         file.as_file().set_len(500).expect("cut");

@@ -88,7 +88,7 @@ pub(in crate::store) fn keep(newest: &ArcSwap<Snapshot>, links: &Arc<Links>, sto
                     None => date(&path, dated),
                     Some(_) => Ok(()),
                 },
-                _ => write(&path, kind, &snapshot).and_then(|()| date(&path, dated)),
+                _ => write(&path, kind, &snapshot, dated),
             };
             match (done, known) {
                 (Ok(()), Some(at)) => written[at].1 = of,
@@ -106,7 +106,7 @@ pub(in crate::store) fn keep(newest: &ArcSwap<Snapshot>, links: &Arc<Links>, sto
     }
 }
 
-/// Dates a copy by when it was known that there is nothing newer, which may be long before it is written.
+/// Dates a copy anew.
 fn date(path: &Path, at: SystemTime) -> io::Result<()> {
     File::options().append(true).open(path)?.set_modified(at)
 }
@@ -137,8 +137,9 @@ impl<R: Read> Read for Summed<R> {
     }
 }
 
-/// Writes the buckets that a state has on a backend.
-fn write(path: &Path, kind: BackendKind, snapshot: &Snapshot) -> io::Result<()> {
+/// Writes the buckets that a state has on a backend, dated by when it was known that there is nothing newer: that may be long
+/// before it is written.
+fn write(path: &Path, kind: BackendKind, snapshot: &Snapshot, dated: SystemTime) -> io::Result<()> {
     let new = path.with_extension("copy.new");
     let buckets: Vec<_> = buckets_on(snapshot, kind).collect();
     let head = Head {
@@ -180,7 +181,9 @@ fn write(path: &Path, kind: BackendKind, snapshot: &Snapshot) -> io::Result<()> 
     let sum = file.sum.finalize();
     let mut file = file.inner;
     file.write_all(&sum)?;
-    file.into_inner()?.sync_all()?;
+    let file = file.into_inner()?;
+    file.set_modified(dated)?;
+    file.sync_all()?;
     fs::rename(&new, path)
 }
 

@@ -274,6 +274,27 @@ fn a_start_without_the_engine_begins_with_the_copy() {
     converge(&shelf, &[store, second]);
 }
 
+/// It may be written long after its engine was lost.
+#[test]
+fn a_copy_is_as_old_as_what_is_in_it() {
+    let (hand, shelf) = (Hand::new(), Shelf::new());
+    let dir = tempfile::tempdir().unwrap();
+    let store = node(&shelf, dir.path(), &hand).unwrap();
+    wait(store.commit(put(id(&store, "e"), "k", "1"))).unwrap();
+    shelf.be_away(true);
+    until_lost(&store, true);
+    let staleness = |store: &Store| store.health()[0].1.staleness().expect("it is known");
+    until_so("it is old", || {
+        staleness(&store) > Duration::from_millis(500)
+    });
+    let before = staleness(&store);
+    store.close();
+    drop(store);
+    let store = node(&shelf, dir.path(), &hand).unwrap();
+    let after = staleness(&store);
+    assert!(after >= before, "{after:?} after {before:?}");
+}
+
 /// The revision alone does not say what it is a copy of.
 #[test]
 fn a_copy_follows_an_engine_that_went_back_and_a_config_with_more() {

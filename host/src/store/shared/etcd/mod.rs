@@ -87,6 +87,12 @@ impl Etcd {
         }
         self
     }
+
+    /// How many leases are known that may have to be asked for.
+    #[cfg(test)]
+    pub(super) fn known_leases(&self) -> usize {
+        self.inner.leases.known().count()
+    }
 }
 
 impl Engine for Etcd {

@@ -86,6 +86,11 @@ impl Known {
         self.entries.get(key).map(|lease| lease.number)
     }
 
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Leases to be asked for now. They are again later, unless something else is learnt of them.
     fn overdue(&mut self, now: Instant) -> Vec<(Arc<[u8]>, i64)> {
         let due = self.asks.iter().take(LOOKED_AT_MAX);
@@ -197,6 +202,20 @@ mod tests {
         // What could not be asked for is asked for again.
         assert_eq!(numbers(known.overdue(in_s(100))), [1]);
         assert_eq!((known.entries.len(), known.asks.len()), (2, 2));
+    }
+
+    #[test]
+    fn what_has_ended_is_asked_for_no_more_unless_it_was_written_anew() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        for key in [b"a", b"b"] {
+            known.learn(key, Some((1, now)));
+        }
+        known.learn(b"b", Some((2, now)));
+        for key in [b"a", b"b"] {
+            known.ended(key, 1);
+        }
+        assert_eq!(numbers(known.overdue(now + PATIENCE)), [2]);
+        assert_eq!((known.entries.len(), known.asks.len()), (1, 1));
     }
 
     #[test]

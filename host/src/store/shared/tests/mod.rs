@@ -17,6 +17,8 @@ mod suite;
 mod through_store;
 
 use super::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -68,21 +70,34 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 /// A server of HTTP that takes nothing it is asked, as long as the test runs.
-async fn http_server() -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-    let listener = listener.expect("a port is free");
-    let address = listener.local_addr().expect("it is bound").to_string();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut question = [0; 1024];
-            let _ = stream.read(&mut question).await;
-            let refused =
-                b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            let _ = stream.write_all(refused).await;
-        }
-    });
-    address
+struct HttpServer {
+    address: String,
+    /// Whether it was asked what it is.
+    asked: Arc<AtomicBool>,
+}
+
+impl HttpServer {
+    async fn start() -> Self {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port is free");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let asked = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut question = [0; 1024];
+                let length = stream.read(&mut question).await.unwrap_or(0);
+                if question[..length].starts_with(b"GET /version ") {
+                    told.store(true, Relaxed);
+                }
+                let refused =
+                    b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(refused).await;
+            }
+        });
+        Self { address, asked }
+    }
 }
 
 fn buckets() -> Vec<Box<str>> {

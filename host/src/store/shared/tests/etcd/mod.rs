@@ -285,6 +285,27 @@ fn to_load_one_bucket_forgets_no_lease_of_another() {
     });
 }
 
+/// As after a reload that failed: what it loaded is followed by nobody, so the log tells of no end.
+#[test]
+fn a_lease_that_is_gone_is_forgotten_though_nobody_follows_its_entry() {
+    with_server(async |server: EtcdServer| {
+        let writing = server.engine(&server.address(), "gone");
+        let short = Duration::from_secs(2);
+        let writes = [set_for(ONE, "k", "v", short), set(TWO, "k", "v")];
+        write(&writing, writes.into()).await;
+        let engine = server.engine(&server.address(), "gone");
+        let loaded = load(&engine).await;
+        assert_eq!((loaded.entries.len(), engine.known_leases()), (2, 1));
+        let mut follower = Follower::from(&engine, &[TWO.into()], &loaded);
+        let forgotten = async {
+            while engine.known_leases() > 0 {
+                assert!(follower.next().await, "a gap instead of an end");
+            }
+        };
+        timeout(SOON, forgotten).await.expect("it is forgotten");
+    });
+}
+
 #[test]
 fn a_time_shorter_than_the_server_grants_is_told_as_it_is_granted() {
     with_server(async |server: EtcdServer| {

@@ -65,9 +65,17 @@ fn what_is_no_etcd_is_told() {
             let error = engine.load(&buckets()).await;
             error.expect_err("refused").to_string()
         };
-        let told = reason(server.settings(&http_server().await, "none")).await;
+        let http = HttpServer::start().await;
+        let mut settings = server.settings(&http.address, "none");
+        let told = reason(settings.clone()).await;
         let expected = "an HTTP server answers there, which does not speak etcd";
         assert!(told.contains(expected), "{told}");
+        assert!(http.asked.swap(false, Relaxed));
+        // Nobody waits for what to say of it while another member answers.
+        settings.endpoints.push(server.address());
+        let engine = Etcd::new(settings).expect("the settings are right");
+        assert_eq!(load(&engine).await.entries.len(), 0);
+        assert!(!http.asked.load(Relaxed));
         let mut with_tls = server.settings(&server.address(), "none");
         with_tls.tls = Some(Default::default());
         let told = reason(with_tls).await;

@@ -125,8 +125,9 @@ fn what_is_no_redis_is_told() {
             let error = engine(settings).load(&buckets()).await;
             error.expect_err("refused").to_string()
         };
+        let http = HttpServer::start().await;
         let mut elsewhere = server.settings.clone();
-        elsewhere.servers = RedisServers::Single(http_server().await);
+        elsewhere.servers = RedisServers::Single(http.address.clone());
         let told = reason(elsewhere).await;
         let expected = "an HTTP server answers there, which does not speak Redis";
         assert!(told.contains(expected), "{told}");
