@@ -265,6 +265,9 @@ pub(super) fn commit_problem(error: CommitError) -> Problem {
         CommitError::Unknown(_) => {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unknown-outcome", detail)
         }
+        CommitError::Unseen { .. } => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unseen", detail)
+        }
         CommitError::Unavailable(_) => {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", detail)
         }

@@ -101,6 +101,9 @@ impl Fleet {
                 }
                 Err(CommitError::Conflict { key, .. }) if key != key_of(plugin) => {}
                 Err(CommitError::Conflict { .. }) => return Err(self.disagreed(plugin)),
+                Err(error @ CommitError::Unseen { .. }) => {
+                    return Err(DeployError::Agreed(Box::new(DeployError::Writes(error))));
+                }
                 Err(error) => return Err(DeployError::Writes(error)),
             }
         }

@@ -44,7 +44,12 @@ impl Fleet {
         };
         let begun = self.write(&place, &entry, Expect::Absent)?;
         let begun = self.commit(vec![begun]).await;
-        let begun = begun.map_err(DeployError::Writes)?;
+        let begun = begun.map_err(|error| match error {
+            CommitError::Unseen { .. } => DeployError::Fleet(format!(
+                "this node is behind what was written before, nothing was agreed on, try again: {error}"
+            )),
+            error => DeployError::Writes(error),
+        })?;
         let put = self.depot.put(&place, component).await;
         put.map_err(|error| DeployError::Fleet(error.to_string()))?;
         entry.whole = true;

@@ -2,7 +2,7 @@
 
 use super::entry::{CanaryEntry, NODE, NodeEntry, PluginState, State};
 use super::{Fleet, locked, step, unix_ms};
-use crate::store::{Action, CommitError, Expect, Revision, Snapshot, Write};
+use crate::store::{Action, CommitError, Expect, Revision, Snapshot, Write, WriteBatch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -64,11 +64,15 @@ impl Fleet {
             value,
             ttl: Some(self.config.heartbeat * LIVES),
         };
-        let told = self.commit(vec![Write::new(bucket, self.node_key(), put)]);
+        // While the gate holds, this node sees it late, and the others do not.
+        let told = self.store.commit_unseen(WriteBatch {
+            writes: vec![Write::new(bucket, self.node_key(), put)],
+            ..WriteBatch::default()
+        });
         let told = told.await;
         let mut heartbeats = locked(&self.heartbeats);
         match told {
-            Ok(_) => {
+            Ok(()) => {
                 if heartbeats.error.take().is_some() {
                     tracing::info!(node = self.node, "fleet: the others are told again");
                 }

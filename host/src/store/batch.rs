@@ -228,6 +228,14 @@ pub enum CommitError {
     /// The backend was asked, and the answer is missing: it may have been applied.
     #[error("store unavailable, and whether the write was made is unknown: {0}")]
     Unknown(String),
+    /// It was applied, and readers of this process do not have it yet.
+    #[error("written at revision {revision}, which this process has not seen within {waited:.1?}")]
+    Unseen {
+        /// The revision of what processes share.
+        revision: Revision,
+        /// For how long it was waited for.
+        waited: Duration,
+    },
 }
 
 impl CommitError {

@@ -374,6 +374,19 @@ impl Store {
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
+    /// Commits a batch that nobody here waits to see: of one to an engine that proxies share, the engine has it then, and
+    /// readers of this process may still wait for what came before it. Nor do the bucket's limits count it until they see it.
+    ///
+    /// # Errors
+    /// As for [`Self::commit`], but for [`CommitError::Unseen`].
+    pub async fn commit_unseen(&self, batch: WriteBatch) -> Result<(), CommitError> {
+        let committer = &self.inner.committer;
+        match committer.backend_of(&batch)? {
+            Some(backend) => committer.commit_unseen(backend, batch).await,
+            None => self.commit(batch).await.map(drop),
+        }
+    }
+
     /// Hands a batch to the writer, or to the thread of the engine that it writes to, without waiting; those of one thread to
     /// one backend are applied in the order they were handed over. `done` is called by that thread, and has to be short; one
     /// that has not begun within the engine's timeout is refused. If the store is closed before, `done` is dropped instead.

@@ -158,6 +158,58 @@ async fn a_node_that_cannot_load_the_version_says_so_and_has_the_writes(backend:
     assert_eq!(three.get("/", &[]).await.status, 200, "it counts");
 }
 
+async fn a_node_that_waits_for_a_version_tells_of_itself_and_what_came_of_other_changes(
+    backend: Backend,
+) {
+    let counting = "[plugins.counting]\nlimits = { deadline = \"2s\" }\n";
+    let rest = |name| format!("{}{counting}{PLUGIN}{PATIENT}", tables(&backend, name));
+    let one = Setup::new(rest("one")).start().await;
+    let mut small = Setup::new(rest("small"));
+    // What it does not fetch it waits for: of these, the version of the router.
+    let admin = "[admin]\ncomponent_bytes_max = \"64KiB\"\n";
+    small.frame = small.frame.replace("[admin]\n", admin);
+    let small = small.start().await;
+    let (first, admin) = (fixture("count"), small.admin());
+    // A section of its own, which no engine reads.
+    let with = |byte: u8| [&first[..], &[0, 3, 1, b'v', byte]].concat();
+    for component in [first.clone(), with(1)] {
+        let version = one.admin().push_ok("counting", component).await;
+        eventually("it has the version", async || {
+            (admin.plugin("counting").await["active"] == *version).then_some(())
+        })
+        .await;
+    }
+    let body = json!({
+        "writes": { "upstreams": { "set": { "id2": "127.0.0.2" } } },
+        "activate": { "plugin": "router", "component": component("version-a") },
+    });
+    let done = one.admin().post("/v1/batch", body.to_string()).await;
+    assert_eq!(done.status, 201, "{}", done.text());
+    // All that is needed is at the backend: the fleet takes it.
+    let back = admin.post("/v1/plugins/counting/rollback", "").await;
+    let said = (back.status, back.json()["code"].clone());
+    assert_eq!(said, (503, json!("not-taken-here")), "{}", back.text());
+    eventually("the other has it", async || {
+        let counting = one.admin().plugin("counting").await;
+        (counting["active"] == *sha256(&first)).then_some(())
+    })
+    .await;
+    // What is yet to be put there is not agreed on.
+    let push = admin.push("counting", with(2)).await;
+    let said = (push.status, push.json()["code"].clone());
+    assert_eq!(said, (503, json!("fleet-unavailable")), "{}", push.text());
+    let fleet = admin.get("/v1/status").await.json()["fleet"].clone();
+    assert!(fleet["not_told"].is_null(), "{fleet}");
+    let told_s = fleet["told_s"].as_u64().expect("seconds");
+    assert!(told_s < 3, "{fleet}");
+    let others = one.admin().get("/v1/fleet").await.json();
+    let nodes = others["nodes"].as_array().expect("nodes").iter();
+    let nodes: Vec<_> = nodes.map(|node| node["node"].clone()).collect();
+    assert_eq!(nodes, ["one", "small"]);
+    let written = admin.get("/v1/kv/upstreams/id2").await.status;
+    assert_eq!(written, 404, "it waits no longer");
+}
+
 async fn what_others_write_meanwhile_fails_both_or_neither(backend: Backend) {
     let (one, two) = (node(&backend, "one").await, node(&backend, "two").await);
     let proxies = [one, two];
@@ -202,5 +254,6 @@ on_both! {
     no_request_on_any_node_sees_one_without_the_other,
     writes_elsewhere_are_refused_and_nothing_is_done,
     a_node_that_cannot_load_the_version_says_so_and_has_the_writes,
+    a_node_that_waits_for_a_version_tells_of_itself_and_what_came_of_other_changes,
     what_others_write_meanwhile_fails_both_or_neither,
 }

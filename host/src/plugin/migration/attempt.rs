@@ -129,7 +129,7 @@ fn is_of_beside(takings: &[Taking<'_>], error: &CommitError) -> bool {
             batches.any(|batch| batch.writes.iter().any(requires))
         }
         CommitError::BucketConflict { .. } => true,
-        CommitError::Unavailable(_) | CommitError::Unknown(_) => {
+        CommitError::Unavailable(_) | CommitError::Unknown(_) | CommitError::Unseen { .. } => {
             batches.any(|batch| !batch.writes.is_empty() || !batch.replace.is_empty())
         }
         _ => false,
@@ -139,7 +139,9 @@ fn is_of_beside(takings: &[Taking<'_>], error: &CommitError) -> bool {
 /// Why the store does not take what a guest wants written.
 pub(super) fn refused(error: CommitError) -> DeployError {
     match error {
-        CommitError::Unavailable(_) | CommitError::Unknown(_) => DeployError::Io(error.to_string()),
+        CommitError::Unavailable(_) | CommitError::Unknown(_) | CommitError::Unseen { .. } => {
+            DeployError::Io(error.to_string())
+        }
         CommitError::Changed { .. } | CommitError::Marked { .. } | CommitError::Conflict { .. } => {
             DeployError::MigrateRace(error.to_string())
         }

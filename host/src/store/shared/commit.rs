@@ -106,8 +106,20 @@ impl Committer {
         batch: WriteBatch,
         notes: &[Arc<AtomicU64>],
     ) -> Result<Committed, CommitError> {
-        self.commit_since(backend, batch, notes, Instant::now())
+        let began = Instant::now();
+        self.commit_since(backend, batch, Until::Seen(notes), began)
             .await
+    }
+
+    /// Commits a batch that nobody here waits to see. See [`crate::store::Store::commit_unseen`].
+    pub(in crate::store) async fn commit_unseen(
+        &self,
+        backend: BackendKind,
+        batch: WriteBatch,
+    ) -> Result<(), CommitError> {
+        let began = Instant::now();
+        let applied = self.commit_since(backend, batch, Until::Applied, began);
+        applied.await.map(drop)
     }
 
     /// Commits one after those that were submitted before it. See [`crate::store::Store::submit`].
@@ -122,7 +134,8 @@ impl Committer {
         // Its time begins here: what is behind an engine that hangs does not come much later.
         let began = Instant::now();
         let submitted = link.in_order(async move {
-            done(committer.commit_since(backend, batch, &[], began).await);
+            let committed = committer.commit_since(backend, batch, Until::Seen(&[]), began);
+            done(committed.await);
         });
         submitted.map_err(refused)
     }
@@ -131,7 +144,7 @@ impl Committer {
         &self,
         backend: BackendKind,
         mut batch: WriteBatch,
-        notes: &[Arc<AtomicU64>],
+        until: Until<'_>,
         began: Instant,
     ) -> Result<Committed, CommitError> {
         let link = self.link(backend)?;
@@ -191,11 +204,14 @@ impl Committer {
                 // It had to wait for those before it, and nobody need wait for it.
                 turn = None;
             }
-            let notes = if writes == 0 { &[] } else { notes };
+            let notes = match until {
+                Until::Seen(notes) if writes > 0 => notes,
+                _ => &[],
+            };
             match link.commit_noting(transaction, notes).await {
                 Ok(Outcome::Applied(revision)) => {
                     let committed = plan.outcome?;
-                    if writes == 0 {
+                    if writes == 0 || matches!(until, Until::Applied) {
                         return Ok(committed);
                     }
                     let seen = seen(&patience.anew(), known, revision).await?.seen;
@@ -214,8 +230,8 @@ impl Committer {
                         has_waited = true;
                     }
                     patience.until_open(&mut progress).await?;
-                    let until = patience.deadline().min(Instant::now() + pause.next());
-                    catch_up(&mut progress, known, at, until).await;
+                    let next_try = patience.deadline().min(Instant::now() + pause.next());
+                    catch_up(&mut progress, known, at, next_try).await;
                     if patience.is_over() {
                         return Err(late(link, known, at));
                     }
@@ -262,6 +278,15 @@ fn refused(error: EngineError) -> CommitError {
         EngineError::Unknown(reason) => CommitError::Unknown(reason),
         EngineError::TooLarge(reason) => CommitError::TooLarge(reason),
     }
+}
+
+/// When a commit is done.
+#[derive(Clone, Copy)]
+enum Until<'n> {
+    /// Once the engine has it.
+    Applied,
+    /// Once readers of this process see it. Before, its revision is stored in each of these.
+    Seen(&'n [Arc<AtomicU64>]),
 }
 
 /// How long a commit goes on: for the engine's timeout, and while something waits at the gate (`gate.rs`), which says itself
@@ -372,8 +397,8 @@ async fn seen(
             Err(_) => {}
         }
     }
-    Err(CommitError::Unknown(format!(
-        "written at revision {revision}, which this process has not seen within {:?}",
-        patience.link.timeout()
-    )))
+    Err(CommitError::Unseen {
+        revision,
+        waited: patience.began.elapsed(),
+    })
 }

@@ -296,7 +296,8 @@ fn what_refuses(
         | CommitError::Mixed { .. }
         | CommitError::TooLarge(_)
         | CommitError::Unavailable(_)
-        | CommitError::Unknown(_) => None,
+        | CommitError::Unknown(_)
+        | CommitError::Unseen { .. } => None,
     }
 }
 

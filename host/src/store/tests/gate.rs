@@ -41,6 +41,9 @@ impl Keeper {
 
 impl Gate for Keeper {
     fn arrives(&self, key: &str, value: &[u8], anew: bool) -> Passage {
+        if key == "beside" {
+            return Passage::Open;
+        }
         let expected = self.anew.load(Ordering::SeqCst);
         assert_eq!((key, value, anew), ("held", &b"1"[..], expected));
         self.asked.fetch_add(1, Ordering::SeqCst);
@@ -314,5 +317,32 @@ fn all_that_is_loaded_anew_is_asked_for_at_once() {
             snapshot.bucket(e).unwrap().get("with").is_some()
         });
         writing.join().unwrap().unwrap();
+    });
+}
+
+/// As a node tells of itself.
+#[test]
+fn what_the_fleet_is_told_while_something_waits_is_told_as_unseen_or_not_waited_for() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let timeout = Duration::from_millis(200);
+    let ([one, other], [_, _, fleet], _dirs) = pair_within(&shelf, &hand, timeout);
+    let keeper = Keeper::new(Duration::from_secs(600));
+    keeper.keep(&other);
+    wait(one.commit(put(fleet, "held", "1"))).unwrap();
+    until_so("it has arrived", || keeper.asked.load(Ordering::SeqCst) > 0);
+    let told = wait(other.commit(put(fleet, "beside", "1")));
+    let Err(CommitError::Unseen { revision, waited }) = told else {
+        panic!("{told:?}");
+    };
+    assert_eq!(revision, shelf.revision());
+    assert!(waited >= timeout, "{waited:?}");
+    wait(other.commit_unseen(put(fleet, "beside", "2"))).unwrap();
+    assert_eq!(shelf.contents(FLEET)[0].1, "2");
+    assert_eq!(contents(&other, fleet), []);
+    keeper.is_open.store(true, Ordering::SeqCst);
+    other.ask_gate();
+    until(&other, |snapshot| {
+        let told = snapshot.bucket(fleet).unwrap().get("beside").cloned();
+        told.is_some_and(|told| told.value.to_bytes() == &b"2"[..])
     });
 }

@@ -107,7 +107,9 @@ fn client(store: &Store, history: &History, seed: u64, most: usize, reads: bool)
             Some(Err(CommitError::Conflict { found, .. })) => {
                 Output::Conflict(found.map(|revision| revision.0))
             }
-            Some(Err(CommitError::Unavailable(_) | CommitError::Unknown(_))) => Output::Unknown,
+            Some(Err(
+                CommitError::Unavailable(_) | CommitError::Unknown(_) | CommitError::Unseen { .. },
+            )) => Output::Unknown,
             Some(Err(error)) => panic!("{error}"),
         };
         let end = match output {

@@ -50,8 +50,9 @@ fn until_back(runtime: &Runtime, store: &Store) {
         ..WriteBatch::default()
     };
     let back = async {
-        while let Err(CommitError::Unavailable(_) | CommitError::Unknown(_)) =
-            store.commit(nothing.clone()).await
+        while let Err(
+            CommitError::Unavailable(_) | CommitError::Unknown(_) | CommitError::Unseen { .. },
+        ) = store.commit(nothing.clone()).await
         {
             // Another try is the only way to learn that it is back.
             tokio::time::sleep(Duration::from_millis(20)).await;
