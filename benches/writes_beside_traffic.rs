@@ -8,11 +8,15 @@
 //! and goes on once the put is acknowledged as durable. Writers are on other machines in earnest: here they yield the cores
 //! to the proxy and to those whose latency is measured (nice 19). What the cores themselves take from the requests is told by
 //! a third case: the same writers write to a proxy of their own, beside the one that is asked.
+//!
+//! A request is measured by its client, from the first byte sent to the last one received; its decision, the plugin's look
+//! into the store that is written to, by the proxy (`decision_ns` of the access log).
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -53,6 +57,7 @@ fn main() -> Result<()> {
     let requests = numbers["--requests"] as u32;
     println!("| puts | puts/s | put p50 | p99 | requests/s | request p50 | p99 |");
     println!("|---|---|---|---|---|---|---|");
+    let mut spans = Vec::new();
     for _ in 0..numbers["--rounds"] {
         let puts = numbers["--puts"];
         for (case, written_to, puts) in [
@@ -60,10 +65,11 @@ fn main() -> Result<()> {
             ("elsewhere", &other, puts),
             ("with", &running, puts),
         ] {
-            let began = Instant::now();
+            let (began, from) = (Instant::now(), now_ms());
             let work = || write_for(written_to, time, numbers["--writers"], puts);
             let (written, latencies) = beside_load_of(&running, requests, work)?;
             let took = began.elapsed().as_secs_f64();
+            spans.push((case, from..now_ms()));
             println!(
                 "| {case} | {:.0} | {} µs | {} µs | {:.0} | {} µs | {} µs |",
                 written.len() as f64 / took,
@@ -78,8 +84,46 @@ fn main() -> Result<()> {
     let listed = running.ask("GET", "/v1/status", b"")?;
     let listed: serde_json::Value = serde_json::from_slice(&listed)?;
     let open = &listed["streams"]["open"];
-    println!("\n{} streams were opened, {open} are open", streams.len());
+    println!("\n{} streams were opened, {open} are open\n", streams.len());
+    show_decisions(running.access_log()?, &spans)
+}
+
+/// Milliseconds since 1970, as the access log tells them.
+fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+/// How long the decisions took of the requests that ended within each case's time.
+fn show_decisions(log: impl BufRead, spans: &[(&str, Range<i64>)]) -> Result<()> {
+    let mut taken = vec![Vec::new(); spans.len()];
+    for line in log.lines() {
+        let line: Line = serde_json::from_str(&line?)?;
+        let Some(decision_ns) = line.decision_ns.filter(|_| line.kind == "request") else {
+            continue;
+        };
+        let ended = line.time.parse::<jiff::Timestamp>()?.as_millisecond();
+        let mut cases = spans.iter().zip(&mut taken);
+        if let Some((_, taken)) = cases.find(|((_, span), _)| span.contains(&ended)) {
+            taken.push(decision_ns);
+        }
+    }
+    println!("| puts | decisions | p50 | p99 | p99.9 |");
+    println!("|---|---|---|---|---|");
+    for ((case, _), taken) in spans.iter().zip(&mut taken) {
+        taken.sort_unstable();
+        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| quantile(taken, share));
+        let count = taken.len();
+        println!("| {case} | {count} | {p50} ns | {p99} ns | {p999} ns |");
+    }
     Ok(())
+}
+
+/// What is read of a line of the access log.
+#[derive(serde::Deserialize)]
+struct Line {
+    kind: String,
+    time: String,
+    decision_ns: Option<u32>,
 }
 
 /// Puts at a pace for a time, 0 for none; microseconds that each took, shortest first.
