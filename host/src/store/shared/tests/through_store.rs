@@ -20,7 +20,9 @@ use tokio::runtime::Runtime;
 
 /// Which name its buckets have does not matter: the engine is given.
 const KIND: BackendKind = BackendKind::Etcd;
-const CASES: u32 = 16;
+const CASES: u32 = 32;
+/// Times to live that outlast any case.
+const HOURS_MS: u64 = 10_000_000;
 /// How late an entry may be gone: an engine is asked each second, and answers.
 const LATE_MAX: Duration = Duration::from_secs(3);
 /// How often it is looked whether it is.
@@ -70,6 +72,8 @@ struct Place<'s, S> {
     prefix: String,
     dir: TempDir,
     store: Option<Store>,
+    /// What times to live are longer by than the last ones.
+    now: u64,
 }
 
 impl<S: Server> Bed for Place<'_, S> {
@@ -99,18 +103,21 @@ impl<S: Server> Bed for Place<'_, S> {
         true
     }
     fn now(&self) -> u64 {
-        0
+        self.now
     }
-    fn advance(&mut self, _millis: u64) {}
+    fn advance(&mut self, millis: u64) {
+        self.now += millis;
+    }
     fn tick(&self) -> u64 {
-        1
+        HOURS_MS
     }
     fn is_exact(&self) -> bool {
         false
     }
 }
 
-/// The suite of all backends: without deadlines, which the suite of engines has.
+/// The suite of all backends. What has a time to live does not end in it: that is by the engine's clock, and in the suite of
+/// engines.
 pub(super) fn the_store_conforms<S: Server>() {
     let runtime = runtime();
     let Some(server) = runtime.block_on(S::start()) else {
@@ -131,6 +138,7 @@ pub(super) fn the_store_conforms<S: Server>() {
             prefix: format!("case-{}", case.get()),
             dir: TempDir::new().expect("a directory can be made"),
             store: None,
+            now: 0,
         };
         conforms(place, &steps)
     });

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 ///
 /// To have a backend run through the suite, implement this for it and add its test to [`super`]. A backend that several
 /// processes share, on a real server, says false to `is_exact`: it counts revisions in its own way, time by its own clock, and
-/// what changes a deadline as a write. It is tried without deadlines.
+/// what changes a deadline as a write. Nothing ends there.
 pub(in crate::store) trait Bed {
     /// Opens the store. The one before is closed, or was killed.
     fn open(&mut self, buckets: &[BucketConfig]) -> Store;

@@ -3,6 +3,7 @@
 use super::steps::{Act, Batch, BucketWanted, Wanted, key_of};
 use super::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Model {
@@ -12,6 +13,8 @@ pub(super) struct Model {
     /// Milliseconds.
     pub(super) now: u64,
     pub(super) tick: u64,
+    /// Whether an entry that ends at another time is written anew, so that everybody is told.
+    pub(super) touch_writes: bool,
     /// Of each bucket what was changed at which revision: what who watches it has to see.
     pub(super) events: [Vec<Event>; 2],
 }
@@ -57,10 +60,12 @@ impl Done {
 impl Model {
     /// The batch as the store takes it: what depends on revisions is filled in.
     pub(super) fn batch(&self, batch: &Batch, ids: [BucketId; 2]) -> WriteBatch {
-        let tick = std::time::Duration::from_millis(self.tick);
+        let tick = Duration::from_millis(self.tick);
+        // Nobody's clock is this one: times to live make up for it.
+        let more = Duration::from_millis(if self.touch_writes { self.now } else { 0 });
         let write = |&(bucket, key, act, wanted): &(usize, u8, Act, Wanted)| {
             let expect = self.expected(bucket, key, wanted);
-            let write = Write::new(ids[bucket], key_of(key), act.action(tick));
+            let write = Write::new(ids[bucket], key_of(key), act.action(tick, more));
             write.expecting(expect)
         };
         let mut made = WriteBatch {
@@ -203,9 +208,12 @@ impl Model {
             for (key, known) in &mut self.buckets[bucket] {
                 match old.get(key) {
                     Some(was) if was.value == known.value => {
-                        known.revision = was.revision;
-                        touched += u64::from(was.deadline != known.deadline);
-                        continue;
+                        let is_touched = was.deadline != known.deadline;
+                        touched += u64::from(is_touched);
+                        if !(is_touched && self.touch_writes) {
+                            known.revision = was.revision;
+                            continue;
+                        }
                     }
                     Some(_) => updated += 1,
                     None => created += 1,

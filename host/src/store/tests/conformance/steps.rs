@@ -21,28 +21,6 @@ pub(in crate::store) enum Step {
     Rewind(u8),
 }
 
-impl Step {
-    /// The same with nothing that ends.
-    pub(super) fn without_deadlines(self) -> Self {
-        let of = |mut batch: Batch| {
-            for (_, _, act, _) in &mut batch.writes {
-                *act = match *act {
-                    Act::Put(value, _) => Act::Put(value, None),
-                    Act::Touch(_) => Act::Touch(None),
-                    Act::Increment(by, _) => Act::Increment(by, None),
-                    Act::Delete => Act::Delete,
-                };
-            }
-            batch
-        };
-        match self {
-            Self::Commit(batch) => Self::Commit(of(batch)),
-            Self::CommitFailing(batch) => Self::CommitFailing(of(batch)),
-            step => step,
-        }
-    }
-}
-
 #[derive(Debug, Clone)]
 pub(in crate::store) struct Batch {
     pub(super) writes: Vec<(usize, u8, Act, Wanted)>,
@@ -62,8 +40,9 @@ pub(in crate::store) enum Act {
 }
 
 impl Act {
-    pub(super) fn action(self, tick: Duration) -> Action {
-        let ttl = |ticks: Option<u8>| ticks.map(|ticks| tick * u32::from(ticks));
+    /// A time to live is so much longer than its ticks.
+    pub(super) fn action(self, tick: Duration, more: Duration) -> Action {
+        let ttl = |ticks: Option<u8>| ticks.map(|ticks| tick * u32::from(ticks) + more);
         match self {
             Self::Put(value, ticks) => Action::Put {
                 value: value.to_string().into_bytes().into(),
