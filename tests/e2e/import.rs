@@ -226,13 +226,19 @@ async fn an_import_writes_all_or_nothing_and_never_over_something() {
     let again = import(dir.path(), &["--out", "made", "--skip-unsupported"]).await;
     assert_eq!((again.code, entries()), (1, 2));
     assert!(
-        again.stderr.contains("made: exists already"),
+        again.stderr.contains(
+            "made: exists already, expected a directory to make: give another one as --out"
+        ),
         "{}",
         again.stderr
     );
+    write(&caddy_json());
+    let unnamed = import(dir.path(), &[]).await;
+    assert_eq!((unnamed.code, entries()), (0, 3), "{}", unnamed.stderr);
+    assert!(dir.path().join("throwbar/throwbar.toml").is_file());
     write(":8080 {\n}\n");
     let caddyfile = import(dir.path(), &["--out", "other"]).await;
-    assert_eq!((caddyfile.code, entries()), (3, 2));
+    assert_eq!((caddyfile.code, entries()), (3, 3));
     assert!(
         caddyfile.stderr.contains("caddy adapt"),
         "{}",

@@ -20,7 +20,7 @@ const CONFIG: &str = "throwbar.toml";
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  throwbar import caddy caddy.json --out throwbar
+  throwbar import caddy caddy.json                        makes the directory throwbar
   throwbar serve throwbar/throwbar.toml
 
 Maps of HAProxy and nginx go into a bucket of a running proxy:
@@ -39,15 +39,15 @@ enum From {
     /// without it. A Caddyfile becomes JSON with `caddy adapt --config Caddyfile`.
     #[command(after_help = "\
 Examples:
-  throwbar import caddy caddy.json --out throwbar
+  throwbar import caddy caddy.json                        makes the directory throwbar
   throwbar import caddy caddy.json --dry-run              show the config, write nothing
-  caddy adapt --config Caddyfile | throwbar import caddy - --out throwbar")]
+  caddy adapt --config Caddyfile | throwbar import caddy - --out made")]
     Caddy {
         /// The file, or - for standard input
         file: PathBuf,
         /// A directory to make: for the config, and for the data with the bucket
-        #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
-        out: Option<PathBuf>,
+        #[arg(long, value_name = "DIR", default_value = "throwbar")]
+        out: PathBuf,
         /// Go on without what has no counterpart
         #[arg(long)]
         skip_unsupported: bool,
@@ -114,9 +114,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         out.bytes(config_text.as_bytes())?;
         return out.flush();
     }
-    let dir = out.expect("required without --dry-run");
-    write(&dir, &config_text, &config, &draft).await?;
-    tell(&name, &dir, &draft, &findings)
+    write(&out, &config_text, &config, &draft).await?;
+    tell(&name, &out, &draft, &findings)
 }
 
 fn shown(file: &Path) -> String {
@@ -163,7 +162,7 @@ async fn write(dir: &Path, text: &str, config: &Config, draft: &Draft) -> anyhow
     let taken = std::fs::symlink_metadata(dir).is_ok();
     anyhow::ensure!(
         !taken,
-        "{place}: exists already, expected a directory to make"
+        "{place}: exists already, expected a directory to make: give another one as --out"
     );
     let parent = match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
