@@ -5,13 +5,12 @@
 //! against the newest state, makes them durable in groups, publishes the next snapshot and only then acknowledges.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, TryAcquireError, oneshot};
+use tokio::sync::Semaphore;
 
 mod apply;
 mod arrive;
@@ -19,6 +18,7 @@ pub mod backend;
 pub mod batch;
 pub mod bucket;
 mod clock;
+mod commit;
 mod configure;
 mod content;
 pub mod data_file;
@@ -68,7 +68,7 @@ use clock::Clock;
 use log::Log;
 use shared::commit::Committer;
 use shared::{Links, copy};
-use writer::{Command, Pending, Writer};
+use writer::{Command, Writer};
 
 /// Most batches that wait for the writer; whoever commits more waits for a place.
 const QUEUE_BATCHES_MAX: usize = 1024;
@@ -333,93 +333,6 @@ impl Store {
         Reader {
             newest: arc_swap::Cache::new(Arc::clone(&self.inner.newest)),
         }
-    }
-
-    /// Applies a batch, all or none, and returns once it is durable (as far as its backend is) and visible to every
-    /// reader. A batch that changes nothing keeps the revision.
-    ///
-    /// # Errors
-    /// See [`CommitError`]; nothing of the batch was applied. If the future is dropped the batch may still be applied.
-    pub async fn commit(&self, batch: WriteBatch) -> Result<Committed, CommitError> {
-        self.commit_noting(batch, Vec::new()).await
-    }
-
-    /// The same; before any reader can see the new state, its revision is stored in each of `notes`.
-    ///
-    /// # Errors
-    /// As for [`Self::commit`].
-    pub async fn commit_noting(
-        &self,
-        batch: WriteBatch,
-        notes: Vec<Arc<AtomicU64>>,
-    ) -> Result<Committed, CommitError> {
-        let committer = &self.inner.committer;
-        // What waits for an engine takes no place from those who need none.
-        if let Some(backend) = committer.backend_of(&batch)? {
-            return committer.commit(backend, batch, &notes).await;
-        }
-        let place = Arc::clone(&self.inner.places).acquire_owned().await;
-        let (done, answer) = oneshot::channel();
-        let pending = Pending {
-            batch,
-            notes,
-            // Whoever no longer waits does not need the answer.
-            done: Box::new(|committed| drop(done.send(committed))),
-            _permit: place.map_err(|_| closed())?,
-        };
-        self.inner
-            .commands
-            .send(Command::Commit(pending))
-            .map_err(|_| closed())?;
-        answer.await.unwrap_or_else(|_| Err(closed()))
-    }
-
-    /// Commits a batch that nobody here waits to see: of one to an engine that proxies share, the engine has it then, and
-    /// readers of this process may still wait for what came before it. Nor do the bucket's limits count it until they see it.
-    ///
-    /// # Errors
-    /// As for [`Self::commit`], but for [`CommitError::Unseen`].
-    pub async fn commit_unseen(&self, batch: WriteBatch) -> Result<(), CommitError> {
-        let committer = &self.inner.committer;
-        match committer.backend_of(&batch)? {
-            Some(backend) => committer.commit_unseen(backend, batch).await,
-            None => self.commit(batch).await.map(drop),
-        }
-    }
-
-    /// Hands a batch to the writer, or to the thread of the engine that it writes to, without waiting; those of one thread to
-    /// one backend are applied in the order they were handed over. `done` is called by that thread, and has to be short; one
-    /// that has not begun within the engine's timeout is refused. If the store is closed before, `done` is dropped instead.
-    ///
-    /// # Errors
-    /// [`CommitError::Unavailable`] if too many wait already for the same, or the store is closed, and
-    /// [`CommitError::Mixed`]: it is not applied, and `done` is not called.
-    pub fn submit(
-        &self,
-        batch: WriteBatch,
-        done: impl FnOnce(Result<Committed, CommitError>) + Send + 'static,
-    ) -> Result<(), CommitError> {
-        let committer = &self.inner.committer;
-        if let Some(backend) = committer.backend_of(&batch)? {
-            return committer.submit(backend, batch, done);
-        }
-        let place = Arc::clone(&self.inner.submitted).try_acquire_owned();
-        let permit = place.map_err(|error| match error {
-            TryAcquireError::NoPermits => CommitError::Unavailable(format!(
-                "{SUBMITTED_BATCHES_MAX} batches that nobody waits for are waiting already"
-            )),
-            TryAcquireError::Closed => closed(),
-        })?;
-        let pending = Pending {
-            batch,
-            notes: Vec::new(),
-            done: Box::new(done),
-            _permit: permit,
-        };
-        self.inner
-            .commands
-            .send(Command::Commit(pending))
-            .map_err(|_| closed())
     }
 
     /// How what proxies share is, by backend; empty if nothing is shared.

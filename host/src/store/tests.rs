@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::backend::{Faults, faulty};
 use super::batch::check_key;
