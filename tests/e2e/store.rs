@@ -4,6 +4,7 @@ mod data_file;
 mod durability;
 mod faults;
 mod kills;
+mod slow_disk;
 
 use crate::harness::proxy::BY_HEADER;
 use crate::harness::{Request, Setup, TestProxy, TestUpstream};

@@ -336,7 +336,8 @@ fn installed(program: &str) -> Option<PathBuf> {
     found
 }
 
-pub(super) fn missing(what: &str) {
+/// Says aloud that something cannot be tested here; where all tests have to run, it panics.
+pub fn missing(what: &str) {
     assert!(
         std::env::var_os(REQUIRED).is_none(),
         "{what}, and {REQUIRED} is set"
