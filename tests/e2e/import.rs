@@ -235,7 +235,7 @@ async fn an_import_writes_all_or_nothing_and_never_over_something() {
     write(&caddy_json());
     let unnamed = import(dir.path(), &[]).await;
     assert_eq!((unnamed.code, entries()), (0, 3), "{}", unnamed.stderr);
-    assert!(dir.path().join("throwbar/throwbar.toml").is_file());
+    assert!(dir.path().join("throwbar-config/throwbar.toml").is_file());
     write(":8080 {\n}\n");
     let caddyfile = import(dir.path(), &["--out", "other"]).await;
     assert_eq!((caddyfile.code, entries()), (3, 3));

@@ -1,5 +1,6 @@
 //! Agreeing: the entry of a plugin is replaced if it is still what the change was built on.
 
+use super::artifacts::behind;
 use super::entry::{PLUGIN, PluginEntry};
 use super::{Fleet, unix_ms};
 use crate::plugin::{Accord, Agreeing, Agreement, Base, DeployError, Overtaken};
@@ -61,6 +62,7 @@ impl Accord for Fleet {
                 match self.commit(vec![whole]).await {
                     // Others rely on it, too, or remove it.
                     Err(CommitError::Conflict { .. }) if attempt < ATTEMPTS => {}
+                    Err(error @ CommitError::Unseen { .. }) => return Err(behind(&error)),
                     done => {
                         done.map_err(DeployError::beside)?;
                         break;

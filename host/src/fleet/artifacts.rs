@@ -45,9 +45,7 @@ impl Fleet {
         let begun = self.write(&place, &entry, Expect::Absent)?;
         let begun = self.commit(vec![begun]).await;
         let begun = begun.map_err(|error| match error {
-            CommitError::Unseen { .. } => DeployError::Fleet(format!(
-                "this node is behind what was written before, nothing was agreed on, try again: {error}"
-            )),
+            CommitError::Unseen { .. } => behind(&error),
             error => DeployError::Writes(error),
         })?;
         let put = self.depot.put(&place, component).await;
@@ -239,4 +237,11 @@ impl Fleet {
         };
         Ok(self.store.commit(batch).await?.entry)
     }
+}
+
+/// Why nothing was agreed on: what has to come before that was written, and is not seen here.
+pub(super) fn behind(error: &CommitError) -> DeployError {
+    DeployError::Fleet(format!(
+        "this node is behind what was written before, nothing was agreed on, try again: {error}"
+    ))
 }

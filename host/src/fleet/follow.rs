@@ -283,7 +283,7 @@ fn may_pass(error: &DeployError) -> bool {
         | DeployError::NoSuchVersion(_)
         | DeployError::Disagreed(_)
         | DeployError::Fleet(_)
-        | DeployError::Writes(CommitError::Unavailable(_)) => true,
+        | DeployError::Writes(CommitError::Unavailable(_) | CommitError::Unseen { .. }) => true,
         DeployError::Agreed(error) => may_pass(error),
         DeployError::NoSuchPlugin(_)
         | DeployError::TooLarge(_)

@@ -138,6 +138,8 @@ struct Failure {
 #[derive(Debug, Default)]
 struct Heartbeats {
     told: Option<Instant>,
+    /// The revision of what was told last, which this node may not see yet.
+    told_at: Option<Revision>,
     /// Why it is not told.
     error: Option<String>,
     /// Whether another process uses the name.

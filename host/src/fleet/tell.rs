@@ -33,9 +33,7 @@ impl Fleet {
         };
         let leaving = async {
             // Another process may have the name by now: one that was started to take over.
-            while let Some((revision, entry)) = self.told()
-                && entry.life == self.life
-            {
+            while let Some(revision) = self.newest_own() {
                 let gone = Write::delete(bucket, self.node_key());
                 let gone = vec![gone.expecting(Expect::At(revision))];
                 let Err(CommitError::Conflict { .. }) = self.commit(gone).await else {
@@ -72,7 +70,8 @@ impl Fleet {
         let told = told.await;
         let mut heartbeats = locked(&self.heartbeats);
         match told {
-            Ok(()) => {
+            Ok(revision) => {
+                heartbeats.told_at = Some(revision);
                 if heartbeats.error.take().is_some() {
                     tracing::info!(node = self.node, "fleet: the others are told again");
                 }
@@ -141,12 +140,13 @@ impl Fleet {
 
     /// Two processes of one name would tell in turns.
     fn look_for_twin(&self) {
-        let is_other = self
-            .told()
-            .is_some_and(|(_, entry)| entry.life != self.life);
+        let other = self.told().filter(|(_, entry)| entry.life != self.life);
         let mut heartbeats = locked(&self.heartbeats);
         // What was there before this process told anything may be of the one before it.
-        let twin = is_other && heartbeats.told.is_some();
+        let is_newer = |(revision, _): (Revision, NodeEntry)| {
+            heartbeats.told_at.is_some_and(|told| told < revision)
+        };
+        let twin = other.is_some_and(is_newer);
         if twin && !heartbeats.twin {
             tracing::error!(
                 node = self.node,
@@ -163,6 +163,17 @@ impl Fleet {
         let entry = bucket.get(&self.node_key())?;
         let told = serde_json::from_slice(&entry.value.to_bytes()).ok()?;
         Some((entry.revision, told))
+    }
+
+    /// The revision of this node's entry, unless another process has the name.
+    fn newest_own(&self) -> Option<Revision> {
+        let told_at = locked(&self.heartbeats).told_at;
+        let (revision, entry) = self.told()?;
+        match told_at.filter(|told| *told > revision) {
+            // It is not seen yet.
+            Some(told) => Some(told),
+            None => (entry.life == self.life).then_some(revision),
+        }
     }
 
     fn node_key(&self) -> String {

@@ -159,7 +159,8 @@ impl Plugins {
     /// before, nor by the one before on the state after. If the version is active already, the writes are made by themselves.
     ///
     /// # Errors
-    /// As for a deploy, and [`DeployError::Writes`] if the store does not take the writes; nothing is changed then.
+    /// As for a deploy, and [`DeployError::Writes`] if the store does not take the writes; nothing is changed then, unless it
+    /// says that they are written and not seen yet.
     pub async fn activate_with(
         &self,
         name: &str,
@@ -197,6 +198,7 @@ impl Plugins {
             // Each node compares for itself.
             Role::Shadow(_) => None,
         };
+        let is_proposed = proposal.is_some();
         let is_back = matches!(wanted, Wanted::Previous) || origin.is_back();
         let (digest, component): (Arc<str>, _) = match wanted {
             Wanted::Component(component) => {
@@ -318,7 +320,9 @@ impl Plugins {
         );
         match done.await {
             Ok(()) => Ok(deployed),
-            Err(error) if is_agreed => Err(DeployError::Agreed(Box::new(error))),
+            Err(error) if is_agreed || (is_proposed && error.is_written()) => {
+                Err(DeployError::Agreed(Box::new(error)))
+            }
             Err(error) => Err(shared.instead_of(name, error).await),
         }
     }

@@ -171,6 +171,11 @@ impl DeployError {
             false => Self::Writes(error),
         }
     }
+
+    /// Whether what was to be written is, and only not seen yet.
+    pub(super) fn is_written(&self) -> bool {
+        matches!(self, Self::Writes(CommitError::Unseen { .. }))
+    }
 }
 
 /// A plugin, for lists.

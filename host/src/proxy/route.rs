@@ -8,7 +8,7 @@ use crate::plugin::{
     Decision, DecisionError, Forward, Generation, PluginSlot, Reply, RouteError, RouteTarget,
     Routed, Shadow,
 };
-use crate::store::{CommitError, Snapshot};
+use crate::store::{CommitError, Snapshot, WriteBatch};
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 use std::sync::Arc;
@@ -91,8 +91,8 @@ impl Proxy {
         let Some(writes) = routed.writes else {
             return Ok((routed.decision, hooks));
         };
-        match self.store.commit(writes).await {
-            Ok(_) => Ok((routed.decision, hooks)),
+        match self.write(writes).await {
+            Ok(()) => Ok((routed.decision, hooks)),
             // Another version migrated the data between the call and the commit; nothing was done yet.
             Err(CommitError::Marked { .. }) => {
                 let Asked {
@@ -101,12 +101,20 @@ impl Proxy {
                     hooks,
                 } = self.ask_informed(view, slot, record).await?;
                 if let Some(writes) = routed.writes {
-                    let committed = self.store.commit(writes).await;
-                    committed.map_err(|error| self.refused(slot, generation.as_deref(), error))?;
+                    let written = self.write(writes).await;
+                    written.map_err(|error| self.refused(slot, generation.as_deref(), error))?;
                 }
                 Ok((routed.decision, hooks))
             }
             Err(error) => Err(self.refused(slot, generation.as_deref(), error)),
+        }
+    }
+
+    /// Makes the writes of a call. One that is made and not seen here yet is no refusal.
+    pub(super) async fn write(&self, writes: WriteBatch) -> Result<(), CommitError> {
+        match self.store.commit(writes).await {
+            Ok(_) | Err(CommitError::Unseen { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

@@ -70,8 +70,7 @@ impl Proxy {
         writes: Option<WriteBatch>,
     ) -> Result<(), ProxyError> {
         let Some(writes) = writes else { return Ok(()) };
-        let committed = self.store.commit(writes).await;
-        committed.map(drop).map_err(|error| {
+        self.write(writes).await.map_err(|error| {
             let refused = &generation.stats(self.worker).refused_writes;
             crate::metrics::add(refused, 1);
             ProxyError::Commit {

@@ -1,7 +1,7 @@
 //! How a batch gets to the writer, or to the engine of the bucket that it writes to.
 
 use super::writer::{Command, Pending};
-use super::{CommitError, Committed, SUBMITTED_BATCHES_MAX, Store, WriteBatch, closed};
+use super::{CommitError, Committed, Revision, SUBMITTED_BATCHES_MAX, Store, WriteBatch, closed};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use tokio::sync::{TryAcquireError, oneshot};
@@ -49,14 +49,15 @@ impl Store {
 
     /// Commits a batch that nobody here waits to see: of one to an engine that proxies share, the engine has it then, and
     /// readers of this process may still wait for what came before it. Nor do the bucket's limits count it until they see it.
+    /// The revision that it has made, by which its entries are told.
     ///
     /// # Errors
     /// As for [`Self::commit`], but for [`CommitError::Unseen`].
-    pub async fn commit_unseen(&self, batch: WriteBatch) -> Result<(), CommitError> {
+    pub async fn commit_unseen(&self, batch: WriteBatch) -> Result<Revision, CommitError> {
         let committer = &self.inner.committer;
         match committer.backend_of(&batch)? {
             Some(backend) => committer.commit_unseen(backend, batch).await,
-            None => self.commit(batch).await.map(drop),
+            None => Ok(self.commit(batch).await?.revision),
         }
     }
 

@@ -10,10 +10,30 @@ use tokio::task::JoinSet;
 /// What a sync takes longer, in microseconds.
 const DELAY: &str = "inject=fsync,fdatasync:delay_enter=300000";
 
-/// Whether processes can be traced here; says aloud if not.
+/// What starts a process with slow syncs. The tracer is no parent of it, and ends with it.
+fn tracer(log: &str) -> [&str; 12] {
+    [
+        "strace",
+        "-D",
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-o",
+        log,
+        "-e",
+        "trace=fsync,fdatasync",
+        "-e",
+        DELAY,
+        "--",
+    ]
+}
+
+/// Whether that can be done here; says aloud if not.
 fn can_trace() -> bool {
-    let tried = std::process::Command::new("strace")
-        .args(["-qq", "-o", "/dev/null", "true"])
+    let [strace, options @ ..] = tracer("/dev/null");
+    let tried = std::process::Command::new(strace)
+        .args(options)
+        .arg("true")
         .status();
     let can = tried.as_ref().is_ok_and(|status| status.success());
     if !can {
@@ -24,7 +44,7 @@ fn can_trace() -> bool {
     can
 }
 
-/// How many syncs are over.
+/// How many syncs have begun.
 fn syncs(log: &Path) -> usize {
     let log = std::fs::read_to_string(log).expect("the tracer's log");
     log.lines().filter(|line| line.contains("sync(")).count()
@@ -38,10 +58,7 @@ async fn a_slow_disk_holds_up_writers_who_share_its_syncs_and_no_request() {
     let dir = tempfile::tempdir().expect("a directory");
     std::fs::write(dir.path().join("throwbar.toml"), Setup::new(NOTES).text()).expect("written");
     let log = dir.path().join("syncs");
-    // The tracer is no parent of the proxy, and ends with it.
-    let mut under = vec!["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o"];
-    under.extend([log.to_str().expect("text"), "-e", "trace=fsync,fdatasync"]);
-    under.extend(["-e", DELAY]);
+    let under = tracer(log.to_str().expect("text"));
     let mut proxy = TestProxy::start_under(dir, &under, &["serve", "throwbar.toml"]).await;
     let admin = proxy.admin();
     let mut acknowledged = BTreeMap::new();

@@ -20,8 +20,8 @@ const CONFIG: &str = "throwbar.toml";
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  throwbar import caddy caddy.json                        makes the directory throwbar
-  throwbar serve throwbar/throwbar.toml
+  throwbar import caddy caddy.json                        makes the directory throwbar-config
+  throwbar serve throwbar-config/throwbar.toml
 
 Maps of HAProxy and nginx go into a bucket of a running proxy:
   throwbar kv import upstreams hosts.map --format haproxy-map
@@ -39,14 +39,14 @@ enum From {
     /// without it. A Caddyfile becomes JSON with `caddy adapt --config Caddyfile`.
     #[command(after_help = "\
 Examples:
-  throwbar import caddy caddy.json                        makes the directory throwbar
+  throwbar import caddy caddy.json                        makes the directory throwbar-config
   throwbar import caddy caddy.json --dry-run              show the config, write nothing
   caddy adapt --config Caddyfile | throwbar import caddy - --out made")]
     Caddy {
         /// The file, or - for standard input
         file: PathBuf,
         /// A directory to make: for the config, and for the data with the bucket
-        #[arg(long, value_name = "DIR", default_value = "throwbar")]
+        #[arg(long, value_name = "DIR", default_value = "throwbar-config")]
         out: PathBuf,
         /// Go on without what has no counterpart
         #[arg(long)]

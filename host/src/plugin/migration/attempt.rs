@@ -139,9 +139,8 @@ fn is_of_beside(takings: &[Taking<'_>], error: &CommitError) -> bool {
 /// Why the store does not take what a guest wants written.
 pub(super) fn refused(error: CommitError) -> DeployError {
     match error {
-        CommitError::Unavailable(_) | CommitError::Unknown(_) | CommitError::Unseen { .. } => {
-            DeployError::Io(error.to_string())
-        }
+        CommitError::Unavailable(_) | CommitError::Unknown(_) => DeployError::Io(error.to_string()),
+        CommitError::Unseen { .. } => DeployError::Writes(error),
         CommitError::Changed { .. } | CommitError::Marked { .. } | CommitError::Conflict { .. } => {
             DeployError::MigrateRace(error.to_string())
         }

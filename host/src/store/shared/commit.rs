@@ -116,10 +116,10 @@ impl Committer {
         &self,
         backend: BackendKind,
         batch: WriteBatch,
-    ) -> Result<(), CommitError> {
+    ) -> Result<Revision, CommitError> {
         let began = Instant::now();
         let applied = self.commit_since(backend, batch, Until::Applied, began);
-        applied.await.map(drop)
+        Ok(applied.await?.revision)
     }
 
     /// Commits one after those that were submitted before it. See [`crate::store::Store::submit`].
@@ -134,7 +134,7 @@ impl Committer {
         // Its time begins here: what is behind an engine that hangs does not come much later.
         let began = Instant::now();
         let submitted = link.in_order(async move {
-            let committed = committer.commit_since(backend, batch, Until::Seen(&[]), began);
+            let committed = committer.commit_since(backend, batch, Until::SeenAtLast, began);
             done(committed.await);
         });
         submitted.map_err(refused)
@@ -211,10 +211,19 @@ impl Committer {
             match link.commit_noting(transaction, notes).await {
                 Ok(Outcome::Applied(revision)) => {
                     let committed = plan.outcome?;
-                    if writes == 0 || matches!(until, Until::Applied) {
+                    if writes == 0 {
                         return Ok(committed);
                     }
-                    let seen = seen(&patience.anew(), known, revision).await?.seen;
+                    if matches!(until, Until::Applied) {
+                        return Ok(Committed {
+                            revision,
+                            ..committed
+                        });
+                    }
+                    let has_limit = !matches!(until, Until::SeenAtLast);
+                    let seen = seen(&patience.anew(), has_limit, known, revision)
+                        .await?
+                        .seen;
                     return Ok(Plan::committed(
                         plan.last,
                         &batch,
@@ -287,6 +296,8 @@ enum Until<'n> {
     Applied,
     /// Once readers of this process see it. Before, its revision is stored in each of these.
     Seen(&'n [Arc<AtomicU64>]),
+    /// The same, however late: of what was handed over nobody waits for the answer, and it must not be taken for refused.
+    SeenAtLast,
 }
 
 /// How long a commit goes on: for the engine's timeout, and while something waits at the gate (`gate.rs`), which says itself
@@ -381,6 +392,7 @@ fn late(link: &Link, known: Progress, at: Revision) -> CommitError {
 /// Waits until readers see a revision of what was `known` before it was written.
 async fn seen(
     patience: &Patience<'_>,
+    has_limit: bool,
     known: Progress,
     revision: Revision,
 ) -> Result<Applied, CommitError> {
@@ -389,8 +401,12 @@ async fn seen(
     let went_back = revision < known.applied.revision;
     let is_seen =
         |it: &Progress| it.applied.revision >= revision && (!went_back || it.loads != known.loads);
-    while !patience.is_over() {
-        match timeout_at(patience.deadline(), progress.wait_for(is_seen)).await {
+    while !has_limit || !patience.is_over() {
+        let until = match has_limit {
+            true => patience.deadline(),
+            false => Instant::now() + patience.link.timeout(),
+        };
+        match timeout_at(until, progress.wait_for(is_seen)).await {
             Ok(Ok(progress)) => return Ok(progress.applied),
             Ok(Err(_)) => break,
             // The gate may have given it more time.

@@ -346,3 +346,34 @@ fn what_the_fleet_is_told_while_something_waits_is_told_as_unseen_or_not_waited_
         told.is_some_and(|told| told.value.to_bytes() == &b"2"[..])
     });
 }
+
+/// What a session wrote would be read as it was before, if it were taken for refused.
+#[test]
+fn what_was_handed_over_is_answered_once_it_is_seen_however_late() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let timeout = Duration::from_millis(200);
+    let ([_one, other], [e, _, _], _dirs) = pair_within(&shelf, &hand, timeout);
+    shelf.be_silent(true);
+    let (done, answer) = std::sync::mpsc::channel();
+    let told = move |committed: Result<Committed, CommitError>| drop(done.send(committed));
+    other.submit(put(e, "handed", "1"), told).unwrap();
+    until_so("the engine has it", || !shelf.contents("e").is_empty());
+    let waited = wait(other.commit(put(e, "waited", "1")));
+    assert!(
+        matches!(waited, Err(CommitError::Unseen { .. })),
+        "{waited:?}"
+    );
+    assert!(answer.try_recv().is_err(), "nobody waits for it");
+    shelf.be_silent(false);
+    let answer = answer.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!(
+        answer.unwrap().entry,
+        Some(shelf_revision(&shelf, "handed"))
+    );
+}
+
+fn shelf_revision(shelf: &Shelf, key: &str) -> Revision {
+    let contents = shelf.contents("e");
+    let entry = contents.iter().find(|(other, ..)| other == key).unwrap();
+    Revision(entry.2)
+}

@@ -290,7 +290,7 @@ fn to_load_one_bucket_forgets_no_lease_of_another() {
 fn a_lease_that_is_gone_is_forgotten_though_nobody_follows_its_entry() {
     with_server(async |server: EtcdServer| {
         let writing = server.engine(&server.address(), "gone");
-        let short = Duration::from_secs(2);
+        let short = Duration::from_secs(5);
         let writes = [set_for(ONE, "k", "v", short), set(TWO, "k", "v")];
         write(&writing, writes.into()).await;
         let engine = server.engine(&server.address(), "gone");
