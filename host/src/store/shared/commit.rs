@@ -399,8 +399,12 @@ async fn seen(
     let mut progress = patience.link.progress();
     // An engine that has gone back gives revisions that were seen before with other content.
     let went_back = revision < known.applied.revision;
-    let is_seen =
-        |it: &Progress| it.applied.revision >= revision && (!went_back || it.loads != known.loads);
+    let is_seen = |it: &Progress| {
+        let is_anew = it.loads != known.loads;
+        let is_there = it.applied.revision >= revision && (!went_back || is_anew);
+        // What a failover has lost never comes: whoever waits for ever is content with all that there is.
+        is_there || (!has_limit && is_anew)
+    };
     while !has_limit || !patience.is_over() {
         let until = match has_limit {
             true => patience.deadline(),

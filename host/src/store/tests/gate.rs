@@ -372,6 +372,23 @@ fn what_was_handed_over_is_answered_once_it_is_seen_however_late() {
     );
 }
 
+/// Else nothing that is handed over after it would ever have its turn.
+#[test]
+fn what_was_handed_over_and_lost_in_a_failover_is_waited_for_no_longer() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let ([_one, other], [e, _, _], _dirs) = pair(&shelf, &hand);
+    let backup = shelf.backup();
+    shelf.be_silent(true);
+    let (done, answer) = std::sync::mpsc::channel();
+    let told = move |committed: Result<Committed, CommitError>| drop(done.send(committed));
+    other.submit(put(e, "lost", "1"), told).unwrap();
+    until_so("the engine has it", || !shelf.contents("e").is_empty());
+    shelf.restore(backup);
+    shelf.be_silent(false);
+    let answer = answer.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!((answer.unwrap().created, contents(&other, e)), (1, vec![]));
+}
+
 fn shelf_revision(shelf: &Shelf, key: &str) -> Revision {
     let contents = shelf.contents("e");
     let entry = contents.iter().find(|(other, ..)| other == key).unwrap();
