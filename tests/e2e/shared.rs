@@ -12,6 +12,7 @@ mod ends;
 mod fleet;
 mod gaps;
 mod streams;
+mod unseen;
 
 use fleet::{Fleet, config, has, shared, until_lost};
 

@@ -1,15 +1,21 @@
-//! A TCP relay on the loopback, to cut what goes through it.
+//! A TCP relay on the loopback, to cut what goes through it, or to hold some of it back.
 
 use std::sync::Arc;
-use tokio::io::copy_bidirectional;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+
+/// Bytes that are read at once.
+const PIECE: usize = 64 << 10;
 
 /// Relays to one address, unless it is cut.
 pub struct Relay {
     address: String,
     cut: watch::Sender<bool>,
+    held: watch::Sender<bool>,
     /// How many connections there are.
     connections: watch::Sender<usize>,
     task: JoinHandle<()>,
@@ -18,20 +24,27 @@ pub struct Relay {
 impl Relay {
     /// Starts one to `host:port`.
     pub async fn start(target: String) -> Self {
+        Self::start_that_holds(target, None).await
+    }
+
+    /// The same; the answers on connections whose client has said this word can be held back.
+    pub async fn start_that_holds(target: String, word: Option<&'static str>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await;
         let listener = listener.expect("a port is free");
         let address = listener.local_addr().expect("it is bound").to_string();
         let cut = watch::Sender::new(false);
-        let connections = watch::Sender::new(0);
-        let task = tokio::spawn(accept(
-            listener,
-            target.into(),
-            cut.subscribe(),
-            connections.clone(),
-        ));
+        let (held, connections) = (watch::Sender::new(false), watch::Sender::new(0));
+        let to = To {
+            target: target.into(),
+            word,
+            cut: cut.subscribe(),
+            held: held.subscribe(),
+        };
+        let task = tokio::spawn(accept(listener, to, connections.clone()));
         Self {
             address,
             cut,
+            held,
             connections,
             task,
         }
@@ -56,6 +69,11 @@ impl Relay {
     pub fn restore(&self) {
         self.cut.send_replace(false);
     }
+
+    /// Holds back the answers to who has said the word, or lets them through.
+    pub fn hold(&self, held: bool) {
+        self.held.send_replace(held);
+    }
 }
 
 impl Drop for Relay {
@@ -64,33 +82,83 @@ impl Drop for Relay {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
+/// Where connections lead, and what becomes of them.
+#[derive(Clone)]
+struct To {
     target: Arc<str>,
+    word: Option<&'static str>,
     cut: watch::Receiver<bool>,
-    counted: watch::Sender<usize>,
-) {
+    held: watch::Receiver<bool>,
+}
+
+async fn accept(listener: TcpListener, to: To, counted: watch::Sender<usize>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
-        let (target, cut, counted) = (Arc::clone(&target), cut.clone(), counted.clone());
+        let (to, counted) = (to.clone(), counted.clone());
         counted.send_modify(|count| *count += 1);
         connections.spawn(async move {
-            relay(client, &target, cut).await;
+            relay(client, to).await;
             counted.send_modify(|count| *count -= 1);
         });
     }
 }
 
-async fn relay(mut client: TcpStream, target: &str, mut cut: watch::Receiver<bool>) {
-    if *cut.borrow_and_update() {
+async fn relay(mut client: TcpStream, mut to: To) {
+    if *to.cut.borrow_and_update() {
         return;
     }
-    let Ok(mut server) = TcpStream::connect(target).await else {
+    let Ok(mut server) = TcpStream::connect(&*to.target).await else {
         return;
     };
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
+    let has_said = AtomicBool::new(false);
+    let up = up(from_client, to_server, to.word, &has_said);
+    let down = down(from_server, to_client, &has_said, to.held);
     tokio::select! {
-        _ = copy_bidirectional(&mut client, &mut server) => {}
+        _ = async { tokio::join!(up, down) } => {}
         // Whatever it is now: this connection is over.
-        _ = cut.changed() => {}
+        _ = to.cut.changed() => {}
     }
+}
+
+async fn up(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    word: Option<&str>,
+    has_said: &AtomicBool,
+) {
+    let mut piece = vec![0; PIECE];
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        let piece = &piece[..length];
+        let says = |word: &str| piece.windows(word.len()).any(|it| it == word.as_bytes());
+        if word.is_some_and(says) {
+            has_said.store(true, Ordering::SeqCst);
+        }
+        if to.write_all(piece).await.is_err() {
+            break;
+        }
+    }
+    // Who has gone needs no end.
+    let _ = to.shutdown().await;
+}
+
+async fn down(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    has_said: &AtomicBool,
+    mut held: watch::Receiver<bool>,
+) {
+    let mut piece = vec![0; PIECE];
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        if has_said.load(Ordering::SeqCst) {
+            // Without its sender, everything is over.
+            let _ = held.wait_for(|held| !held).await;
+        }
+        if to.write_all(&piece[..length]).await.is_err() {
+            break;
+        }
+    }
+    // Who has gone needs no end.
+    let _ = to.shutdown().await;
 }

@@ -302,6 +302,7 @@ pub(super) fn deploy_problem(error: &DeployError) -> Problem {
         DeployError::Warm(_) => (StatusCode::SERVICE_UNAVAILABLE, "warm"),
         DeployError::Disagreed(_) => (StatusCode::CONFLICT, "fleet-disagrees"),
         DeployError::Fleet(_) => (StatusCode::SERVICE_UNAVAILABLE, "fleet-unavailable"),
+        DeployError::Late(_) => (StatusCode::SERVICE_UNAVAILABLE, "unseen"),
         DeployError::Agreed(_) => (StatusCode::SERVICE_UNAVAILABLE, "not-taken-here"),
         DeployError::Writes(error) => return commit_problem(error.clone()),
     };

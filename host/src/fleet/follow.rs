@@ -295,6 +295,7 @@ fn may_pass(error: &DeployError) -> bool {
         | DeployError::Failing { .. }
         | DeployError::Conflict(_)
         | DeployError::Apart { .. }
+        | DeployError::Late(_)
         | DeployError::Migrate(_)
         | DeployError::Writes(_) => false,
     }

@@ -328,7 +328,7 @@ impl Plugins {
         version: String,
         reason: String,
     ) -> Result<(), DeployError> {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let turn = self.turn(plugin)?;
         let shared = Arc::clone(&self.shared);
         blocking(move || {

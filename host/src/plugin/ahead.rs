@@ -43,7 +43,7 @@ impl Plugins {
         component: Option<Bytes>,
         force: bool,
     ) -> Result<Ahead, DeployError> {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let turn = self.turn(plugin)?;
         let (shared, slot) = (&self.shared, turn.slot());
         slot.check_role(digest, &Role::Active, force)?;
@@ -84,7 +84,7 @@ impl Plugins {
     /// # Errors
     /// As the last steps of a push: it decides nothing any more then.
     pub async fn take_over(&self, ahead: Ahead, order: Order<'_>) -> Result<(), DeployError> {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let Ahead {
             stage,
             warmed,

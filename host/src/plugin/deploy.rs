@@ -11,7 +11,7 @@ use super::compile::Compiler;
 use super::epoch::EpochClock;
 use super::migration::OnData;
 use super::record::Record;
-use super::slot::{Activated, Turn};
+use super::slot::Turn;
 use super::{CompileIn, Crew, Generation, PluginSlot};
 use crate::store::{Store, WriteBatch};
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::RwLock;
 
 pub use super::order::{Order, Role, Wanted};
 pub use super::report::*;
@@ -27,12 +28,12 @@ pub use super::report::*;
 /// Every plugin of the config, and the walk that changes what is active.
 pub struct Plugins {
     pub(super) shared: Arc<Shared>,
-    /// Read by deploys, written by a change of the config: neither sees the other half done.
-    pub(super) changes: tokio::sync::RwLock<()>,
 }
 
 /// What the steps of a walk use, on whatever thread they run.
 pub(super) struct Shared {
+    /// Read by deploys, written by a change of the config: neither sees the other half done.
+    pub(super) changes: RwLock<()>,
     pub(super) artifacts: Artifacts,
     pub(super) compiler: Compiler,
     pub(super) clock: Arc<EpochClock>,
@@ -72,6 +73,7 @@ impl Plugins {
         let clock = Arc::new(EpochClock::start(compiler.engine())?);
         let plugins = Plugins {
             shared: Arc::new(Shared {
+                changes: RwLock::default(),
                 artifacts,
                 compiler,
                 clock,
@@ -84,7 +86,6 @@ impl Plugins {
                 started: Instant::now(),
                 accord: OnceLock::new(),
             }),
-            changes: tokio::sync::RwLock::new(()),
         };
         plugins.shared.prune_compiled();
         Ok(Arc::new(plugins))
@@ -143,7 +144,7 @@ impl Plugins {
     /// If the future is dropped before the record is written, nothing changes; after, the version has its role.
     ///
     /// # Errors
-    /// See [`DeployError`]; nothing is changed then.
+    /// See [`DeployError`]; nothing is changed then, but for [`DeployError::Late`]: the version is active a little later.
     pub async fn bring(
         &self,
         name: &str,
@@ -190,7 +191,7 @@ impl Plugins {
         origin: Origin,
         mut beside: Option<WriteBatch>,
     ) -> Result<Deployed, DeployError> {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let turn = self.turn(name)?;
         let (shared, slot) = (&self.shared, turn.slot());
         let proposal = match role {
@@ -379,75 +380,6 @@ impl Shared {
                 deployed.outcome = Outcome::Shadow;
             }
         }
-        Ok(())
-    }
-
-    /// Warm, migrate, record, publish, retire.
-    pub(super) async fn swap(
-        self: &Arc<Self>,
-        turn: Turn,
-        generation: Arc<Generation>,
-        mut record: Record,
-        on_data: OnData,
-        deployed: &mut Deployed,
-    ) -> Result<(), DeployError> {
-        let began = Instant::now();
-        let warmed = self.warm(&generation).await?;
-        let warming = began.elapsed();
-        deployed.generation = Some(generation.id().0);
-        let shared = Arc::clone(self);
-        // In one piece on a thread of its own: dropping the future cannot come between data, pointer and publish.
-        let activated = blocking(move || {
-            let slot = turn.slot();
-            let moved = shared.migrate(slot, &generation, &mut record, on_data)?;
-            let recorded = shared.write(slot, &record);
-            // Once the data are migrated there is no way back; at a restart they say what is active.
-            let unrecorded = match recorded {
-                Err(error) if moved.made.is_none() => return Err(error),
-                recorded => recorded.err(),
-            };
-            let began = Instant::now();
-            let before = slot.record().map(|before| before.active.digest);
-            let failed = before.filter(|digest| record.failing(digest).is_some());
-            let activated = slot.publish(generation, None, true, failed.as_deref());
-            let publish = began.elapsed();
-            let revision = moved.made.as_ref().map(|made| made.revision);
-            let migrated = moved.made.and_then(|made| made.migrated);
-            warmed.keep();
-            shared.retire(&activated.old);
-            let compared = record.shadow.is_some();
-            slot.set_record(record);
-            if !compared {
-                slot.set_shadow(None);
-            }
-            shared.drain_oldest(slot);
-            shared.prune(slot);
-            if let Some(error) = unrecorded {
-                return Err(DeployError::Io(format!(
-                    "the version is active on data that it has migrated, and will be after a restart, but is not recorded: {error}"
-                )));
-            }
-            Ok((activated, publish, (revision, migrated, moved.failed)))
-        })
-        .await?;
-        let (Activated { streams_kept, .. }, publish, data) = activated;
-        let (revision, migrated, failed) = data;
-        deployed.revision = revision;
-        deployed.migrated = migrated;
-        deployed.not_migrated = failed;
-        deployed.streams_kept = streams_kept;
-        deployed.publish_us = (warming + publish).as_nanos() as f64 / 1e3;
-        deployed.outcome = match deployed.previous {
-            Some(_) => Outcome::Swapped,
-            None => Outcome::First,
-        };
-        tracing::info!(
-            plugin = deployed.plugin,
-            version = &deployed.digest[..12],
-            generation = deployed.generation,
-            publish_us = deployed.publish_us,
-            "plugin version is active"
-        );
         Ok(())
     }
 

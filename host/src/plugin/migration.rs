@@ -19,7 +19,7 @@ use super::record::Record;
 use super::report::{DeployError, Deployed};
 use super::slot::{Stage, Turn};
 use super::{Generation, PluginSlot, compile};
-use crate::store::{Action, Revision, Snapshot, Store, WriteBatch};
+use crate::store::{Action, Late, Revision, Snapshot, Store, WriteBatch};
 use serde::Serialize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -239,6 +239,7 @@ impl Shared {
         generation: &Arc<Generation>,
         record: &mut Record,
         on_data: OnData,
+        tell_late: &Late<'_>,
     ) -> Result<Moved, DeployError> {
         let at_any_rate = on_data.at_any_rate && on_data.beside.is_none();
         if on_data.follows {
@@ -259,7 +260,10 @@ impl Shared {
             slot,
             record,
         };
-        match migrate(&self.store, &mut [taking]) {
+        // A version that is to be active at any rate does not wait for its data, nor does a node that follows others.
+        let waits = !at_any_rate && self.accord.get().is_none();
+        let late = waits.then_some(tell_late);
+        match migrate(&self.store, &mut [taking], late) {
             Ok(mut made) => Ok(Moved {
                 made: made.pop(),
                 failed: None,

@@ -39,6 +39,7 @@ pub mod session;
 mod shadow;
 mod slot;
 mod subscription;
+mod swap;
 #[cfg(test)]
 pub(crate) mod tests;
 mod validate;

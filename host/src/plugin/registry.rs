@@ -66,7 +66,7 @@ impl Plugins {
     /// # Errors
     /// The first plugin that cannot be loaded, with its name.
     pub async fn apply(&self, plugins: &[PluginConfig]) -> Result<(), (String, DeployError)> {
-        let _no_deploys = self.changes.write().await;
+        let _no_deploys = self.shared.changes.write().await;
         let shared = &self.shared;
         let now = shared.slots.load_full();
         let mut next = BTreeMap::new();
@@ -330,12 +330,14 @@ impl Shared {
             .collect();
         let staged = match &mut takings[..] {
             [] => Vec::new(),
-            takings => migration::migrate(&self.store, takings).map_err(|(index, error)| {
-                let name = takings
-                    .get(index)
-                    .map(|taking| taking.slot.name().to_string());
-                (name.unwrap_or_default(), error)
-            })?,
+            takings => {
+                migration::migrate(&self.store, takings, None).map_err(|(index, error)| {
+                    let name = takings
+                        .get(index)
+                        .map(|taking| taking.slot.name().to_string());
+                    (name.unwrap_or_default(), error)
+                })?
+            }
         };
         for (change, warmed) in changes {
             self.publish(change);

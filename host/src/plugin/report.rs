@@ -135,6 +135,9 @@ pub enum DeployError {
     /// The store does not take what was to be written beside.
     #[error("{0}")]
     Writes(CommitError),
+    /// Its data, or what was to be written beside, are written, and not seen yet.
+    #[error("{0}: as soon as it has, the version takes over")]
+    Late(CommitError),
     /// What was to be written beside is not where the fleet agrees.
     #[error("bucket {bucket:?} is on {}, and the fleet agrees on versions on {}: expected what is written with an activation \
              to be there, so that both are done or neither", backend.as_str(), fleet.as_str())]

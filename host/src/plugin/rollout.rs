@@ -37,7 +37,7 @@ impl Plugins {
         order: Order<'_>,
         origin: Origin,
     ) -> Result<Deployed, DeployError> {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let turn = self.turn(name)?;
         let slot = turn.slot();
         let proposal = self.shared.propose(name, origin)?;
@@ -86,7 +86,7 @@ impl Plugins {
         order: Order<'_>,
         origin: Origin,
     ) -> Result<Deployed, DeployError> {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let turn = self.turn(name)?;
         let slot = turn.slot();
         let proposal = self.shared.propose(name, origin)?;
@@ -153,7 +153,7 @@ impl Plugins {
         order: Order<'_>,
         origin: Origin,
     ) -> Result<(), DeployError> {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let turn = self.turn(name)?;
         let proposal = self.shared.propose(name, origin)?;
         let canary = turn.slot().canary().ok_or_else(|| no_canary(name))?;
@@ -191,7 +191,7 @@ impl Plugins {
     /// # Errors
     /// If there is none, or the record cannot be written.
     pub async fn end_shadow(&self, name: &str, order: Order<'_>) -> Result<(), DeployError> {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let turn = self.turn(name)?;
         turn.slot().shadow().ok_or_else(|| no_shadow(name))?;
         if order.dry_run {
@@ -219,7 +219,7 @@ impl Plugins {
         version: &str,
         order: Order<'_>,
     ) -> Result<String, DeployError> {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let turn = self.turn(name)?;
         let digest = turn.slot().find_version(version)?;
         turn.slot().check_unused(&digest, order.force)?;
@@ -252,7 +252,7 @@ impl Plugins {
         id: GenerationId,
         verdict: &Verdict,
     ) {
-        let _unchanged_config = self.changes.read().await;
+        let _unchanged_config = self.shared.changes.read().await;
         let known = self
             .slot(slot.name())
             .is_some_and(|known| Arc::ptr_eq(&known, slot));

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use tokio::sync::{TryAcquireError, oneshot};
 
+/// Who is told that a batch is written, and not seen in time.
+pub type Late<'l> = dyn Fn(CommitError) + Sync + 'l;
+
 impl Store {
     /// Applies a batch, all or none, and returns once it is durable (as far as its backend is) and visible to every
     /// reader. A batch that changes nothing keeps the revision.
@@ -14,22 +17,25 @@ impl Store {
     /// See [`CommitError`]; nothing of the batch was applied, but for [`CommitError::Unseen`] and perhaps
     /// [`CommitError::Unknown`]. If the future is dropped the batch may still be applied.
     pub async fn commit(&self, batch: WriteBatch) -> Result<Committed, CommitError> {
-        self.commit_noting(batch, Vec::new()).await
+        self.commit_noting(batch, Vec::new(), None).await
     }
 
-    /// The same; before any reader can see the new state, its revision is stored in each of `notes`.
+    /// The same; before any reader can see the new state, its revision is stored in each of `notes`. With `late`, what is
+    /// written and not seen in time is told there, and waited for on.
     ///
     /// # Errors
-    /// As for [`Self::commit`].
+    /// As for [`Self::commit`]; with `late`, [`CommitError::Unseen`] only if it cannot be seen any more: the engine has lost it,
+    /// or the store is closed.
     pub async fn commit_noting(
         &self,
         batch: WriteBatch,
         notes: Vec<Arc<AtomicU64>>,
+        late: Option<&Late<'_>>,
     ) -> Result<Committed, CommitError> {
         let committer = &self.inner.committer;
         // What waits for an engine takes no place from those who need none.
         if let Some(backend) = committer.backend_of(&batch)? {
-            return committer.commit(backend, batch, &notes).await;
+            return committer.commit(backend, batch, &notes, late).await;
         }
         let place = Arc::clone(&self.inner.places).acquire_owned().await;
         let (done, answer) = oneshot::channel();

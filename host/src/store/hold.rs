@@ -2,7 +2,7 @@
 
 use super::shared::commit::Committer;
 use super::writer::{Command, Pending};
-use super::{CommitError, Committed, Store, WriteBatch, closed};
+use super::{CommitError, Committed, Late, Store, WriteBatch, closed};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Sender, channel};
@@ -49,6 +49,7 @@ impl Hold {
         self,
         batch: WriteBatch,
         notes: Vec<Arc<AtomicU64>>,
+        late: Option<&Late<'_>>,
     ) -> Result<Committed, CommitError> {
         let over = || {
             let reason = format!(
@@ -58,10 +59,15 @@ impl Hold {
             CommitError::Unavailable(reason)
         };
         if let Some(backend) = self.committer.backend_of(&batch)? {
-            let committer = self.committer;
+            let Self {
+                committer,
+                next,
+                permit,
+                at_most: _,
+            } = self;
             // What arrives has to be applied meanwhile.
-            drop(self.next);
-            return committer.commit(backend, batch, &notes).await;
+            drop((next, permit));
+            return committer.commit(backend, batch, &notes, late).await;
         }
         let (done, answer) = oneshot::channel();
         let pending = Pending {
@@ -102,7 +108,7 @@ mod tests {
             async move { store.commit(batch).await.expect("applied").revision }
         });
         tokio::task::yield_now().await;
-        let own = hold.commit_noting(put("own"), Vec::new()).await;
+        let own = hold.commit_noting(put("own"), Vec::new(), None).await;
         assert_eq!(own.expect("applied").revision.0, 1);
         assert_eq!(other.await.expect("no panic").0, 2);
     }
@@ -112,7 +118,7 @@ mod tests {
         let (store, put) = store();
         let late = store.hold(Duration::from_millis(1)).await.expect("held");
         store.commit(put("a")).await.expect("applied");
-        let late = late.commit_noting(put("b"), Vec::new()).await;
+        let late = late.commit_noting(put("b"), Vec::new(), None).await;
         assert!(matches!(late, Err(CommitError::Unavailable(_))), "{late:?}");
         drop(store.hold(Duration::from_secs(30)).await.expect("held"));
         store.commit(put("c")).await.expect("applied");

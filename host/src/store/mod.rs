@@ -38,7 +38,7 @@ mod slack;
 pub mod snapshot;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod typed;
 mod undo;
 pub mod value;
@@ -48,6 +48,7 @@ mod writer;
 pub use batch::{Action, CommitError, Committed, Condition, Expect, Write, WriteBatch, check_key};
 pub use bucket::{BackendKind, BucketConfig, BucketId, OnChange, ValueKind};
 pub use clock::{Deadline, check_ttl};
+pub use commit::Late;
 pub use data_file::SyncPolicy;
 pub use delta::{Changed, Delta};
 pub use gate::{Gate, Passage};

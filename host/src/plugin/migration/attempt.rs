@@ -4,7 +4,7 @@ use super::{Made, Mark, Migrated, Taking};
 use crate::plugin::Generation;
 use crate::plugin::report::DeployError;
 use crate::plugin::slot::Stage;
-use crate::store::{CommitError, Expect, Hold, Store, Write, WriteBatch};
+use crate::store::{BucketId, CommitError, Expect, Hold, Late, Store, Write, WriteBatch};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -16,15 +16,17 @@ const ATTEMPTS: u32 = 4;
 /// block, of a runtime.
 ///
 /// # Errors
-/// Which of them failed, and why; nothing was changed then.
+/// Which of them failed, and why; nothing was changed then, unless it says that it is written and not seen. With `late` that is
+/// told there, and waited for on.
 pub(in crate::plugin) fn migrate(
     store: &Store,
     takings: &mut [Taking<'_>],
+    late: Option<&Late<'_>>,
 ) -> Result<Vec<Made>, (usize, DeployError)> {
     let began = Instant::now();
     let mut lost = String::new();
     for attempt in 1..=ATTEMPTS {
-        match try_once(store, takings, None, (attempt, began)) {
+        match try_once(store, takings, None, (attempt, began), late) {
             Err((_, DeployError::MigrateRace(reason))) => lost = reason,
             done => return done,
         }
@@ -42,8 +44,13 @@ pub(in crate::plugin) fn migrate(
     }
     let hold = Handle::current().block_on(store.hold(at_most));
     let hold = hold.map_err(|error| (0, refused(error)))?;
-    try_once(store, takings, Some((hold, at_most)), (ATTEMPTS + 1, began))
-        .map_err(|(index, error)| race(index, format!("; with other writes held back: {error}")))
+    let attempt = (ATTEMPTS + 1, began);
+    try_once(store, takings, Some((hold, at_most)), attempt, late).map_err(|(index, error)| {
+        match error.is_written() {
+            true => (index, error),
+            false => race(index, format!("; with other writes held back: {error}")),
+        }
+    })
 }
 
 /// Runs every guest on the newest state, and commits what they want if nobody came between.
@@ -52,9 +59,10 @@ fn try_once(
     takings: &mut [Taking<'_>],
     hold: Option<(Hold, Duration)>,
     (attempt, began): (u32, Instant),
+    late: Option<&Late<'_>>,
 ) -> Result<Vec<Made>, (usize, DeployError)> {
     let snapshot = store.snapshot();
-    let (mut batch, mut wishes) = (WriteBatch::default(), Vec::new());
+    let (mut batch, mut wishes, mut marked) = (WriteBatch::default(), Vec::new(), Vec::new());
     // By bucket, who writes it: none would see what the other does.
     let mut writers = BTreeMap::new();
     for (index, taking) in takings.iter().enumerate() {
@@ -83,7 +91,9 @@ fn try_once(
         batch.writes.append(&mut wish.batch.writes);
         batch.replace.append(&mut wish.batch.replace);
         batch.expect.append(&mut wish.batch.expect);
-        batch.writes.append(&mut marks.map_err(failed)?);
+        let mut marks = marks.map_err(failed)?;
+        marked.extend(marks.first().map(|mark| (mark.bucket, mark.key.clone())));
+        batch.writes.append(&mut marks);
         wishes.push((wish, mark.id));
     }
     let stages = takings
@@ -93,14 +103,28 @@ fn try_once(
     let notes = stages.iter().flat_map(Stage::notes).collect();
     let runtime = Handle::current();
     let committed = match hold {
-        Some((hold, _)) => runtime.block_on(hold.commit_noting(batch, notes)),
-        None => runtime.block_on(store.commit_noting(batch, notes)),
+        Some((hold, _)) => runtime.block_on(hold.commit_noting(batch, notes, late)),
+        None => runtime.block_on(store.commit_noting(batch, notes, late)),
     };
-    let committed = committed.map_err(|error| match is_of_beside(takings, &error) {
-        true => (0, DeployError::beside(error)),
-        false => (0, refused(error)),
+    let lost = || {
+        let reason = "the engine has lost what was written";
+        (0, DeployError::MigrateRace(reason.to_owned()))
+    };
+    let committed = committed.map_err(|error| match error {
+        CommitError::Unseen { .. } if late.is_some() => lost(),
+        error if is_of_beside(takings, &error) => (0, DeployError::beside(error)),
+        error => (0, refused(error)),
     });
     let revision = committed?.revision;
+    // After a failover, others may have written what is seen at that revision.
+    let snapshot = store.snapshot();
+    let has = |(bucket, key): &(BucketId, Box<str>)| {
+        let entry = snapshot.bucket(*bucket).and_then(|bucket| bucket.get(key));
+        entry.is_some_and(|entry| entry.revision >= revision)
+    };
+    if late.is_some() && !marked.iter().all(has) {
+        return Err(lost());
+    }
     let took = began.elapsed();
     let each = takings.iter_mut().zip(stages).zip(wishes);
     let made = each.map(|((taking, stage), (wish, id))| {

@@ -5,12 +5,12 @@ use super::*;
 use crate::plugin::guard::Verdict;
 use crate::plugin::record::Activation;
 use crate::plugin::{Step, digest};
-use crate::store::Revision;
+use crate::store::{Revision, Snapshot};
 use serde_json::json;
 use std::time::{Duration, SystemTime};
 
 /// Writes 127.0.0.9 under `moved`.
-const MOVE: &str = "(call $put (i32.const 1024) (i32.const 3) (i32.const 1032) (i32.const 5) (i32.const 1040) (i32.const 9) (i32.const 2048))";
+pub(super) const MOVE: &str = "(call $put (i32.const 1024) (i32.const 3) (i32.const 1032) (i32.const 5) (i32.const 1040) (i32.const 9) (i32.const 2048))";
 /// What [`MOVE`] passes.
 const STRINGS: &str = r#"(data (i32.const 1024) "map") (data (i32.const 1032) "moved") (data (i32.const 1040) "127.0.0.9")"#;
 /// The result of a migration that refuses with "as asked".
@@ -22,7 +22,7 @@ fn guest(status: u16, more: &str) -> String {
     format!(r#"(data (i32.const 256) "\02\00\00\00\{low:02x}\{high:02x}") {STRINGS} {more}"#)
 }
 
-fn migrating(status: u16, more: &str, instructions: &str) -> Vec<u8> {
+pub(crate) fn migrating(status: u16, more: &str, instructions: &str) -> Vec<u8> {
     let data = guest(status, more);
     let guest = Guest {
         data: &data,
@@ -34,7 +34,10 @@ fn migrating(status: u16, more: &str, instructions: &str) -> Vec<u8> {
 
 /// Where the entry is that [`MOVE`] writes.
 fn moved(store: &Store) -> Option<Revision> {
-    let snapshot = store.snapshot();
+    moved_in(&store.snapshot())
+}
+
+pub(super) fn moved_in(snapshot: &Snapshot) -> Option<Revision> {
     let bucket = snapshot.bucket(snapshot.bucket_id("map").expect("a bucket"))?;
     bucket.get("moved").map(|entry| entry.revision)
 }

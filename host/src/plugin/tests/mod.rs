@@ -11,7 +11,8 @@ mod ahead;
 mod calls;
 mod deploys;
 pub(crate) mod guest;
-mod migrations;
+mod late;
+pub(crate) mod migrations;
 mod rollouts;
 mod sessions;
 mod watching;
@@ -36,6 +37,15 @@ impl Bench {
             BucketConfig::new("notes", BackendKind::Memory, ValueKind::Bytes),
         ];
         let store = Store::open(&buckets, dir.path()).expect("a store");
+        Self::over(store, dir, change).await
+    }
+
+    /// The same over a store that has both buckets.
+    async fn over(
+        store: Store,
+        dir: tempfile::TempDir,
+        change: impl FnOnce(&mut PluginConfig),
+    ) -> Self {
         let plugins = plugins(dir.path(), &store);
         let mut config = config();
         change(&mut config);

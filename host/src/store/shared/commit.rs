@@ -21,6 +21,7 @@ use super::plan::{Plan, is_long, writes_min};
 use super::room::Room;
 use super::turns::{Turn, Turns};
 use super::{EngineError, Links, Outcome};
+use crate::store::Late;
 use crate::store::clock::Clock;
 use crate::store::{BackendKind, CommitError, Committed, Revision, Snapshot, WriteBatch};
 
@@ -105,10 +106,14 @@ impl Committer {
         backend: BackendKind,
         batch: WriteBatch,
         notes: &[Arc<AtomicU64>],
+        late: Option<&Late<'_>>,
     ) -> Result<Committed, CommitError> {
         let began = Instant::now();
-        self.commit_since(backend, batch, Until::Seen(notes), began)
-            .await
+        let until = match late {
+            None => Until::Seen(notes),
+            late => Until::SeenAtLast(notes, late),
+        };
+        self.commit_since(backend, batch, until, began).await
     }
 
     /// Commits a batch that nobody here waits to see. See [`crate::store::Store::commit_unseen`].
@@ -134,7 +139,8 @@ impl Committer {
         // Its time begins here: what is behind an engine that hangs does not come much later.
         let began = Instant::now();
         let submitted = link.in_order(async move {
-            let committed = committer.commit_since(backend, batch, Until::SeenAtLast, began);
+            let committed =
+                committer.commit_since(backend, batch, Until::SeenAtLast(&[], None), began);
             done(committed.await);
         });
         submitted.map_err(refused)
@@ -200,12 +206,13 @@ impl Committer {
             if transaction.conditions.is_empty() && writes == 0 && !is_dry {
                 return plan.outcome;
             }
-            if !depends {
+            let may_take_long = matches!(until, Until::SeenAtLast(_, Some(_)));
+            if !depends || may_take_long {
                 // It had to wait for those before it, and nobody need wait for it.
                 turn = None;
             }
             let notes = match until {
-                Until::Seen(notes) if writes > 0 => notes,
+                Until::Seen(notes) | Until::SeenAtLast(notes, _) if writes > 0 => notes,
                 _ => &[],
             };
             match link.commit_noting(transaction, notes).await {
@@ -220,10 +227,8 @@ impl Committer {
                             ..committed
                         });
                     }
-                    let has_limit = !matches!(until, Until::SeenAtLast);
-                    let seen = seen(&patience.anew(), has_limit, known, revision)
-                        .await?
-                        .seen;
+                    let patience = patience.anew();
+                    let seen = seen(&patience, until, known, revision).await?.seen;
                     return Ok(Plan::committed(
                         plan.last,
                         &batch,
@@ -296,8 +301,9 @@ enum Until<'n> {
     Applied,
     /// Once readers of this process see it. Before, its revision is stored in each of these.
     Seen(&'n [Arc<AtomicU64>]),
-    /// The same, however late: of what was handed over nobody waits for the answer, and it must not be taken for refused.
-    SeenAtLast,
+    /// The same, however late; who is told once it is. With nobody to tell it was handed over: no one waits for the answer,
+    /// and it must not be taken for refused.
+    SeenAtLast(&'n [Arc<AtomicU64>], Option<&'n Late<'n>>),
 }
 
 /// How long a commit goes on: for the engine's timeout, and while something waits at the gate (`gate.rs`), which says itself
@@ -392,33 +398,55 @@ fn late(link: &Link, known: Progress, at: Revision) -> CommitError {
 /// Waits until readers see a revision of what was `known` before it was written.
 async fn seen(
     patience: &Patience<'_>,
-    has_limit: bool,
+    until: Until<'_>,
     known: Progress,
     revision: Revision,
 ) -> Result<Applied, CommitError> {
     let mut progress = patience.link.progress();
     // An engine that has gone back gives revisions that were seen before with other content.
     let went_back = revision < known.applied.revision;
-    let is_seen = |it: &Progress| {
+    let is_there = |it: &Progress| {
         let is_anew = it.loads != known.loads;
-        let is_there = it.applied.revision >= revision && (!went_back || is_anew);
-        // What a failover has lost never comes: whoever waits for ever is content with all that there is.
-        is_there || (!has_limit && is_anew)
+        it.applied.revision >= revision && (!went_back || is_anew)
     };
-    while !has_limit || !patience.is_over() {
-        let until = match has_limit {
+    let (has_limit, mut late) = match until {
+        Until::SeenAtLast(_, late) => (false, late),
+        _ => (true, None),
+    };
+    let answered = std::time::Instant::now();
+    let is_lost = |it: &Progress| patience.link.has_lost(revision, answered, it);
+    // Nobody waits for more than there is.
+    let is_content = !has_limit && late.is_none();
+    let is_over = |it: &Progress| match is_content {
+        _ if it.held == Held::Closed => true,
+        true => it.loads != known.loads || is_lost(it),
+        false => !has_limit && is_lost(it),
+    };
+    let unseen = || CommitError::Unseen {
+        revision,
+        waited: patience.began.elapsed(),
+    };
+    loop {
+        let until = match has_limit || late.is_some() {
             true => patience.deadline(),
             false => Instant::now() + patience.link.timeout(),
         };
-        match timeout_at(until, progress.wait_for(is_seen)).await {
-            Ok(Ok(progress)) => return Ok(progress.applied),
-            Ok(Err(_)) => break,
+        let ended = async {
+            let ended = progress.wait_for(|it| is_there(it) || is_over(it));
+            ended.await.map(|it| *it)
+        };
+        match timeout_at(until, ended).await {
+            Ok(Ok(it)) if is_there(&it) => return Ok(it.applied),
+            Ok(Ok(it)) if is_content && it.held != Held::Closed => return Ok(it.applied),
+            Ok(_) => return Err(unseen()),
             // The gate may have given it more time.
-            Err(_) => {}
+            Err(_) if !patience.is_over() => {}
+            Err(_) if has_limit => return Err(unseen()),
+            Err(_) => {
+                if let Some(late) = late.take() {
+                    late(unseen());
+                }
+            }
         }
     }
-    Err(CommitError::Unseen {
-        revision,
-        waited: patience.began.elapsed(),
-    })
 }

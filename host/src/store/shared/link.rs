@@ -74,6 +74,8 @@ pub(super) struct Progress {
     /// How often all there was came anew, in place of what follows.
     pub(super) loads: u64,
     pub(super) held: Held,
+    /// When there was nothing newer, as far as it was known when that was applied.
+    current_at: Option<Instant>,
 }
 
 /// Whether what has arrived waits at the gate (`gate.rs`).
@@ -103,6 +105,7 @@ pub(in crate::store) struct Link {
     shared: Arc<Shared>,
     timeout: Duration,
     ending_max: usize,
+    loses_writes: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -194,6 +197,7 @@ impl Link {
             shared,
             timeout,
             ending_max: E::ENDING_MAX,
+            loses_writes: E::LOSES_WRITES,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -330,6 +334,7 @@ impl Link {
         let loads = self.shared.loads.load(Ordering::Relaxed);
         self.shared.progress.send_modify(|progress| {
             (progress.applied, progress.loads) = (applied, loads);
+            progress.current_at = current_at.or(progress.current_at);
         });
     }
 
@@ -345,6 +350,12 @@ impl Link {
             };
             progress.held != before
         });
+    }
+
+    /// Whether a write that was answered then is lost: asked later, the engine had nothing newer, and not this.
+    pub(super) fn has_lost(&self, write: Revision, answered: Instant, it: &Progress) -> bool {
+        let is_asked = it.current_at.is_some_and(|at| at > answered);
+        self.loses_writes && is_asked && it.applied.revision < write
     }
 
     /// Whether what has arrived waits at the gate.

@@ -295,6 +295,9 @@ pub(super) trait Engine: Clone + Send + Sync + 'static {
     /// Most entries that [`Self::left`] is asked for at once.
     const ENDING_MAX: usize;
 
+    /// Whether a write that it has answered can be lost, in a failover to a replica that does not have it.
+    const LOSES_WRITES: bool;
+
     /// Everything of these buckets at one revision. Never blocks the engine, however much it is.
     fn load(
         &self,

@@ -15,7 +15,7 @@ pub(super) const WRITES_MAX: usize = 4096;
 
 /// What several stores share.
 #[derive(Clone)]
-pub(super) struct Shelf {
+pub(crate) struct Shelf {
     state: Arc<Mutex<State>>,
     moved: watch::Sender<()>,
 }
@@ -81,11 +81,11 @@ impl Shelf {
         self.moved.send_replace(());
     }
 
-    pub(super) fn be_away(&self, away: bool) {
+    pub(crate) fn be_away(&self, away: bool) {
         self.change(|state| state.away = away);
     }
 
-    pub(super) fn be_silent(&self, silent: bool) {
+    pub(crate) fn be_silent(&self, silent: bool) {
         self.change(|state| state.silent = silent);
     }
 
@@ -130,7 +130,7 @@ impl Shelf {
     }
 
     /// As it is now, to go back to.
-    pub(super) fn backup(&self) -> Backup {
+    pub(crate) fn backup(&self) -> Backup {
         Backup(self.state().clone())
     }
 
@@ -141,6 +141,11 @@ impl Shelf {
             (state.life, state.trimmed) = (life, state.revision);
             state.log.clear();
         });
+    }
+
+    /// As it was then, and as followers know it who were not told of anything since: a failover that loses the end of the log.
+    pub(crate) fn lose_end(&self, backup: Backup) {
+        self.change(|state| *state = backup.0);
     }
 
     /// As it was then, with one write since that its followers were not told of.
@@ -218,7 +223,7 @@ impl Shelf {
     }
 }
 
-pub(super) struct Backup(State);
+pub(crate) struct Backup(State);
 
 impl State {
     fn check(&self) -> Result<(), EngineError> {
@@ -258,6 +263,7 @@ impl State {
 
 impl Engine for Shelf {
     const ENDING_MAX: usize = 1000;
+    const LOSES_WRITES: bool = true;
 
     async fn load_within(&self, buckets: &[Box<str>], _: usize) -> Result<Loaded, EngineError> {
         self.unstuck().await;

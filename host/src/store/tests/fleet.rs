@@ -426,7 +426,7 @@ fn notes_are_told_of_a_shared_write_before_anybody_sees_it() {
                 assert!(!sees || is_told, "seen before it was told");
             }
         });
-        let committed = wait(store.commit_noting(put(e, "k", "1"), vec![note.clone()]));
+        let committed = wait(store.commit_noting(put(e, "k", "1"), vec![note.clone()], None));
         let committed = committed.unwrap();
         assert_eq!(committed.revision, Revision(1));
         assert_eq!(committed.seen.0, note.load(Ordering::Acquire));
@@ -435,7 +435,7 @@ fn notes_are_told_of_a_shared_write_before_anybody_sees_it() {
         for round in 0..300 {
             let note = Arc::new(AtomicU64::new(u64::MAX));
             let batch = put(e, "other", &round.to_string());
-            let committed = wait(store.commit_noting(batch, vec![note.clone()])).unwrap();
+            let committed = wait(store.commit_noting(batch, vec![note.clone()], None)).unwrap();
             assert_eq!(committed.seen.0, note.load(Ordering::Acquire));
         }
         stop.store(true, Ordering::Relaxed);

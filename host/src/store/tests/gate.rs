@@ -389,6 +389,65 @@ fn what_was_handed_over_and_lost_in_a_failover_is_waited_for_no_longer() {
     assert_eq!((answer.unwrap().created, contents(&other, e)), (1, vec![]));
 }
 
+/// What becomes of a write that is late.
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    Comes,
+    /// In a failover; what the replica has is loaded anew.
+    Lost,
+    /// In a failover that followers do not notice: they were told of nothing that is lost.
+    LostUnnoticed,
+    Closed,
+}
+
+/// As an activation commits: whoever asked is told, and the rest is done once it is seen.
+#[test]
+fn what_is_late_is_told_once_and_waited_for_unless_it_cannot_come_any_more() {
+    for then in [Then::Comes, Then::Lost, Then::LostUnnoticed, Then::Closed] {
+        let (shelf, hand) = (Shelf::new(), Hand::new());
+        let timeout = Duration::from_millis(200);
+        let ([_one, other], [e, _, _], _dirs) = pair_within(&shelf, &hand, timeout);
+        let backup = shelf.backup();
+        shelf.be_silent(true);
+        let note = Arc::new(AtomicU64::new(u64::MAX));
+        let (tell, late) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let (store, notes) = (other.clone(), vec![Arc::clone(&note)]);
+            let committing = scope.spawn(move || {
+                let tell = move |error| drop(tell.send(error));
+                wait(store.commit_noting(put(e, "late", "1"), notes, Some(&tell)))
+            });
+            let told = late.recv_timeout(Duration::from_secs(20)).unwrap();
+            assert!(matches!(told, CommitError::Unseen { .. }), "{told:?}");
+            assert_eq!(note.load(Ordering::Acquire), u64::MAX);
+            match then {
+                Then::Comes => shelf.be_silent(false),
+                Then::Closed => other.close(),
+                Then::Lost => {
+                    shelf.restore(backup);
+                    shelf.be_silent(false);
+                }
+                Then::LostUnnoticed => {
+                    shelf.lose_end(backup);
+                    // It tells again that this is all.
+                    shelf.be_away(true);
+                    until_lost(&other, true);
+                    shelf.be_away(false);
+                }
+            }
+            let committed = committing.join().unwrap();
+            match then {
+                Then::Comes => assert_eq!(committed.unwrap().seen.0, note.load(Ordering::Acquire)),
+                _ => {
+                    let unseen = matches!(committed, Err(CommitError::Unseen { .. }));
+                    assert!(unseen, "{committed:?}");
+                }
+            }
+            assert!(late.recv().is_err(), "it is told once");
+        });
+    }
+}
+
 fn shelf_revision(shelf: &Shelf, key: &str) -> Revision {
     let contents = shelf.contents("e");
     let entry = contents.iter().find(|(other, ..)| other == key).unwrap();

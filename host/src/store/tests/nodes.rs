@@ -41,6 +41,17 @@ pub(super) fn node_within(
     Store::with_backends(buckets, backends, hand.clock())
 }
 
+/// A store on a shelf of its own, for tests of what is built on stores.
+pub(crate) fn node_on_its_own(
+    buckets: &[BucketConfig],
+    dir: &Path,
+    timeout: Duration,
+) -> (Store, Shelf) {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let store = node_within(buckets, &shelf, dir, &hand, timeout).unwrap();
+    (store, shelf)
+}
+
 /// Stores on one shelf, with one clock.
 pub(super) fn fleet(nodes: usize, hand: &Hand) -> (Shelf, Vec<Store>, tempfile::TempDir) {
     fleet_of(nodes, &[shared("e"), memory("own")], hand)
@@ -75,7 +86,7 @@ pub(super) fn converge(shelf: &Shelf, stores: &[Store]) {
 }
 
 /// Waits until the store knows whether the engine is there.
-pub(super) fn until_lost(store: &Store, lost: bool) {
+pub(crate) fn until_lost(store: &Store, lost: bool) {
     let is_lost = || store.health()[0].1.lost.is_some() == lost;
     let began = std::time::Instant::now();
     while !is_lost() {

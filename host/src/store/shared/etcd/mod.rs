@@ -98,6 +98,7 @@ impl Etcd {
 impl Engine for Etcd {
     // One question each.
     const ENDING_MAX: usize = 1024;
+    const LOSES_WRITES: bool = false;
 
     async fn load_within(
         &self,

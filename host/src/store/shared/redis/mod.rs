@@ -118,6 +118,7 @@ impl Redis {
 impl Engine for Redis {
     // One question for all.
     const ENDING_MAX: usize = 65_536;
+    const LOSES_WRITES: bool = true;
 
     async fn load_within(
         &self,
