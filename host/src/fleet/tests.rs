@@ -12,9 +12,12 @@ use crate::plugin::{
     digest,
 };
 use crate::store::shared::artifacts::{DepotError, Pending};
+use crate::store::tests::engine::Shelf;
+use crate::store::tests::nodes::node_on_its_own;
 use crate::store::{BucketConfig, ValueKind, Write, WriteBatch};
 use bytes::Bytes;
 use serde_json::Value;
+use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -61,6 +64,7 @@ impl Depot for MemoryDepot {
 
 /// What the nodes share.
 struct Backend {
+    kind: BackendKind,
     store: Store,
     depot: Arc<MemoryDepot>,
     _dir: TempDir,
@@ -83,16 +87,36 @@ impl Drop for Node {
 
 impl Backend {
     fn new() -> Self {
+        let open = |buckets: &[BucketConfig], dir: &Path| {
+            (Store::open(buckets, dir).expect("a store"), ())
+        };
+        Self::on(BackendKind::Memory, open).0
+    }
+
+    /// One whose engine can be made to tell nothing of what it does.
+    fn on_a_shelf() -> (Self, Shelf) {
+        Self::on(BackendKind::Etcd, |buckets, dir| {
+            node_on_its_own(buckets, dir, Duration::from_secs(1))
+        })
+    }
+
+    fn on<T>(
+        kind: BackendKind,
+        open: impl FnOnce(&[BucketConfig], &Path) -> (Store, T),
+    ) -> (Self, T) {
         let dir = tempfile::tempdir().expect("a directory");
         let buckets = [
-            BucketConfig::new("map", BackendKind::Memory, ValueKind::Endpoint),
-            BucketConfig::of_fleet(BackendKind::Memory),
+            BucketConfig::new("map", kind, ValueKind::Endpoint),
+            BucketConfig::of_fleet(kind),
         ];
-        Self {
-            store: Store::open(&buckets, dir.path()).expect("a store"),
+        let (store, more) = open(&buckets, dir.path());
+        let backend = Self {
+            kind,
+            store,
             depot: Arc::default(),
             _dir: dir,
-        }
+        };
+        (backend, more)
     }
 
     /// A node that does not follow yet.
@@ -105,7 +129,7 @@ impl Backend {
             config: Config {
                 node: Some(name.to_owned()),
                 heartbeat: Duration::from_millis(100),
-                ..Config::new(BackendKind::Memory)
+                ..Config::new(self.kind)
             },
             store: self.store.clone(),
             plugins: Arc::clone(&plugins),

@@ -45,3 +45,31 @@ async fn who_leaves_takes_nobody_elses_name_away() {
     new.fleet.leave().await;
     assert_eq!(nodes(), 1);
 }
+
+/// Started again, it finds what the process before it has told, and does not see yet what it has told itself.
+#[tokio::test]
+async fn a_process_that_sees_itself_late_is_no_other_one_and_can_leave() {
+    let (backend, shelf) = Backend::on_a_shelf();
+    let still = async || {
+        let dir = tempfile::tempdir().expect("a directory");
+        backend.still("a", dir, plugin()).await
+    };
+    let before = still().await;
+    before.fleet.tell_once().await;
+    until("it is told of", || before.fleet.row().nodes == 1).await;
+    shelf.be_silent(true);
+    let node = still().await;
+    for _ in 0..3 {
+        node.fleet.tell_once().await;
+        assert_eq!(node.fleet.status()["name_taken"], false);
+    }
+    // It leaves as soon as it sees what it has told.
+    tokio::join!(node.fleet.leave(), async { shelf.be_silent(false) });
+    until("it has left", || node.fleet.row().nodes == 0).await;
+    // It is the other way round for who was there before.
+    let other = still().await;
+    other.fleet.tell_once().await;
+    until("the other is told of", || node.fleet.row().nodes == 1).await;
+    before.fleet.tell_once().await;
+    assert_eq!(before.fleet.status()["name_taken"], true);
+}
