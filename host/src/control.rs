@@ -322,6 +322,13 @@ impl Control {
         self.inner.plugins.list()
     }
 
+    /// How many keys a bucket has; none if there is no such bucket.
+    pub fn keys(&self, bucket: &str) -> Option<u64> {
+        let snapshot = self.inner.store.snapshot();
+        let id = snapshot.bucket_id(bucket)?;
+        Some(snapshot.bucket(id)?.len())
+    }
+
     /// Seconds since start.
     pub fn uptime_s(&self) -> u64 {
         self.inner.started.elapsed().as_secs()

@@ -85,6 +85,16 @@ async fn ctrl_c_ends_it_in_good_order() {
 }
 
 #[tokio::test]
+async fn a_start_tells_how_many_keys_there_are() {
+    let mut proxy = serve(&["--map", "id1=127.0.0.1", "--data", "data"]).await;
+    proxy.says("1 key in bucket \"upstreams\"\n").await;
+    ok(&proxy, &["kv", "set", "upstreams", "id2=127.0.0.2"]).await;
+    proxy.kill().await;
+    proxy.start_again().await;
+    proxy.says("2 keys in bucket \"upstreams\"\n").await;
+}
+
+#[tokio::test]
 async fn kv_commands_do_what_they_say() {
     let upstream = TestUpstream::saying("ok").await;
     let proxy = serve(&["--map", "id1=127.0.0.9"]).await;

@@ -99,7 +99,6 @@ struct About {
     source: String,
     data: PathBuf,
     workers: usize,
-    keys: usize,
     inline: bool,
     durable: bool,
 }
@@ -113,7 +112,6 @@ impl About {
             },
             data: start.config.data.clone(),
             workers: start.config.workers,
-            keys: start.seed.len(),
             inline: start.file.is_none(),
             durable: start
                 .config
@@ -142,10 +140,12 @@ impl About {
         });
         lines.push(format!("  data      {}", self.data.display()));
         lines.extend(app.control().plugins().iter().map(plugin_line));
-        if self.inline {
+        if let Some(keys) = app.control().keys(BUCKET)
+            && self.inline
+        {
             lines.push(format!(
                 "  map       {} in bucket {BUCKET:?}{}",
-                super::output::counted(self.keys as u64, "key"),
+                super::output::counted(keys, "key"),
                 if self.durable {
                     ""
                 } else {
