@@ -268,6 +268,7 @@ pub(super) fn commit_problem(error: CommitError) -> Problem {
         CommitError::Unseen { .. } => {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unseen", detail)
         }
+        CommitError::Lost { .. } => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "lost", detail),
         CommitError::Unavailable(_) => {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", detail)
         }

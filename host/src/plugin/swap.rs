@@ -30,6 +30,8 @@ struct Ready {
     generation: Arc<Generation>,
     warmed: Warmed,
     warming: Duration,
+    /// What is on stage, if that was made for another config.
+    replaced: Option<(Arc<Generation>, Warmed)>,
     record: Record,
     moved: Moved,
 }
@@ -70,17 +72,29 @@ impl Shared {
                 generation,
                 warmed,
                 warming,
+                replaced: None,
                 record,
                 moved: Moved::default(),
             };
             let Ready {
                 generation, record, ..
             } = &mut ready;
-            ready.moved = shared.migrate(turn.slot(), generation, record, on_data, &tell_late)?;
-            match is_late.into_inner() {
-                true => shared.publish_late(&turn, ready),
-                false => shared.publish_moved(turn.slot(), ready),
-            }
+            let moved = shared.migrate(turn.slot(), generation, record, on_data, &tell_late);
+            let was_late = is_late.into_inner();
+            let swapped = moved.and_then(|moved| {
+                ready.moved = moved;
+                match was_late {
+                    true => shared.publish_late(&turn, ready),
+                    false => shared.publish_moved(turn.slot(), ready),
+                }
+            });
+            swapped.inspect_err(|error| {
+                let is_closed = error.is_written();
+                if was_late && !is_closed {
+                    // Nobody waits for it any more.
+                    tracing::error!(plugin = %turn.slot().name(), %error, "the version that waited for its data does not take over: push it again");
+                }
+            })
         });
         let swapped = tokio::select! {
             biased;
@@ -99,7 +113,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Publishes what has waited for its data: the config may be another by now. Nobody waits for it any more.
+    /// Publishes what has waited for its data: the config may be another by now.
     fn publish_late(
         self: &Arc<Self>,
         turn: &Turn,
@@ -107,11 +121,8 @@ impl Shared {
     ) -> Result<Swapped, DeployError> {
         let slot = turn.slot();
         let _unchanged_config = self.changes.blocking_read();
-        let published = self.fit(slot, &mut ready);
-        let published = published.and_then(|()| self.publish_moved(slot, ready));
-        published.inspect_err(|error| {
-            tracing::error!(plugin = %slot.name(), %error, "the version that waited for its data does not take over");
-        })
+        self.fit(slot, &mut ready)?;
+        self.publish_moved(slot, ready)
     }
 
     /// Makes a version anew for the config as it is now, if it was made for another.
@@ -127,8 +138,10 @@ impl Shared {
             let anew = runtime.block_on(anew)?;
             let data_since = ready.generation.data_since();
             anew.sandbox.data_since.store(data_since, Ordering::Release);
-            ready.generation = anew;
-            ready.warmed = runtime.block_on(self.warm(&ready.generation))?;
+            let warmed = runtime.block_on(self.warm(&anew))?;
+            let staged = std::mem::replace(&mut ready.generation, anew);
+            let staged_warmed = std::mem::replace(&mut ready.warmed, warmed);
+            ready.replaced = Some((staged, staged_warmed));
         }
         let Record {
             active,
@@ -148,6 +161,7 @@ impl Shared {
             generation,
             warmed,
             warming,
+            replaced,
             record,
             moved,
         } = ready;
@@ -166,6 +180,10 @@ impl Shared {
         let revision = moved.made.as_ref().map(|made| made.revision);
         let migrated = moved.made.and_then(|made| made.migrated);
         warmed.keep();
+        if let Some((staged, warmed)) = replaced {
+            staged.sandbox.retired.store(true, Ordering::Relaxed);
+            drop(warmed);
+        }
         self.retire(&activated.old);
         let compared = record.shadow.is_some();
         slot.set_record(record);

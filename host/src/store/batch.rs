@@ -236,6 +236,12 @@ pub enum CommitError {
         /// For how long it was waited for.
         waited: Duration,
     },
+    /// It was applied, and is gone: a failover was to a replica that did not have it.
+    #[error("written at revision {revision}, and lost since, in a failover")]
+    Lost {
+        /// The revision of what processes share that it had.
+        revision: Revision,
+    },
 }
 
 impl CommitError {

@@ -106,14 +106,9 @@ fn try_once(
         Some((hold, _)) => runtime.block_on(hold.commit_noting(batch, notes, late)),
         None => runtime.block_on(store.commit_noting(batch, notes, late)),
     };
-    let lost = || {
-        let reason = "the engine has lost what was written";
-        (0, DeployError::MigrateRace(reason.to_owned()))
-    };
-    let committed = committed.map_err(|error| match error {
-        CommitError::Unseen { .. } if late.is_some() => lost(),
-        error if is_of_beside(takings, &error) => (0, DeployError::beside(error)),
-        error => (0, refused(error)),
+    let committed = committed.map_err(|error| match is_of_beside(takings, &error) {
+        true => (0, DeployError::beside(error)),
+        false => (0, refused(error)),
     });
     let revision = committed?.revision;
     // After a failover, others may have written what is seen at that revision.
@@ -123,7 +118,7 @@ fn try_once(
         entry.is_some_and(|entry| entry.revision >= revision)
     };
     if late.is_some() && !marked.iter().all(has) {
-        return Err(lost());
+        return Err((0, DeployError::Writes(CommitError::Lost { revision })));
     }
     let took = began.elapsed();
     let each = takings.iter_mut().zip(stages).zip(wishes);
@@ -164,7 +159,7 @@ fn is_of_beside(takings: &[Taking<'_>], error: &CommitError) -> bool {
 pub(super) fn refused(error: CommitError) -> DeployError {
     match error {
         CommitError::Unavailable(_) | CommitError::Unknown(_) => DeployError::Io(error.to_string()),
-        CommitError::Unseen { .. } => DeployError::Writes(error),
+        CommitError::Unseen { .. } | CommitError::Lost { .. } => DeployError::Writes(error),
         CommitError::Changed { .. } | CommitError::Marked { .. } | CommitError::Conflict { .. } => {
             DeployError::MigrateRace(error.to_string())
         }

@@ -206,8 +206,7 @@ impl Committer {
             if transaction.conditions.is_empty() && writes == 0 && !is_dry {
                 return plan.outcome;
             }
-            let may_take_long = matches!(until, Until::SeenAtLast(_, Some(_)));
-            if !depends || may_take_long {
+            if !depends {
                 // It had to wait for those before it, and nobody need wait for it.
                 turn = None;
             }
@@ -226,6 +225,10 @@ impl Committer {
                             revision,
                             ..committed
                         });
+                    }
+                    if matches!(until, Until::SeenAtLast(_, Some(_))) {
+                        // Nobody is to be in line for as long as that may take.
+                        drop(turn.take());
                     }
                     let patience = patience.anew();
                     let seen = seen(&patience, until, known, revision).await?.seen;
@@ -414,13 +417,16 @@ async fn seen(
         _ => (true, None),
     };
     let answered = std::time::Instant::now();
-    let is_lost = |it: &Progress| patience.link.has_lost(revision, answered, it);
+    let is_lost = |it: &Progress| {
+        let is_anew = it.loads != known.loads;
+        patience.link.has_lost(revision, (answered, is_anew), it)
+    };
     // Nobody waits for more than there is.
     let is_content = !has_limit && late.is_none();
     let is_over = |it: &Progress| match is_content {
         _ if it.held == Held::Closed => true,
         true => it.loads != known.loads || is_lost(it),
-        false => !has_limit && is_lost(it),
+        false => is_lost(it),
     };
     let unseen = || CommitError::Unseen {
         revision,
@@ -438,6 +444,7 @@ async fn seen(
         match timeout_at(until, ended).await {
             Ok(Ok(it)) if is_there(&it) => return Ok(it.applied),
             Ok(Ok(it)) if is_content && it.held != Held::Closed => return Ok(it.applied),
+            Ok(Ok(it)) if it.held != Held::Closed => return Err(CommitError::Lost { revision }),
             Ok(_) => return Err(unseen()),
             // The gate may have given it more time.
             Err(_) if !patience.is_over() => {}

@@ -352,10 +352,16 @@ impl Link {
         });
     }
 
-    /// Whether a write that was answered then is lost: asked later, the engine had nothing newer, and not this.
-    pub(super) fn has_lost(&self, write: Revision, answered: Instant, it: &Progress) -> bool {
+    /// Whether a write that was answered then is lost: asked later, the engine had nothing newer, and not this. Of one that
+    /// loses none, only what came anew since is proof: a member of it may only be behind.
+    pub(super) fn has_lost(
+        &self,
+        write: Revision,
+        (answered, is_anew): (Instant, bool),
+        it: &Progress,
+    ) -> bool {
         let is_asked = it.current_at.is_some_and(|at| at > answered);
-        self.loses_writes && is_asked && it.applied.revision < write
+        is_asked && it.applied.revision < write && (self.loses_writes || is_anew)
     }
 
     /// Whether what has arrived waits at the gate.

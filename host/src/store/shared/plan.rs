@@ -297,7 +297,8 @@ fn what_refuses(
         | CommitError::TooLarge(_)
         | CommitError::Unavailable(_)
         | CommitError::Unknown(_)
-        | CommitError::Unseen { .. } => None,
+        | CommitError::Unseen { .. }
+        | CommitError::Lost { .. } => None,
     }
 }
 

@@ -438,14 +438,36 @@ fn what_is_late_is_told_once_and_waited_for_unless_it_cannot_come_any_more() {
             let committed = committing.join().unwrap();
             match then {
                 Then::Comes => assert_eq!(committed.unwrap().seen.0, note.load(Ordering::Acquire)),
-                _ => {
+                Then::Closed => {
                     let unseen = matches!(committed, Err(CommitError::Unseen { .. }));
                     assert!(unseen, "{committed:?}");
+                }
+                Then::Lost | Then::LostUnnoticed => {
+                    let lost = matches!(committed, Err(CommitError::Lost { .. }));
+                    assert!(lost, "{committed:?}");
                 }
             }
             assert!(late.recv().is_err(), "it is told once");
         });
     }
+}
+
+/// Who is told that his write is made must not find it gone, and is not left to wait.
+#[test]
+fn what_a_failover_has_lost_is_told_as_lost() {
+    let (shelf, hand) = (Shelf::new(), Hand::new());
+    let ([_one, other], [e, _, _], _dirs) = pair(&shelf, &hand);
+    let backup = shelf.backup();
+    shelf.be_silent(true);
+    std::thread::scope(|scope| {
+        let committing = scope.spawn(|| wait(other.commit(put(e, "lost", "1"))));
+        until_so("the engine has it", || !shelf.contents("e").is_empty());
+        shelf.restore(backup);
+        shelf.be_silent(false);
+        let committed = committing.join().unwrap();
+        let lost = matches!(committed, Err(CommitError::Lost { .. }));
+        assert!(lost, "{committed:?}");
+    });
 }
 
 fn shelf_revision(shelf: &Shelf, key: &str) -> Revision {
