@@ -13,6 +13,7 @@ use std::time::Duration;
 
 mod bad;
 mod fleet;
+mod shared;
 
 const LISTENER: &str = "[[listener]]\nlisten = \"127.0.0.1:8080\"\n";
 
