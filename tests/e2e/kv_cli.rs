@@ -99,6 +99,35 @@ async fn keys_end_are_renewed_counted_and_asked_for() {
 }
 
 #[tokio::test]
+async fn a_page_of_keys_goes_on_where_the_one_before_ended() {
+    let proxy = proxy().await;
+    for key in ["a", "b", "c", "d"] {
+        ok(&proxy, &["set", "notes", &format!("{key}=1")]).await;
+    }
+    let page = async |more: &[&str]| -> (Vec<String>, Value) {
+        let ls = [&["ls", "notes", "--limit", "2", "--json"], more].concat();
+        let page: Value = serde_json::from_str(&ok(&proxy, &ls).await).expect("JSON");
+        let entries = page["entries"].as_array().expect("entries").iter();
+        let keys = entries.map(|entry| entry["key"].as_str().expect("a key").to_owned());
+        (keys.collect(), page["cursor"].clone())
+    };
+    let (first, cursor) = page(&[]).await;
+    assert_eq!(first, ["a", "b"]);
+    // What is written between two pages moves nothing.
+    ok(&proxy, &["del", "notes", "a"]).await;
+    ok(&proxy, &["set", "notes", "aa=1"]).await;
+    let cursor = cursor.as_str().expect("there is more");
+    assert_eq!(
+        page(&["--cursor", cursor]).await,
+        (vec!["c".into(), "d".into()], Value::Null)
+    );
+    let shown = kv(&proxy, &["ls", "notes", "--limit", "2"]).await;
+    assert!(shown.stderr.contains("--cursor"), "{}", shown.stderr);
+    let without = kv(&proxy, &["ls", "--cursor", "a"]).await;
+    assert_eq!(without.code, 2, "{}", without.stderr);
+}
+
+#[tokio::test]
 async fn a_file_of_writes_is_applied_all_or_none_in_any_buckets() {
     let proxy = proxy().await;
     ok(&proxy, &["set", "notes", "a=1", "b=2"]).await;

@@ -60,12 +60,11 @@ pub(super) async fn keys(
     client: &Client,
     bucket: &str,
     prefix: Option<String>,
-    limit: u64,
+    (mut cursor, limit): (Option<String>, u64),
     json: bool,
 ) -> anyhow::Result<()> {
     let base = format!("/v1/kv/{}", segment("bucket", bucket)?);
     let mut entries: Vec<Value> = Vec::new();
-    let mut cursor: Option<String> = None;
     let mut revision = 0;
     while (entries.len() as u64) < limit {
         let wanted = (limit - entries.len() as u64).min(PAGE);
@@ -113,7 +112,7 @@ pub(super) async fn keys(
     out.flush()?;
     if cursor.is_some() {
         output::aside(format_args!(
-            "… more keys follow: the limit of {} is reached, --limit raises it",
+            "… more keys follow: the limit of {} is reached, --limit raises it, and --json has a cursor for --cursor",
             output::count(limit)
         ));
     }

@@ -206,6 +206,9 @@ Examples:
         #[arg(long, default_value_t = 1_000, requires = "bucket", allow_negative_numbers = true,
               value_parser = number::whole::<u64>(1, u64::MAX))]
         limit: u64,
+        /// Only keys after those of a page before: what `--json` printed as `cursor`
+        #[arg(long, requires = "bucket")]
+        cursor: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -300,8 +303,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             bucket: Some(bucket),
             prefix,
             limit,
+            cursor,
             json,
-        } => list::keys(&client, &bucket, prefix, limit, json).await,
+        } => list::keys(&client, &bucket, prefix, (cursor, limit), json).await,
         Command::History(args) => history::history(&client, &args).await,
         Command::Undo(args) => history::undo(&client, &args).await,
         Command::Batch(args) => batch::run(&client, &args).await,
