@@ -1,7 +1,7 @@
 //! The admin API's door: who may come in, and how refusals look.
 
 use crate::harness::proxy::BY_HEADER;
-use crate::harness::{Raw, Request, Setup, TestProxy, TestUpstream, sha256};
+use crate::harness::{Raw, Request, Setup, TestProxy, TestUpstream, fixture, sha256};
 use std::os::unix::fs::PermissionsExt;
 
 #[tokio::test]
@@ -184,10 +184,10 @@ async fn status_tells_versions_listeners_and_streams() {
     assert_eq!(status["workers"], 2);
     assert_eq!(status["listeners"]["web"], proxy.address.to_string());
     assert_eq!(status["streams"]["open"], 0);
-    assert!(
-        status["plugins"]["router"]["active"].is_string(),
-        "{status}"
-    );
+    let version = proxy.admin().push_ok("router", fixture("version-a")).await;
+    assert_eq!(version, sha256(&fixture("version-a")));
+    let status = proxy.admin().get("/v1/status").await.json();
+    assert_eq!(status["plugins"]["router"]["active"], version, "{status}");
 }
 
 #[tokio::test]

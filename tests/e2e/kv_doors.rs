@@ -1,17 +1,32 @@
 //! What plugins do with keys: times to live, counting, swapping, pages, and reads of one revision beside writers.
 
 use crate::harness::proxy::PATIENT;
+use crate::harness::servers::{Engine, Server};
 use crate::harness::{Admin, Request, TestProxy, eventually, fixture_path, soon};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 async fn proxy(guest: &str) -> TestProxy {
+    proxy_on("", "embedded", guest).await
+}
+
+/// The same with its buckets in an engine that proxies share; none, with a loud line, if there is none.
+async fn shared(engine: Engine, guest: &str) -> Option<(TestProxy, Server)> {
+    let server = Server::start(engine).await?;
+    let proxy = proxy_on(&server.config(), engine.name(), guest).await;
+    Some((proxy, server))
+}
+
+async fn proxy_on(engine: &str, backend: &str, guest: &str) -> TestProxy {
     TestProxy::start(&format!(
         r#"
+{engine}
 [buckets.notes]
+backend = "{backend}"
 values = "bytes"
 [buckets.upstreams]
+backend = "{backend}"
 [plugins.router]
 source = "{}"
 buckets = {{ notes = "write", upstreams = "write" }}
@@ -32,14 +47,31 @@ async fn steps(proxy: &TestProxy, steps: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn a_plugin_puts_for_a_time_renews_and_counts() {
-    let proxy = proxy("writer").await;
+    puts_for_a_time_renews_and_counts(&proxy("writer").await, "x 300").await;
+}
+
+#[tokio::test]
+async fn a_plugin_puts_for_a_time_renews_and_counts_in_etcd() {
+    if let Some((proxy, _server)) = shared(Engine::Etcd, "writer").await {
+        // A lease has whole seconds.
+        puts_for_a_time_renews_and_counts(&proxy, "x 2000").await;
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_puts_for_a_time_renews_and_counts_in_redis() {
+    if let Some((proxy, _server)) = shared(Engine::Redis, "writer").await {
+        puts_for_a_time_renews_and_counts(&proxy, "x 2000").await;
+    }
+}
+
+async fn puts_for_a_time_renews_and_counts(proxy: &TestProxy, brief: &str) {
     let admin = proxy.admin();
-    let said = steps(
-        &proxy,
-        "bucket notes; put-for brief x 300; put-for kept x 300; touch kept -; exists kept; exists none; \
-         touch none 5; add hits 2; add hits 3; get hits; add brief 1; put-for bad x 0",
+    let all = format!(
+        "bucket notes; put-for brief {brief}; put-for kept {brief}; touch kept -; exists kept; exists none; \
+         touch none 5; add hits 2; add hits 3; get hits; add brief 1; put-for bad x 0"
     );
-    let said = said.await;
+    let said = steps(proxy, &all).await;
     assert_eq!(said[..5], ["ok", "ok", "ok", "true", "false"]);
     assert_eq!(said[5], "error: the entry is absent");
     assert_eq!(said[6..9], ["2", "5", "5 @0"]);
@@ -85,7 +117,24 @@ async fn increments_of_many_requests_and_of_the_admin_api_add_up() {
 
 #[tokio::test]
 async fn atomics_of_both_drafts_count_and_swap() {
-    let proxy = proxy("portable-kv").await;
+    both_drafts_count_and_swap(&proxy("portable-kv").await).await;
+}
+
+#[tokio::test]
+async fn atomics_of_both_drafts_count_and_swap_in_etcd() {
+    if let Some((proxy, _server)) = shared(Engine::Etcd, "portable-kv").await {
+        both_drafts_count_and_swap(&proxy).await;
+    }
+}
+
+#[tokio::test]
+async fn atomics_of_both_drafts_count_and_swap_in_redis() {
+    if let Some((proxy, _server)) = shared(Engine::Redis, "portable-kv").await {
+        both_drafts_count_and_swap(&proxy).await;
+    }
+}
+
+async fn both_drafts_count_and_swap(proxy: &TestProxy) {
     let fields = [("x-bucket", "notes"), ("x-key", "n"), ("x-atomics", "1")];
     let said = proxy.get("/", &fields).await.text();
     assert_eq!(

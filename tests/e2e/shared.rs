@@ -9,6 +9,7 @@ use std::time::Instant;
 
 mod crowd;
 mod ends;
+mod failover;
 mod fleet;
 mod gaps;
 mod streams;

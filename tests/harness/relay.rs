@@ -1,6 +1,5 @@
 //! A TCP relay on the loopback, to cut what goes through it, or to hold some of it back.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -11,9 +10,10 @@ use tokio::task::{JoinHandle, JoinSet};
 /// Bytes that are read at once.
 const PIECE: usize = 64 << 10;
 
-/// Relays to one address, unless it is cut.
+/// Relays to one address until it is told otherwise, unless it is cut.
 pub struct Relay {
     address: String,
+    target: watch::Sender<String>,
     cut: watch::Sender<bool>,
     held: watch::Sender<bool>,
     /// How many connections there are.
@@ -32,10 +32,10 @@ impl Relay {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await;
         let listener = listener.expect("a port is free");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let cut = watch::Sender::new(false);
+        let (target, cut) = (watch::Sender::new(target), watch::Sender::new(false));
         let (held, connections) = (watch::Sender::new(false), watch::Sender::new(0));
         let to = To {
-            target: target.into(),
+            target: target.subscribe(),
             word,
             cut: cut.subscribe(),
             held: held.subscribe(),
@@ -43,6 +43,7 @@ impl Relay {
         let task = tokio::spawn(accept(listener, to, connections.clone()));
         Self {
             address,
+            target,
             cut,
             held,
             connections,
@@ -53,6 +54,11 @@ impl Relay {
     /// Where it is, as `host:port`.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// New connections go to this `host:port`.
+    pub fn turn_to(&self, target: String) {
+        self.target.send_replace(target);
     }
 
     /// Closes all connections, and new ones at once. Returns when nothing can come through any more.
@@ -85,7 +91,7 @@ impl Drop for Relay {
 /// Where connections lead, and what becomes of them.
 #[derive(Clone)]
 struct To {
-    target: Arc<str>,
+    target: watch::Receiver<String>,
     word: Option<&'static str>,
     cut: watch::Receiver<bool>,
     held: watch::Receiver<bool>,
@@ -107,7 +113,8 @@ async fn relay(mut client: TcpStream, mut to: To) {
     if *to.cut.borrow_and_update() {
         return;
     }
-    let Ok(mut server) = TcpStream::connect(&*to.target).await else {
+    let target = to.target.borrow().clone();
+    let Ok(mut server) = TcpStream::connect(target).await else {
         return;
     };
     let (from_client, to_client) = client.split();

@@ -237,6 +237,40 @@ impl Server {
         }
     }
 
+    /// Makes a Redis the replica of another one. Returns when it has everything that was written there up to now.
+    pub async fn follow(&self, master: &Self) {
+        // It would wait for more replicas to come.
+        master.does("CONFIG SET repl-diskless-sync-delay 0").await;
+        let port = master.place.ports[0];
+        self.does(&format!("REPLICAOF 127.0.0.1 {port}")).await;
+        master.is_followed().await;
+    }
+
+    /// Waits until a replica has everything that was written here up to now.
+    pub async fn is_followed(&self) {
+        eventually("a replica has everything", async || {
+            // It waits for what was written on the same connection.
+            let wait = b"INCR waits\r\nWAIT 1 100\r\nQUIT\r\n";
+            let answer = asked(self.place.ports[0], wait).await;
+            let answer = String::from_utf8_lossy(&answer);
+            (answer.lines().nth(1) == Some(":1")).then_some(())
+        })
+        .await;
+    }
+
+    /// Makes a replica a master, with what it has.
+    pub async fn promote(&self) {
+        self.does("REPLICAOF NO ONE").await;
+    }
+
+    /// Has a Redis do a command.
+    async fn does(&self, command: &str) {
+        let question = format!("{command}\r\nQUIT\r\n");
+        let answer = asked(self.place.ports[0], question.as_bytes()).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("+OK"), "{command}: {answer}");
+    }
+
     /// Waits until it answers; false if it ended instead.
     async fn answers(&mut self) -> bool {
         let (engine, port) = (self.place.engine, self.place.ports[0]);

@@ -88,3 +88,54 @@ async fn a_compaction_of_etcd_is_told_to_watches_and_leaves_nothing_of_before() 
 async fn a_trimmed_log_of_redis_is_told_to_watches_and_leaves_nothing_of_before() {
     a_gap_in_the_log_is_told_to_watches_and_leaves_nothing_of_before(Engine::Redis).await;
 }
+
+async fn who_was_away_catches_up_by_the_log(engine: Engine) {
+    let Some(server) = Server::start(engine).await else {
+        return;
+    };
+    let relay = Relay::start(server.address()).await;
+    let text = Setup::new(config(engine, &server)).text();
+    let direct = TestProxy::start_text(&text).await;
+    let relayed = text.replace(&server.address(), relay.address());
+    let proxy = TestProxy::start_text(&relayed).await;
+    let (elsewhere, admin) = (direct.admin(), proxy.admin());
+    for key in ["gone", "kept"] {
+        elsewhere.set("upstreams", key, "127.0.0.1").await;
+        let path = format!("/v1/kv/upstreams/{key}");
+        has(&admin, &path, Some("127.0.0.1")).await;
+    }
+    let watched = "/v1/kv/upstreams?watch";
+    let mut watch = Events::open(&admin, watched, None).await;
+    elsewhere.set("upstreams", "kept", "127.0.0.2").await;
+    assert_eq!(told(&mut watch).await, ("change".into(), "put kept".into()));
+    let before = watch.last_id.clone();
+
+    relay.cut().await;
+    until_lost(&admin, engine, true).await;
+    elsewhere.set("upstreams", "new", "127.0.0.3").await;
+    let deleted = elsewhere.delete("/v1/kv/upstreams/gone").await;
+    assert_eq!(deleted.status, 204, "{}", deleted.text());
+    elsewhere.set("upstreams", "new", "127.0.0.4").await;
+    relay.restore();
+    // Each change of that time, in its order, and nothing is begun anew.
+    let again = Events::open(&admin, watched, Some(&before));
+    let mut again = again.await;
+    for expected in ["put new", "delete gone", "put new"] {
+        let expected = ("change".to_owned(), expected.to_owned());
+        assert_eq!(told(&mut watch).await, expected);
+        assert_eq!(told(&mut again).await, expected);
+    }
+    assert_eq!(admin.get("/v1/kv/upstreams/gone").await.status, 404);
+    has(&admin, "/v1/kv/upstreams/new", Some("127.0.0.4")).await;
+    until_lost(&admin, engine, false).await;
+}
+
+#[tokio::test]
+async fn who_was_away_catches_up_by_the_log_of_etcd() {
+    who_was_away_catches_up_by_the_log(Engine::Etcd).await;
+}
+
+#[tokio::test]
+async fn who_was_away_catches_up_by_the_log_of_redis() {
+    who_was_away_catches_up_by_the_log(Engine::Redis).await;
+}

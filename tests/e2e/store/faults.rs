@@ -184,7 +184,7 @@ fn may_mount(ended: &Ended) -> bool {
     let may = ended.code != 77 && !ended.stderr.contains("unshare");
     if !may {
         let why = format!("this user may not mount ({})", ended.stderr.trim());
-        crate::harness::not_tested(&why);
+        crate::harness::servers::missing(&why);
     }
     may
 }
