@@ -196,7 +196,7 @@ pub(super) fn histories_are_linearizable<S: Server>(kills: usize) {
 
 /// Thousands of entries that end at about the same time are absent within a second of it, and none before: servers may need
 /// longer to remove them.
-pub(super) fn thousands_are_absent_within_a_second_of_their_end<S: Server>() {
+pub(super) fn thousands_are_absent_soon_after_their_end<S: Server>() {
     const BATCH: usize = 100;
     const BATCHES: usize = 30;
     let runtime = runtime();
