@@ -223,6 +223,14 @@ async fn jumps_of_the_clocks_of_etcd_lose_nothing_and_move_the_end_of_no_entry()
     }
     let before = put_brief(&admins[0], &admins, "/v1/kv/notes/before").await;
     servers[killed].kill().await;
+    // Whose member it was is refused until it has another.
+    for admin in &admins {
+        eventually("writes are taken again", async || {
+            let put = admin.put("/v1/kv/notes/again", "v").await;
+            matches!(put.status, 200 | 201).then_some(())
+        })
+        .await;
+    }
     writers.go_on().await;
     let after = put_brief(&admins[1], &admins, "/v1/kv/notes/after").await;
     ends(&admins, "/v1/kv/notes/before", before).await;
