@@ -5,6 +5,29 @@ use crate::harness::TestProxy;
 use crate::harness::events::Events;
 use crate::harness::relay::Relay;
 
+/// A proxy that can be cut off from the server, and one that cannot.
+struct Pair {
+    server: Server,
+    relay: Relay,
+    direct: TestProxy,
+    proxy: TestProxy,
+}
+
+impl Pair {
+    async fn start(engine: Engine) -> Option<Self> {
+        let server = Server::start(engine).await?;
+        let relay = Relay::start(server.address()).await;
+        let text = Setup::new(config(engine, &server)).text();
+        let relayed = text.replace(&server.address(), relay.address());
+        Some(Self {
+            direct: TestProxy::start_text(&text).await,
+            proxy: TestProxy::start_text(&relayed).await,
+            server,
+            relay,
+        })
+    }
+}
+
 /// The event's name, and its only change as `op key`.
 async fn told(watch: &mut Events) -> (String, String) {
     let event = watch.next().await.expect("an event");
@@ -14,14 +37,15 @@ async fn told(watch: &mut Events) -> (String, String) {
 }
 
 async fn a_gap_in_the_log_is_told_to_watches_and_leaves_nothing_of_before(engine: Engine) {
-    let Some(server) = Server::start(engine).await else {
+    let Some(Pair {
+        server,
+        relay,
+        direct,
+        proxy,
+    }) = Pair::start(engine).await
+    else {
         return;
     };
-    let relay = Relay::start(server.address()).await;
-    let text = Setup::new(config(engine, &server)).text();
-    let direct = TestProxy::start_text(&text).await;
-    let relayed = text.replace(&server.address(), relay.address());
-    let proxy = TestProxy::start_text(&relayed).await;
     let (elsewhere, admin) = (direct.admin(), proxy.admin());
     let upstream = TestUpstream::saying("reached").await;
     let port = upstream.port();
@@ -90,14 +114,15 @@ async fn a_trimmed_log_of_redis_is_told_to_watches_and_leaves_nothing_of_before(
 }
 
 async fn who_was_away_catches_up_by_the_log(engine: Engine) {
-    let Some(server) = Server::start(engine).await else {
+    let Some(Pair {
+        server: _server,
+        relay,
+        direct,
+        proxy,
+    }) = Pair::start(engine).await
+    else {
         return;
     };
-    let relay = Relay::start(server.address()).await;
-    let text = Setup::new(config(engine, &server)).text();
-    let direct = TestProxy::start_text(&text).await;
-    let relayed = text.replace(&server.address(), relay.address());
-    let proxy = TestProxy::start_text(&relayed).await;
     let (elsewhere, admin) = (direct.admin(), proxy.admin());
     for key in ["gone", "kept"] {
         elsewhere.set("upstreams", key, "127.0.0.1").await;
