@@ -110,8 +110,8 @@ fn what_is_hidden_and_gone_when_all_is_loaded_anew_is_gone() {
     assert!(matches!(missed, Err(WatchError::Compacted { .. })));
     // What the engine still has stays hidden.
     assert_eq!(contents(store, e), []);
-    shelf.expire();
     let mut watch = store.watch(e, None).unwrap();
+    shelf.expire();
     elsewhere(&shelf, "e", "new", Some("1"));
     let told = wait(within(watch.next())).unwrap();
     assert_eq!(told.changes().count(), 1);
