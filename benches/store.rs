@@ -200,5 +200,42 @@ fn bulk(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, reads, puts, bulk);
+/// A page of a listing, from anywhere among the keys, and a key that comes and goes: those in order are changed by it.
+fn listings(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("store/listing");
+    for keys in KEYS {
+        let dir = Dir::new("listing");
+        let (store, bucket) = open(&dir.0, BackendKind::Memory);
+        fill(&runtime, &store, bucket, keys);
+        let snapshot = store.snapshot();
+        let mut state = 88_172_645_463_325_252;
+        group.bench_function(BenchmarkId::new("page of 100", keys), |bencher| {
+            let bucket = snapshot.bucket(bucket).expect("configured");
+            bencher.iter(|| {
+                let after = key(xorshift(&mut state) % keys);
+                bucket.page("agent-", Some(&after), 100).entries.len()
+            });
+        });
+        group.throughput(Throughput::Elements(2));
+        group.bench_function(BenchmarkId::new("key put and deleted", keys), |bencher| {
+            bencher.iter(|| {
+                let new = format!("{}!", key(xorshift(&mut state) % keys));
+                let put = Write::put(bucket, new.as_str(), *b"127.0.0.1");
+                for write in [put, Write::delete(bucket, new.as_str())] {
+                    let batch = WriteBatch {
+                        writes: vec![write],
+                        ..WriteBatch::default()
+                    };
+                    runtime
+                        .block_on(store.commit(batch))
+                        .expect("it is in memory");
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, reads, puts, bulk, listings);
 criterion_main!(benches);

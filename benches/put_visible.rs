@@ -1,0 +1,122 @@
+//! How long does a put take to be visible to every worker?
+//!
+//! `cargo run --release -p throwbar-benches --bin put-visible` puts one entry of 100,000 after the other, in memory and on disk.
+//! Meanwhile a thread for each core looks at the store as a worker does, through a reader of its own, 10,000 times a second:
+//! as often as a worker with so many requests. A put is visible when the last of them has seen it.
+
+use anyhow::{Context, Result};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+use throwbar_host::store::{
+    BackendKind, BucketConfig, BucketId, Reader, Revision, Store, ValueKind, Write, WriteBatch,
+};
+use tokio::runtime::{Builder, Runtime};
+
+const KEYS: u64 = 100_000;
+const PUTS: u64 = 5_000;
+/// Between two looks of a worker.
+const LOOK: Duration = Duration::from_micros(100);
+/// Between two puts: they are seen one by one.
+const PAUSE: Duration = Duration::from_millis(1);
+
+fn main() -> Result<()> {
+    let workers = std::thread::available_parallelism()?.get();
+    let runtime = Builder::new_current_thread().enable_time().build()?;
+    println!("| store | acknowledged p50 | p99 | visible to all of {workers} workers p50 | p99 |");
+    println!("|---|---|---|---|---|");
+    for (name, backend) in [
+        ("memory", BackendKind::Memory),
+        ("disk", BackendKind::Embedded),
+    ] {
+        let dir = tempfile::tempdir()?;
+        let (acknowledged, visible) = measure(&runtime, backend, dir.path(), workers)?;
+        print!("| {name} |");
+        for mut spans in [acknowledged, visible] {
+            spans.sort_unstable();
+            let quantile = |share: f64| spans[((spans.len() - 1) as f64 * share) as usize];
+            print!(" {:.0?} | {:.0?} |", quantile(0.5), quantile(0.99));
+        }
+        println!();
+    }
+    Ok(())
+}
+
+/// Spans from each put to its acknowledgement, and until the last worker has seen it.
+fn measure(
+    runtime: &Runtime,
+    backend: BackendKind,
+    dir: &Path,
+    workers: usize,
+) -> Result<(Vec<Duration>, Vec<Duration>)> {
+    let config = BucketConfig::new("routes", backend, ValueKind::Endpoint);
+    let store = Store::open(&[config], dir)?;
+    let bucket = store.snapshot().bucket_id("routes").context("configured")?;
+    runtime.block_on(store.commit(batch(bucket, 0..KEYS, 0)))?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (mut seen, mut threads) = (Vec::new(), Vec::new());
+    for _ in 0..workers {
+        let (sender, receiver) = channel();
+        let (reader, is_over) = (store.reader(), Arc::clone(&is_over));
+        threads.push(std::thread::spawn(move || look(reader, &sender, &is_over)));
+        seen.push(receiver);
+    }
+    let (mut acknowledged, mut visible) = (Vec::new(), Vec::new());
+    for turn in 1..=PUTS {
+        std::thread::sleep(PAUSE);
+        let number = turn.wrapping_mul(7_919) % KEYS;
+        let put = batch(bucket, number..number + 1, turn);
+        let began = Instant::now();
+        let committed = runtime.block_on(store.commit(put))?;
+        acknowledged.push(began.elapsed());
+        let mut last = began;
+        for receiver in &seen {
+            last = last.max(seen_at(receiver, committed.revision)?);
+        }
+        visible.push(last - began);
+    }
+    is_over.store(true, Ordering::Relaxed);
+    for thread in threads {
+        let ended = thread.join();
+        ended.map_err(|_| anyhow::anyhow!("a worker panicked"))?;
+    }
+    Ok((acknowledged, visible))
+}
+
+/// Tells of each revision when it was seen first.
+fn look(mut reader: Reader, seen: &Sender<(Revision, Instant)>, is_over: &AtomicBool) {
+    let mut known = reader.load().revision();
+    while !is_over.load(Ordering::Relaxed) {
+        std::thread::sleep(LOOK);
+        let newest = reader.load().revision();
+        // Whoever asked may be gone.
+        if newest != known && seen.send((newest, Instant::now())).is_err() {
+            return;
+        }
+        known = newest;
+    }
+}
+
+fn seen_at(seen: &Receiver<(Revision, Instant)>, wanted: Revision) -> Result<Instant> {
+    loop {
+        let (revision, at) = seen.recv()?;
+        if revision >= wanted {
+            return Ok(at);
+        }
+    }
+}
+
+fn batch(bucket: BucketId, numbers: std::ops::Range<u64>, turn: u64) -> WriteBatch {
+    let write = |number: u64| {
+        let [_, a, b, c] = (number as u32).to_be_bytes();
+        let port = 1_024 + turn % 60_000;
+        let value = format!("127.{a}.{b}.{c}:{port}");
+        Write::put(bucket, format!("agent-{number:08}"), value.into_bytes())
+    };
+    WriteBatch {
+        writes: numbers.map(write).collect(),
+        ..WriteBatch::default()
+    }
+}
