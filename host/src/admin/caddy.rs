@@ -191,7 +191,7 @@ async fn mappings(store: &Store, bucket: &str) -> Result<(Revision, Vec<Mapping>
         let Some(bucket) = snapshot.bucket(id) else {
             return Vec::new();
         };
-        let sorted = bucket.sorted().into_iter();
+        let sorted = bucket.sorted();
         let shown = sorted.filter_map(|(key, entry)| {
             let (input, input_regexp) = match bucket.kind_of(key) {
                 LookupKind::Default => return None,

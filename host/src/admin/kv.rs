@@ -125,7 +125,7 @@ pub(super) async fn list(
         ));
     }
     let tag = [(header::ETAG, etag(bucket.revision()))];
-    // All keys are looked at.
+    // A page may hold thousands.
     let page = transfer::offload(move || {
         let bucket = snapshot.bucket(id)?;
         let page = bucket.page(&query.prefix, query.cursor.as_deref(), limit);

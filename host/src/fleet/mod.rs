@@ -221,7 +221,7 @@ impl Fleet {
         let Some(bucket) = bucket else {
             return Vec::new();
         };
-        let all = bucket.sorted().into_iter();
+        let all = bucket.range(beginning, None);
         let ours = all.filter_map(|(key, entry)| {
             let name = key.strip_prefix(beginning)?;
             let value = serde_json::from_slice(&entry.value.to_bytes());

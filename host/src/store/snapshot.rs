@@ -1,6 +1,7 @@
 //! An immutable state of all buckets at one revision.
 
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::lookup::LookupKind;
@@ -21,6 +22,15 @@ pub struct Snapshot {
     pub(super) marks: Arc<[BucketId]>,
     /// Where the nodes of a fleet tell each other what they are to have, and have.
     pub(super) fleet: Option<BucketId>,
+}
+
+/// Where the keys with `prefix`, after `after`, begin.
+pub(crate) fn start_of<'b>(prefix: &'b str, after: Option<&'b str>) -> Bound<&'b str> {
+    match after {
+        // The prefix itself is a key that has it.
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        _ => Bound::Included(prefix),
+    }
 }
 
 /// A value and the revision that wrote it.
@@ -313,68 +323,32 @@ impl Bucket {
         self.revision
     }
 
-    /// At most `limit` keys with `prefix`, after `after`, in byte order. Looks at every key of the bucket, and takes
-    /// memory for `limit` of them.
+    /// At most `limit` keys with `prefix`, after `after`, in byte order. Looks at these and no others.
     pub fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Page {
-        let mut smallest: BinaryHeap<ByKey<'_>> = BinaryHeap::new();
-        let mut more = false;
-        for record in self.table.iter() {
-            let key = record.key_bytes();
-            if !key.starts_with(prefix.as_bytes())
-                || after.is_some_and(|after| key <= after.as_bytes())
-            {
-                continue;
-            }
-            if smallest.len() < limit {
-                smallest.push(ByKey(record));
-                continue;
-            }
-            more = true;
-            if let Some(mut greatest) = smallest.peek_mut()
-                && key < greatest.0.key_bytes()
-            {
-                *greatest = ByKey(record);
-            }
-        }
-        let entries: Vec<(Box<str>, Entry)> = smallest
-            .into_sorted_vec()
-            .into_iter()
-            .map(|ByKey(record)| (record.key().into(), record.entry.clone()))
+        let mut found = self.range(prefix, after);
+        let entries: Vec<(Box<str>, Entry)> = found
+            .by_ref()
+            .take(limit)
+            .map(|(key, entry)| (key.into(), entry.clone()))
             .collect();
-        let next = entries.last().filter(|_| more).map(|(key, _)| key.clone());
+        let last = entries.last().filter(|_| found.next().is_some());
+        let next = last.map(|(key, _)| key.clone());
         Page { entries, next }
     }
 
-    /// Every key, in byte order: for exports; takes memory for one sorted index.
-    pub fn sorted(&self) -> Vec<(&str, &Entry)> {
-        let mut records: Vec<&Record> = self.table.iter().collect();
-        records.sort_unstable_by_key(|record| record.key_bytes());
-        records
-            .into_iter()
-            .map(|record| (record.key(), &record.entry))
-            .collect()
+    /// The keys with `prefix`, after `after`, in byte order.
+    pub fn range<'b>(
+        &'b self,
+        prefix: &'b str,
+        after: Option<&str>,
+    ) -> impl Iterator<Item = (&'b str, &'b Entry)> + use<'b> {
+        let records = self.table.range(start_of(prefix, after));
+        let records = records.map(|record| (record.key(), &record.entry));
+        records.take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
+    /// Every key, in byte order.
+    pub fn sorted(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.range("", None)
     }
 }
-
-/// A record ordered by its key.
-struct ByKey<'a>(&'a Record);
-
-impl Ord for ByKey<'_> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.key_bytes().cmp(other.0.key_bytes())
-    }
-}
-
-impl PartialOrd for ByKey<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for ByKey<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.key_bytes() == other.0.key_bytes()
-    }
-}
-
-impl Eq for ByKey<'_> {}

@@ -3,12 +3,14 @@
 //! A hash's first 6 bits pick a branch, the next 6 a group of leaves in it, those after them a leaf, and its last 8, the
 //! print, say which of a leaf's records are worth comparing. Prints lie beside the reference to their leaf, records in place
 //! in the leaf. So a lookup touches one piece of memory that is not cached beyond what stays cached, and a change copies a
-//! leaf, its group, a branch and the root, without touching what the records refer to.
+//! leaf, its group, a branch and the root, without touching what the records refer to. Beside that the keys are kept in their
+//! order, for listings.
 //!
 //! Why records in place: with each in a piece of its own, a random read of 1,000,000 keys waited for two and a half cache
 //! misses, a change for the counts of references of all of a leaf's, and 1,000,000 small pieces that were freed here and
 //! there kept their pages. Figures are in `ARCHITECTURE.md`, "Measured".
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -16,6 +18,9 @@ use ahash::RandomState;
 use super::Entry;
 use super::record::Record;
 
+use keys::Keys;
+
+mod keys;
 mod loading;
 
 /// Branches of a table, and groups of a branch.
@@ -46,6 +51,8 @@ type Branch = Arc<[Group]>;
 #[derive(Clone)]
 pub(super) struct Table {
     root: Arc<[Branch]>,
+    /// Those of all records.
+    keys: Keys,
     hasher: RandomState,
     len: u64,
     bytes: u64,
@@ -110,6 +117,7 @@ impl Table {
     pub(super) fn new() -> Self {
         Self {
             root: vec![Branch::default(); FAN].into(),
+            keys: Keys::default(),
             hasher: RandomState::new(),
             len: 0,
             bytes: 0,
@@ -136,19 +144,39 @@ impl Table {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Record> {
-        let hash = self.hasher.hash_one(key.as_bytes());
+        self.find(self.hasher.hash_one(key.as_bytes()), key.as_bytes())
+    }
+
+    fn find(&self, hash: u64, key: &[u8]) -> Option<&Record> {
         let group = self.root[branch_of(hash)].get(group_of(hash))?;
         let leaf = group.get(leaf_of(hash, group.len()))?;
-        let at = leaf.find(key.as_bytes(), print_of(hash))?;
+        let at = leaf.find(key, print_of(hash))?;
         Some(&leaf.records[at])
+    }
+
+    /// The records from a key on, in byte order of their keys.
+    pub(super) fn range<'t>(
+        &'t self,
+        from: Bound<&str>,
+    ) -> impl Iterator<Item = &'t Record> + use<'t> {
+        let mut keys = self.keys.walk(from.map(str::as_bytes));
+        std::iter::from_fn(move || {
+            let key = keys.next()?;
+            let record = self.find(self.hasher.hash_one(key), key);
+            Some(record.expect("each key is that of a record"))
+        })
     }
 
     /// Puts a record in the place of what its key had.
     pub(super) fn insert(&mut self, record: &Record) {
-        self.insert_hashed(self.hasher.hash_one(record.key_bytes()), record);
+        let is_new = self.insert_hashed(self.hasher.hash_one(record.key_bytes()), record);
+        if is_new {
+            self.keys.change(&[(record.key_bytes(), true)]);
+        }
     }
 
-    fn insert_hashed(&mut self, hash: u64, record: &Record) {
+    /// Whether there was no such key; the keys in order are left to whoever calls.
+    fn insert_hashed(&mut self, hash: u64, record: &Record) -> bool {
         let branch = &mut Arc::make_mut(&mut self.root)[branch_of(hash)];
         if branch.is_empty() {
             *branch = vec![Group::default(); FAN].into();
@@ -167,6 +195,7 @@ impl Table {
                 self.bytes -= place.bytes();
                 self.ending -= place.ending();
                 *place = record.clone();
+                false
             }
             None => {
                 self.len += 1;
@@ -178,6 +207,7 @@ impl Table {
                     });
                     *group = group_from(records, leaves * 2);
                 }
+                true
             }
         }
     }
@@ -208,6 +238,7 @@ impl Table {
                 *branch = Branch::default();
             }
         }
+        self.keys.change(&[(key.as_bytes(), false)]);
     }
 
     /// Keys whose value is another than in `before`, or which are in only one of both. Looks at what the two do not share:

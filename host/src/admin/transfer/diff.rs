@@ -24,13 +24,10 @@ pub(super) fn diff(bucket: &Bucket, batch: &WriteBatch) -> (Vec<Json>, u64) {
         wanted.insert(key, after);
     }
     let mut keys: Vec<&str> = wanted.keys().copied().collect();
-    let replaced = if batch.replace.is_empty() {
-        Vec::new()
-    } else {
-        bucket.sorted()
-    };
-    let gone = replaced.iter().map(|(key, _)| *key);
-    keys.extend(gone.filter(|key| !wanted.contains_key(key)));
+    if !batch.replace.is_empty() {
+        let gone = bucket.sorted().map(|(key, _)| key);
+        keys.extend(gone.filter(|key| !wanted.contains_key(key)));
+    }
     keys.sort_unstable();
     let (mut changes, mut more) = (Vec::new(), 0);
     for key in keys {

@@ -78,10 +78,6 @@ pub(crate) struct Export {
 }
 
 impl Export {
-    fn has(&self, key: &str) -> bool {
-        key.starts_with(&self.prefix)
-    }
-
     /// What is said of when an entry ends.
     fn deadline(&self, entry: &Entry) -> Option<Deadline> {
         entry.deadline.filter(|_| self.deadlines)
@@ -233,11 +229,9 @@ pub(crate) async fn export(
 /// How many keys there are, if the format holds them all.
 fn count(bucket: &Bucket, export: &Export) -> Result<u64, Problem> {
     let mut keys = 0;
-    for (key, entry) in bucket.sorted() {
-        if export.has(key) {
-            export.check(key, entry)?;
-            keys += 1;
-        }
+    for (key, entry) in bucket.range(&export.prefix, None) {
+        export.check(key, entry)?;
+        keys += 1;
     }
     Ok(keys)
 }
@@ -249,10 +243,7 @@ fn write_all(
 ) -> Result<(), mpsc::error::SendError<Bytes>> {
     let mut output = Output::new(export.format);
     output.begin(export);
-    for (key, entry) in bucket.sorted() {
-        if !export.has(key) {
-            continue;
-        }
+    for (key, entry) in bucket.range(&export.prefix, None) {
         output.write(key, entry, export);
         if output.len() >= CHUNK_BYTES {
             sender.blocking_send(output.take())?;

@@ -3,7 +3,8 @@
 use super::HostState;
 use super::bindings::wasi::keyvalue0_2_0_draft as draft;
 use super::bindings::wasi::keyvalue0_2_0_draft2 as draft2;
-use super::kv::{KEYS_MAX, Refusal};
+use super::kv::Refusal;
+use super::listing::KEYS_MAX;
 use crate::plugin::generation::Grant;
 use crate::store::{Action, BucketId, Expect};
 use std::collections::VecDeque;

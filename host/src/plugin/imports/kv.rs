@@ -11,12 +11,9 @@ use crate::store::{
     bucket::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
     check_ttl,
 };
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Most keys of one page.
-pub(super) const KEYS_MAX: usize = 1_000;
 /// Most bytes of keys and values that one call writes.
 pub(super) const WRITES_BYTES_MAX: usize = 8 << 20;
 
@@ -208,43 +205,6 @@ impl HostState {
             None => Action::Delete,
         };
         self.write(grant, key, action, expect)
-    }
-
-    /// At most `limit` keys with `prefix`, after `after`, in byte order.
-    pub(in crate::plugin) fn list(
-        &mut self,
-        bucket: BucketId,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Vec<String> {
-        let limit = limit.min(KEYS_MAX);
-        if let Some(survey) = &mut self.survey {
-            let own = self.overlay.keys(bucket).collect();
-            return survey.page(&self.snapshot, bucket, &own, (prefix, after), limit);
-        }
-        // What this call wrote goes before what earlier ones did.
-        let earlier = self.unapplied.keys(bucket);
-        let own: BTreeMap<&str, bool> = earlier.chain(self.overlay.keys(bucket)).collect();
-        // Each own write hides at most one stored key, so a page longer by so many holds enough.
-        let page_len = limit + own.len();
-        let mut keys = match self.snapshot.bucket(bucket) {
-            Some(bucket) => bucket.page(prefix, after, page_len).entries,
-            None => Vec::new(),
-        };
-        if own.is_empty() {
-            return keys.into_iter().map(|(key, _)| key.into()).collect();
-        }
-        keys.retain(|(key, _)| !own.contains_key(&**key));
-        let mut keys: Vec<String> = keys.into_iter().map(|(key, _)| key.into()).collect();
-        let written = own.iter().filter(|(_, stays)| **stays);
-        let written = written
-            .map(|(key, _)| *key)
-            .filter(|key| key.starts_with(prefix) && after.is_none_or(|after| *key > after));
-        keys.extend(written.map(String::from));
-        keys.sort_unstable();
-        keys.truncate(limit);
-        keys
     }
 }
 

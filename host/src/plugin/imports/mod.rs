@@ -20,6 +20,7 @@ pub(crate) mod config;
 pub(crate) mod entry_tags;
 pub(crate) mod keyvalue;
 pub(crate) mod kv;
+mod listing;
 pub(crate) mod logging;
 pub(crate) mod lookup;
 pub(crate) mod overlay;

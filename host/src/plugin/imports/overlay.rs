@@ -1,8 +1,10 @@
 //! What the running call has written: seen by its own reads, and one batch when it returns.
 
+use super::listing::keys_from;
 use super::unapplied::Planned;
 use crate::store::{Action, BucketId, Expect, Value, ValueError, ValueKind, Write, WriteBatch};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 /// Writes of the running call, as its reads see them: one for each key.
@@ -128,9 +130,13 @@ impl Overlay {
     }
 
     /// Keys of a bucket that the call has written, in byte order, and whether each is there.
-    pub(super) fn keys(&self, bucket: BucketId) -> impl Iterator<Item = (&str, bool)> {
-        let keys = self.writes.get(&bucket).into_iter().flatten();
-        keys.map(|(key, own)| (&**key, own.seen.is_some()))
+    pub(super) fn keys(
+        &self,
+        bucket: BucketId,
+        start: Bound<&str>,
+    ) -> impl Iterator<Item = (&str, bool)> {
+        let keys = keys_from(self.writes.get(&bucket), start);
+        keys.map(|(key, own)| (key, own.seen.is_some()))
     }
 
     /// Whether there is no write.

@@ -1,7 +1,9 @@
 //! Writes of earlier calls of an instance that the store has not applied yet: later calls read them already.
 
+use super::listing::keys_from;
 use crate::store::{BucketId, Value};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -115,10 +117,14 @@ impl Unapplied {
         Some(value.as_ref())
     }
 
-    /// Every key under way of a bucket, and whether it stays.
-    pub(super) fn keys(&self, bucket: BucketId) -> impl Iterator<Item = (&str, bool)> {
-        let newest = self.newest.get(&bucket).into_iter().flatten();
-        newest.map(|(key, (value, _))| (&**key, value.is_some()))
+    /// Every key under way of a bucket, in byte order, and whether it stays.
+    pub(super) fn keys(
+        &self,
+        bucket: BucketId,
+        start: Bound<&str>,
+    ) -> impl Iterator<Item = (&str, bool)> {
+        let newest = keys_from(self.newest.get(&bucket), start);
+        newest.map(|(key, (value, _))| (key, value.is_some()))
     }
 }
 
@@ -149,7 +155,7 @@ mod tests {
         assert_eq!(unapplied.get(BUCKET, "b"), Some(None));
         fates[0].applied(7);
         unapplied.settle(6);
-        assert_eq!(unapplied.keys(BUCKET).count(), 2);
+        assert_eq!(unapplied.keys(BUCKET, Bound::Unbounded).count(), 2);
         unapplied.settle(7);
         assert_eq!(
             read(&unapplied, "a").as_deref(),

@@ -5,7 +5,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use super::{
-    Branch, FAN, Group, LEAVES_MAX, PARTS, Table, branch_of, group_from, group_of, records,
+    Branch, FAN, Group, LEAVES_MAX, PARTS, Table, branch_of, group_from, group_of, keys, records,
 };
 use crate::store::record::Record;
 
@@ -70,14 +70,22 @@ impl Table {
     /// Puts records of distinct keys in the places of what these had.
     pub(in crate::store) fn insert_all<'r>(&mut self, put: impl Iterator<Item = &'r Record>) {
         let mut parts: Vec<Vec<(u64, &Record)>> = vec![Vec::new(); PARTS];
+        let mut new: Vec<(&[u8], bool)> = Vec::new();
         for record in put {
-            let hash = self.hasher.hash_one(record.key_bytes());
+            let key = record.key_bytes();
+            let hash = self.hasher.hash_one(key);
             parts[branch_of(hash) * FAN + group_of(hash)].push((hash, record));
+            if self.len == 0 || self.find(hash, key).is_none() {
+                new.push((key, true));
+            }
         }
+        new.sort_unstable();
+        self.keys.change(&new);
         for (part, put) in parts.into_iter().enumerate() {
             if put.len() < ANEW {
-                put.into_iter()
-                    .for_each(|(hash, record)| self.insert_hashed(hash, record));
+                for (hash, record) in put {
+                    self.insert_hashed(hash, record);
+                }
             } else {
                 self.put_in_group(part, put);
             }
@@ -129,6 +137,8 @@ fn leaves_for(records: usize) -> usize {
 /// Records of a table that is being loaded, by the branch they belong to.
 struct Loading {
     branches: Vec<Vec<(u64, Record)>>,
+    /// Their keys, as long as these come in order.
+    keys: Option<keys::Writer>,
     table: Table,
 }
 
@@ -139,6 +149,7 @@ impl Loading {
         let each = expected / FAN + expected / FAN / 8;
         Self {
             branches: (0..FAN).map(|_| Vec::with_capacity(each)).collect(),
+            keys: Some(keys::Writer::new()),
             table: Table::new(),
         }
     }
@@ -149,6 +160,11 @@ impl Loading {
         table.len += 1;
         table.bytes += record.bytes();
         table.ending += record.ending();
+        let key = record.key_bytes();
+        match &mut self.keys {
+            Some(keys) if keys.takes(key) => keys.push(key),
+            keys => *keys = None,
+        }
         let hash = table.hasher.hash_one(record.key_bytes());
         self.branches[branch_of(hash)].push((hash, record));
     }
@@ -156,10 +172,19 @@ impl Loading {
     fn finish(self) -> Table {
         let Self {
             branches,
+            keys,
             mut table,
         } = self;
         // Each is freed once it is built: what is loaded is not there twice.
         table.root = branches.into_iter().map(branch_from).collect();
+        let keys = keys.unwrap_or_else(|| {
+            let mut unordered: Vec<&[u8]> = table.iter().map(Record::key_bytes).collect();
+            unordered.sort_unstable();
+            let mut keys = keys::Writer::new();
+            unordered.into_iter().for_each(|key| keys.push(key));
+            keys
+        });
+        table.keys = keys.finish();
         table
     }
 }

@@ -51,6 +51,7 @@ fn assert_same(table: &Table, model: &Model) {
         .map(|(key, value)| (&**key, value.clone()))
         .collect();
     assert_eq!(found, expected);
+    assert_in_order(table, model);
     let bytes: usize = model
         .iter()
         .map(|(key, value)| key.len() + value.len())
@@ -62,6 +63,21 @@ fn assert_same(table: &Table, model: &Model) {
     for (key, expected) in model {
         let record = table.get(key).expect("it is in the model");
         assert_eq!((record.key(), &value(record)), (&**key, expected));
+    }
+}
+
+/// That the keys come in order: all of them, and some from where any of them, and what is not there, begins.
+fn assert_in_order(table: &Table, model: &Model) {
+    let all = table.range(Bound::Unbounded).map(Record::key);
+    assert!(all.eq(model.keys()));
+    let some = model.keys().step_by(1 + model.len() / 500);
+    let beside = some.clone().map(|key| format!("{key}!"));
+    for start in some.cloned().chain(beside).chain([String::new()]) {
+        for from in [Bound::Included(&*start), Bound::Excluded(&*start)] {
+            let found = table.range(from).map(Record::key).take(3);
+            let expected = model.range::<str, _>((from, Bound::Unbounded)).take(3);
+            assert!(found.eq(expected.map(|(key, _)| key)), "from {from:?}");
+        }
     }
 }
 
@@ -124,6 +140,7 @@ fn a_table_is_what_was_put_and_removed_and_older_ones_stay_as_they_were() {
     }
     let (emptied, _) = kept.last().expect("it was added");
     assert!(emptied.root.iter().all(|branch| branch.is_empty()));
+    assert_eq!(emptied.range(Bound::Unbounded).count(), 0);
 }
 
 #[test]

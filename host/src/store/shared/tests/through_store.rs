@@ -235,7 +235,6 @@ pub(super) fn thousands_are_absent_soon_after_their_end<S: Server>() {
     let snapshot = store.snapshot();
     let all = snapshot.bucket(bucket).expect("it is there").sorted();
     let ends: Vec<_> = all
-        .iter()
         .filter_map(|(_, entry)| entry.deadline)
         .map(|deadline| deadline.time())
         .collect();
