@@ -8,9 +8,9 @@ use super::content::{BucketContent, record};
 use super::history::Origin;
 use super::record::Record;
 use super::shared::link::Incoming;
-use super::shared::{Ending, Left};
+use super::shared::{END_TICK_MS, Ending, Left};
 use super::snapshot::{Bucket, Snapshot};
-use super::{BackendKind, BucketId, Revision};
+use super::{BackendKind, BucketId, Deadline, Revision};
 
 /// What came of an arrival.
 #[derive(Default)]
@@ -142,7 +142,8 @@ fn change(
     }
     let is_over = |before: &Arc<Record>| {
         let deadline = before.entry.deadline;
-        bucket.over(before.key()).is_some() || deadline.is_some_and(|end| end.millis() <= now)
+        let has_ended = |end: Deadline| end.millis() < now + END_TICK_MS;
+        bucket.over(before.key()).is_some() || deadline.is_some_and(has_ended)
     };
     Some(Change {
         bucket: Arc::clone(&bucket.config),

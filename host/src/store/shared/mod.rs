@@ -55,6 +55,8 @@ use redis::Redis;
 /// Longest time to live of an entry.
 #[cfg(any(feature = "etcd", feature = "redis"))]
 const TTL_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
+/// In steps of so many milliseconds ends of entries are told, rounded up: those that etcd has in the numbers of its leases.
+pub(super) const END_TICK_MS: u64 = 250;
 
 /// So long before the end of an entry, by this proxy's clock, the engine is asked for it.
 pub(super) const LEAD: Duration = Duration::from_millis(500);

@@ -7,7 +7,7 @@
 use super::connect::{Connection, Failure, answered};
 use super::overdue::Known;
 use super::{EngineError, Left};
-use crate::store::shared::TTL_MAX;
+use crate::store::shared::{END_TICK_MS, TTL_MAX};
 use etcd_client::LeaseGrantOptions;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -18,8 +18,7 @@ use tokio::task::JoinSet;
 
 /// What numbers of ours begin with: 12 of 63 bits.
 const OURS: i64 = 0x5a7;
-/// A quarter of a second, in which the end is told: 34 bits, up to the year 2106.
-const TICK_MS: u64 = 250;
+/// Of the number of ticks after which it ends: up to the year 2106.
 const TICK_BITS: u32 = 34;
 /// What tells leases apart that end at the same time.
 const CHANCE_BITS: u32 = 17;
@@ -215,7 +214,7 @@ fn now_ms() -> u64 {
 
 /// A number for a lease that ends then.
 fn number(end_ms: u64) -> i64 {
-    let tick = end_ms.div_ceil(TICK_MS) & ((1 << TICK_BITS) - 1);
+    let tick = end_ms.div_ceil(END_TICK_MS) & ((1 << TICK_BITS) - 1);
     let chance = getrandom::u64().unwrap_or(end_ms) & ((1 << CHANCE_BITS) - 1);
     let tail = (tick << CHANCE_BITS) | chance;
     // 51 bits.
@@ -228,7 +227,7 @@ pub(super) fn end_ms(lease: i64) -> Option<u64> {
         return None;
     }
     let tick = (lease >> CHANCE_BITS).unsigned_abs() & ((1 << TICK_BITS) - 1);
-    let end = tick * TICK_MS;
+    let end = tick * END_TICK_MS;
     let now = now_ms();
     let plausible = now.saturating_sub(millis(PAST_MAX))..=now + millis(TTL_MAX + PAST_MAX);
     plausible.contains(&end).then_some(end)
@@ -249,7 +248,7 @@ mod tests {
             let lease = number(end);
             assert!(lease > 0);
             let told = end_ms(lease).expect("it is ours");
-            assert!((end..end + TICK_MS).contains(&told), "{end} {told}");
+            assert!((end..end + END_TICK_MS).contains(&told), "{end} {told}");
         }
         assert_ne!(number(1), number(1));
     }
