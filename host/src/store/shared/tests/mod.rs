@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod certificates;
+mod ends;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod follower;
@@ -40,6 +41,15 @@ trait Server: Sized {
 
     /// A new engine, as another proxy would have, that reaches the server at this address.
     fn engine(&self, address: &str, prefix: &str) -> Self::Engine;
+
+    /// The same, with the settings of a config that says only where the server is.
+    fn engine_by_default(&self, prefix: &str) -> Self::Engine;
+
+    /// The same, for a server that is to be slow to remove what is over.
+    fn engine_removing_late(&self, prefix: &str) -> Self::Engine;
+
+    /// Gives it that much to remove after this time, if that makes it slow.
+    async fn has_much_to_remove(&self, after: Duration);
 
     /// As kill -9 does.
     fn kill(&mut self);

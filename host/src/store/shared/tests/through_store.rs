@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 /// Which name its buckets have does not matter: the engine is given.
-const KIND: BackendKind = BackendKind::Etcd;
+pub(super) const KIND: BackendKind = BackendKind::Etcd;
 const CASES: u32 = 32;
 /// Times to live that outlast any case.
 const HOURS_MS: u64 = 10_000_000;
@@ -28,13 +28,13 @@ const LATE_MAX: Duration = Duration::from_secs(3);
 /// How often it is looked whether it is.
 const LOOK: Duration = Duration::from_millis(20);
 
-fn runtime() -> Runtime {
+pub(super) fn runtime() -> Runtime {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).enable_all().build();
     runtime.expect("a runtime can be made")
 }
 
-fn store_on(engine: impl Engine, dir: &Path, buckets: &[BucketConfig]) -> Store {
+pub(super) fn store_on(engine: impl Engine, dir: &Path, buckets: &[BucketConfig]) -> Store {
     let links = Links::new(SharedSettings::default(), dir);
     links.add(KIND, move |wake| {
         let timeout = Duration::from_secs(10);

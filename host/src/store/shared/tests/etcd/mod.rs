@@ -11,9 +11,14 @@ use etcd_client::{Client, ConnectOptions, LeaseGrantOptions, PutOptions, Txn, Tx
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 mod members;
 mod reach;
+
+/// Leases that end together: it gives up a thousand a second. So many are asked for at once.
+const LEASES: usize = 8_000;
+const AT_ONCE: usize = 100;
 
 conformance!(EtcdServer);
 
@@ -25,6 +30,16 @@ fn the_store_conforms() {
 #[test]
 fn thousands_are_absent_soon_after_their_end() {
     through_store::thousands_are_absent_soon_after_their_end::<EtcdServer>();
+}
+
+#[test]
+fn an_end_is_seen_and_told_on_every_node_within_a_second() {
+    ends::an_end_is_seen_and_told_on_every_node_within_a_second::<EtcdServer>();
+}
+
+#[test]
+fn an_end_is_seen_on_every_node_within_a_second_before_the_server_removes_it() {
+    ends::an_end_is_seen_on_every_node_within_a_second_before_the_server_removes_it::<EtcdServer>();
 }
 
 #[test]
@@ -135,6 +150,34 @@ impl Server for EtcdServer {
 
     fn engine(&self, address: &str, prefix: &str) -> Etcd {
         Etcd::new(self.settings(address, prefix)).expect("the settings are right")
+    }
+
+    fn engine_by_default(&self, prefix: &str) -> Etcd {
+        let settings = EtcdSettings {
+            prefix: prefix.into(),
+            ..EtcdSettings::new(vec![self.address()])
+        };
+        Etcd::new(settings).expect("the settings are right")
+    }
+
+    fn engine_removing_late(&self, prefix: &str) -> Etcd {
+        self.engine_by_default(prefix)
+    }
+
+    async fn has_much_to_remove(&self, after: Duration) {
+        let client = self.client(None).await;
+        let seconds = after.as_secs().cast_signed();
+        let mut granting = JoinSet::new();
+        for _ in 0..AT_ONCE {
+            let mut client = client.clone();
+            granting.spawn(async move {
+                for _ in 0..LEASES / AT_ONCE {
+                    let granted = client.lease_grant(seconds, None).await;
+                    granted.expect("it grants");
+                }
+            });
+        }
+        granting.join_all().await;
     }
 
     fn kill(&mut self) {
