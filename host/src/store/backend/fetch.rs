@@ -95,7 +95,9 @@ impl Fetcher {
                     let engine = kind.as_str();
                     let advice = match error.to_string().contains("refused") {
                         true => "start it first".to_owned(),
-                        false => format!("check the addresses and the login in [store.{engine}]"),
+                        false => {
+                            format!("check the addresses, `tls` and the login in [store.{engine}]")
+                        }
                     };
                     failed(format!(
                         "{error}; there is no copy of bucket {name:?} in {} to begin with: {advice}",

@@ -1,4 +1,4 @@
-//! The files of a TLS client, read once.
+//! The files of a TLS client, read once, and what is told of them when a handshake fails.
 
 use super::EngineError;
 use super::settings::TlsFiles;
@@ -40,4 +40,49 @@ fn read(setting: &str, path: &Path) -> Result<Vec<u8>, EngineError> {
         return Err(refused("expected PEM".into()));
     }
     Ok(bytes)
+}
+
+/// What to do about a handshake that failed, if its error is about a certificate that settings are about.
+pub(super) fn advice(error: &str, table: &str) -> Option<String> {
+    let says = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
+    // How rustls begins what it finds, and what it is told.
+    if says(&["invalid peer certificate: "]) && says(&["UnknownIssuer", "BadSignature"]) {
+        Some(format!(
+            "the server's certificate comes from nobody who is trusted: see `tls.ca` of [{table}]"
+        ))
+    } else if says(&["received fatal alert: "]) && says(&["Certificate", "UnknownCA"]) {
+        Some(format!(
+            "the server does not take what it is shown: see `tls.certificate` and `tls.key` of [{table}]"
+        ))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::advice;
+
+    #[test]
+    fn what_is_told_names_the_files_that_it_is_about() {
+        let (ca, own) = ("`tls.ca` of [t]", "`tls.certificate` and `tls.key` of [t]");
+        for (error, files) in [
+            ("invalid peer certificate: UnknownIssuer", Some(ca)),
+            ("invalid peer certificate: BadSignature", Some(ca)),
+            ("received fatal alert: UnknownCA", Some(own)),
+            ("received fatal alert: CertificateRequired", Some(own)),
+            ("received fatal alert: BadCertificate", Some(own)),
+            // These say it themselves, or are about something else.
+            ("invalid peer certificate: Expired", None),
+            ("received fatal alert: HandshakeFailure", None),
+            ("connection closed", None),
+        ] {
+            let told = advice(error, "t");
+            let fits = match (&told, files) {
+                (Some(told), Some(files)) => told.ends_with(files),
+                (told, files) => told.is_none() && files.is_none(),
+            };
+            assert!(fits, "{error}: {told:?}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use super::EngineError;
 use super::keys::Keys;
 use crate::store::shared::settings::EtcdSettings;
 use crate::store::shared::stranger::{self, Expected};
-use crate::store::shared::tls::Pem;
+use crate::store::shared::tls::{self, Pem};
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KvClient, LeaseClient,
     TlsOptions, WatchClient,
@@ -247,7 +247,8 @@ impl Failure {
             error => (Kind::Silent, error.to_string()),
         };
         let text = text.strip_prefix("etcdserver: ").unwrap_or(&text);
-        let reason = match advice(text) {
+        let advice = advice(text).map(str::to_owned);
+        let reason = match advice.or_else(|| tls::advice(text, "store.etcd")) {
             Some(advice) => format!("etcd {endpoint}: {text}: {advice}"),
             None => format!("etcd {endpoint}: {text}"),
         };
@@ -327,7 +328,10 @@ fn advice(text: &str) -> Option<&'static str> {
     } else if says("authentication is not enabled") {
         Some("leave out `user` and `password` of [store.etcd]")
     } else if says("permission denied") {
-        Some("the user needs to read and write all keys that begin with `prefix` of [store.etcd]")
+        Some(
+            "`user` of [store.etcd], or without it the name in `tls.certificate`, needs to read and write all keys that \
+             begin with `prefix`",
+        )
     } else {
         None
     }

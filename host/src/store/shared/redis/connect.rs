@@ -7,7 +7,7 @@ use crate::store::shared::settings::{
     Credentials, REDIS_PORT, RedisServers, RedisSettings, SENTINEL_PORT, parse_address,
 };
 use crate::store::shared::stranger::{self, Expected};
-use crate::store::shared::tls::Pem;
+use crate::store::shared::tls::{self, Pem};
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ErrorKind, IntoConnectionInfo,
@@ -100,6 +100,10 @@ impl Connector {
             ErrorKind::Parse => true,
             _ => false,
         };
+        let of_certificate = match error.kind() {
+            ErrorKind::Io => tls::advice(&error.to_string(), "store.redis"),
+            _ => None,
+        };
         let told = match error.code() {
             Some("NOAUTH") => Some(self.login_wanted(address)),
             Some("WRONGPASS") => {
@@ -111,6 +115,7 @@ impl Connector {
             _ if error.kind() == ErrorKind::RESP3NotSupported => {
                 Some("it knows no HELLO, expected Redis 7 or newer".to_owned())
             }
+            _ if let Some(advice) = of_certificate => Some(format!("{error}: {advice}")),
             _ if is_unclear => self.advice(address).await,
             _ if error.is_timeout() => self.silence(address).await,
             _ => None,
