@@ -1,7 +1,7 @@
 //! Endpoints over TLS: who they have to be, and what goes through.
 
+use crate::harness::certificates::Root;
 use crate::harness::{Request, Setup, TestProxy, TestUpstream, noise, websocket};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,30 +10,17 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::{ServerConfig, crypto};
 
-/// A root, and what it signs.
-struct Root(CertifiedIssuer<'static, KeyPair>);
-
 impl Root {
-    fn new() -> Self {
-        let mut root = CertificateParams::new(Vec::new()).expect("no names are no wrong names");
-        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key can be made");
-        Self(CertifiedIssuer::self_signed(root, key).expect("a root can be made"))
-    }
-
     /// A server that shows a certificate for these names, and hands what is in TLS to an upstream.
     async fn front(&self, names: &[&str], upstream: &TestUpstream) -> Front {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let params = CertificateParams::new(names).expect("they are names");
-        let key = KeyPair::generate().expect("a key can be made");
-        let certificate = params.signed_by(&key, &self.0).expect("it can be signed");
-        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let shown = self.signed(names);
+        let key = PrivateKeyDer::try_from(shown.key.serialize_der()).expect("a key");
         let config =
             ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
                 .expect("versions")
                 .with_no_client_auth()
-                .with_single_cert(vec![certificate.der().clone()], key)
+                .with_single_cert(vec![shown.chain.der().clone()], key)
                 .expect("a certificate with its key");
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
@@ -85,7 +72,7 @@ impl Drop for Front {
 /// A proxy that trusts a root, and routes by `x-key`.
 async fn trusting(root: &Root) -> TestProxy {
     let dir = tempfile::tempdir().expect("a directory");
-    std::fs::write(dir.path().join("ca.pem"), root.0.pem()).expect("written");
+    std::fs::write(dir.path().join("ca.pem"), root.pem()).expect("written");
     let rest = "[upstream_tls]\nca = \"ca.pem\"\n[buckets.upstreams]\n\
                 [plugins.by-key]\nsource = \"builtin:by-header\"\nbuckets = { upstreams = \"read\" }\n\
                 settings = { header = \"x-key\", port-header = \"\" }\nlimits = { deadline = \"1s\" }\n\

@@ -3,6 +3,7 @@
 //! Nothing here sleeps for a guess: every wait is for an event and ends in a panic that says what did not happen.
 
 pub mod admin;
+pub mod certificates;
 pub mod client;
 pub mod clock;
 pub mod events;

@@ -13,6 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+pub mod guarded;
+
+use guarded::Guard;
+
 /// With this set, a test that does not find its server fails.
 const REQUIRED: &str = "THROWBAR_REQUIRE_SERVERS";
 
@@ -67,27 +71,35 @@ struct Place {
     /// Its name among the members, and all of them, as etcd has to be told.
     member: String,
     members: String,
+    guard: Option<Guard>,
 }
 
 impl Server {
     /// Starts one; none, with a loud line, if it is not installed or the proxy was built without it, and neither need be.
     pub async fn start(engine: Engine) -> Option<Self> {
-        Self::start_all(engine, 1, None).await?.pop()
+        Self::start_all(engine, 1, None, false).await?.pop()
     }
 
     /// Starts one with a clock of its own; none, with a loud line, also if there can be no such clock.
     pub async fn start_with_clock(engine: Engine) -> Option<Self> {
         let seconds = clock::can_be_set().then_some(0)?;
-        Self::start_all(engine, 1, Some(seconds)).await?.pop()
+        Self::start_all(engine, 1, Some(seconds), false)
+            .await?
+            .pop()
     }
 
     /// Starts three members of one etcd, each with a clock of its own.
     pub async fn start_members_with_clocks() -> Option<Vec<Self>> {
         let seconds = clock::can_be_set().then_some(0)?;
-        Self::start_all(Engine::Etcd, 3, Some(seconds)).await
+        Self::start_all(Engine::Etcd, 3, Some(seconds), false).await
     }
 
-    async fn start_all(engine: Engine, count: usize, seconds: Option<i64>) -> Option<Vec<Self>> {
+    async fn start_all(
+        engine: Engine,
+        count: usize,
+        seconds: Option<i64>,
+        guarded: bool,
+    ) -> Option<Vec<Self>> {
         if !engine.is_built() {
             missing(&format!("throwbar is built without {}", engine.name()));
             return None;
@@ -107,6 +119,7 @@ impl Server {
                 ports,
                 member: format!("m{number}"),
                 members: members.join(","),
+                guard: guarded.then(Guard::new),
             });
             let mut servers: Vec<_> = places.map(|place| Self::spawned(place, seconds)).collect();
             let mut all = true;
@@ -130,9 +143,11 @@ impl Server {
         }
     }
 
-    /// Where it is, as `host:port`.
+    /// Where proxies reach it, as `host:port`.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.place.ports[0])
+        let guard = self.place.guard.as_ref();
+        let port = guard.map_or(self.place.ports[0], |guard| guard.port);
+        format!("127.0.0.1:{port}")
     }
 
     /// What a config says of it.
@@ -143,15 +158,19 @@ impl Server {
     /// What a config says of several members.
     pub fn config_of(servers: &[Self]) -> String {
         let addresses: Vec<String> = servers.iter().map(Self::address).collect();
+        let guarded = match servers[0].place.guard {
+            Some(_) => guarded::CONFIG,
+            None => "",
+        };
         match servers[0].place.engine {
             Engine::Etcd => {
-                format!("[store.etcd]\nendpoints = {addresses:?}\ntimeout = \"3s\"\n")
+                format!("[store.etcd]\nendpoints = {addresses:?}\ntimeout = \"3s\"\n{guarded}")
             }
             Engine::Redis => {
                 let [address] = &addresses[..] else {
                     panic!("there is one Redis");
                 };
-                format!("[store.redis]\nserver = \"{address}\"\ntimeout = \"3s\"\n")
+                format!("[store.redis]\nserver = \"{address}\"\ntimeout = \"3s\"\n{guarded}")
             }
         }
     }
@@ -218,10 +237,10 @@ impl Server {
         match self.place.engine {
             Engine::Etcd => {
                 // Any key: the newest revision is told beside it.
-                let found = etcd(port, "range", json!({ "key": "AA==" })).await;
+                let found = etcd(port, "kv/range", json!({ "key": "AA==" })).await;
                 let newest = found["header"]["revision"].clone();
                 assert!(newest.is_string(), "{found}");
-                let compacted = etcd(port, "compaction", json!({ "revision": newest })).await;
+                let compacted = etcd(port, "kv/compaction", json!({ "revision": newest })).await;
                 assert!(compacted["header"].is_object(), "{compacted}");
             }
             Engine::Redis => {
@@ -288,7 +307,7 @@ impl Server {
 impl Place {
     fn command(&self) -> Command {
         let (dir, [port, peer]) = (self.dir.path().display(), self.ports);
-        let arguments = match self.engine {
+        let mut arguments = match self.engine {
             Engine::Etcd => vec![
                 format!("--name={}", self.member),
                 format!("--data-dir={dir}/etcd"),
@@ -313,6 +332,9 @@ impl Place {
                 String::new(),
             ],
         };
+        if let Some(guard) = &self.guard {
+            arguments.extend(guard.arguments(self.engine, self.dir.path(), port));
+        }
         let mut command = Command::new(&self.program);
         command
             .args(arguments)
@@ -333,11 +355,11 @@ async fn is_well(engine: Engine, port: u16) -> bool {
     answer.windows(expected.len()).any(|part| part == expected)
 }
 
-/// What etcd answers to a call of its keys, as JSON.
+/// What etcd answers to a call, as JSON.
 async fn etcd(port: u16, call: &str, body: Value) -> Value {
     let body = body.to_string();
     let question = format!(
-        "POST /v3/kv/{call} HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /v3/{call} HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
     let answer = asked(port, question.as_bytes()).await;
