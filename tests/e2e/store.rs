@@ -4,6 +4,7 @@ mod data_file;
 mod durability;
 mod faults;
 mod kills;
+mod read_only;
 mod slow_disk;
 
 use crate::harness::proxy::BY_HEADER;

@@ -28,7 +28,7 @@ pub(super) async fn export(proxy: &TestProxy) -> BTreeMap<String, String> {
 }
 
 /// What another proxy finds in this one's data file, as it is at one moment: what a kill -9 then would leave.
-async fn export_of_a_copy(proxy: &TestProxy, file: &Path) -> BTreeMap<String, String> {
+pub(super) async fn export_of_a_copy(proxy: &TestProxy, file: &Path) -> BTreeMap<String, String> {
     let copy = tempfile::tempdir().expect("a directory");
     std::fs::create_dir(copy.path().join("data")).expect("made");
     // It may write by itself at any time.
@@ -180,7 +180,7 @@ async fn a_disk_without_room_refuses_writes_keeps_what_was_acknowledged_and_take
 }
 
 /// Whether a command under `unshare` that ends with 77 if it cannot mount could do so; says aloud if not.
-fn may_mount(ended: &Ended) -> bool {
+pub(super) fn may_mount(ended: &Ended) -> bool {
     let may = ended.code != 77 && !ended.stderr.contains("unshare");
     if !may {
         let why = format!("this user may not mount ({})", ended.stderr.trim());
