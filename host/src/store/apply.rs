@@ -212,14 +212,19 @@ fn execute(
     snapshot.revision = revision;
     let many = planned.len() >= MANY;
     if many {
-        let mut put: HashMap<BucketId, Vec<&Record>> = HashMap::new();
-        for (id, _, after) in &planned {
-            if let Some(record) = after {
-                put.entry(*id).or_default().push(record);
+        let mut written: HashMap<BucketId, [Vec<&Record>; 2]> = HashMap::new();
+        for (id, before, after) in &planned {
+            let [put, gone] = written.entry(*id).or_default();
+            match (before, after) {
+                (_, Some(record)) => put.push(record),
+                (Some(record), None) => gone.push(record),
+                (None, None) => {}
             }
         }
-        for (id, records) in put {
-            snapshot.buckets[id.0 as usize].insert_all(records.into_iter());
+        for (id, [put, gone]) in written {
+            let bucket = &mut snapshot.buckets[id.0 as usize];
+            bucket.insert_all(put.into_iter());
+            bucket.remove_all(gone.into_iter());
         }
     }
     // Made once, by the first change that needs it.
@@ -227,7 +232,7 @@ fn execute(
     for (id, before, after) in planned {
         let bucket = &mut snapshot.buckets[id.0 as usize];
         match (&before, &after) {
-            (_, Some(_)) if many => {}
+            _ if many => {}
             (_, Some(record)) => bucket.insert(record),
             (Some(record), None) => bucket.remove(record.key()),
             (None, None) => {}

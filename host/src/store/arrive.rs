@@ -116,11 +116,8 @@ fn replace(
         }
     }
     bucket.revision = at;
-    for change in &changes {
-        if let (Some(gone), None) = (&change.before, &change.after) {
-            bucket.remove(gone.key());
-        }
-    }
+    let gone = changes.iter().filter(|change| change.after.is_none());
+    bucket.remove_all(gone.filter_map(|change| change.before.as_deref()));
     bucket.insert_all(changes.iter().filter_map(|change| change.after.as_deref()));
     arrived.used.push(loaded);
     if went_back || !changes.is_empty() {

@@ -216,11 +216,25 @@ impl Bucket {
 
     /// Removes what the key has, if anything.
     pub(super) fn remove(&mut self, key: &str) {
+        self.remove_beside(key);
+        self.table.remove(key);
+    }
+
+    /// Removes what the keys of these records have: faster than one by one, of many.
+    pub(super) fn remove_all<'r>(&mut self, records: impl Iterator<Item = &'r Record> + Clone) {
+        if self.patterns.is_some() || self.over.is_some() {
+            let records = records.clone();
+            records.for_each(|record| self.remove_beside(record.key()));
+        }
+        self.table.remove_all(records.map(Record::key_bytes));
+    }
+
+    /// What goes with a key that is removed, beside the table.
+    fn remove_beside(&mut self, key: &str) {
         if let Some(patterns) = self.patterns_for(key) {
             patterns.remove(key);
         }
         self.forget_over(key);
-        self.table.remove(key);
     }
 
     /// Hides an entry that is over, until the engine that holds it tells of it.

@@ -214,17 +214,24 @@ impl Table {
 
     /// Removes what the key has, if anything.
     pub(super) fn remove(&mut self, key: &str) {
-        // What is not there is no reason to copy anything.
-        if self.get(key).is_none() {
-            return;
+        if self.remove_hashed(key.as_bytes()) {
+            self.keys.change(&[(key.as_bytes(), false)]);
         }
-        let hash = self.hasher.hash_one(key.as_bytes());
+    }
+
+    /// Whether there was such a key; the keys in order are left to whoever calls.
+    fn remove_hashed(&mut self, key: &[u8]) -> bool {
+        let hash = self.hasher.hash_one(key);
+        // What is not there is no reason to copy anything.
+        if self.find(hash, key).is_none() {
+            return false;
+        }
         let branch = &mut Arc::make_mut(&mut self.root)[branch_of(hash)];
         let group = &mut Arc::make_mut(branch)[group_of(hash)];
         let leaves = group.len();
         let leaf = &mut Arc::make_mut(group)[leaf_of(hash, leaves)];
-        let Some(at) = leaf.find(key.as_bytes(), print_of(hash)) else {
-            return;
+        let Some(at) = leaf.find(key, print_of(hash)) else {
+            return false;
         };
         self.len -= 1;
         self.bytes -= leaf.records[at].bytes();
@@ -238,7 +245,7 @@ impl Table {
                 *branch = Branch::default();
             }
         }
-        self.keys.change(&[(key.as_bytes(), false)]);
+        true
     }
 
     /// Keys whose value is another than in `before`, or which are in only one of both. Looks at what the two do not share:

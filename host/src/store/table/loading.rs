@@ -92,6 +92,14 @@ impl Table {
         }
     }
 
+    /// Removes what each of these keys has, if anything.
+    pub(in crate::store) fn remove_all<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>) {
+        let gone = keys.filter(|key| self.remove_hashed(key));
+        let mut gone: Vec<(&[u8], bool)> = gone.map(|key| (key, false)).collect();
+        gone.sort_unstable();
+        self.keys.change(&gone);
+    }
+
     fn put_in_group(&mut self, part: usize, mut put: Vec<(u64, &Record)>) {
         put.sort_unstable_by_key(|(hash, _)| *hash);
         let is_put = |hash, key| {

@@ -251,6 +251,14 @@ fn what_is_put_all_at_once_is_as_if_it_was_put_one_by_one() {
         nth % 3 != 1
     });
     assert_same(&table, &model);
+    kept.push((table.clone(), model.clone()));
+    // The same at once, and of keys that are not there.
+    let gone: Vec<String> = model.keys().step_by(2).cloned().collect();
+    let keys = gone.iter().rev().map(|key| key.as_bytes());
+    table.remove_all(keys.chain([&b"none"[..]]));
+    gone.iter().for_each(|key| drop(model.remove(key)));
+    assert_same(&table, &model);
+    kept.push((table, model));
     for (before, after) in kept.iter().zip(&kept[1..]) {
         assert_same(&before.0, &before.1);
         assert_changed(before, after);
