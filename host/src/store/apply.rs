@@ -17,14 +17,13 @@ use super::history::Origin;
 use super::patterns::Regexes;
 use super::record::Record;
 use super::snapshot::{Bucket, Entry, Snapshot};
-use super::table::PARTS;
 use super::{BucketId, Revision, Value};
 
 /// What a key is to become: a value and when it ends, or nothing.
 type Content = Option<(Value, Option<Deadline>)>;
 
-/// From as many changes on, a bucket's table takes what is put all at once. Fewer are one or two for each part of a table.
-const MANY: usize = 8 * PARTS;
+/// From as many changes on, a bucket takes all of its own together.
+const TOGETHER: usize = 16;
 
 /// What each key of the batch is to become, after all of its writes; in their order, which is often that of a data file.
 struct Wanted<'a> {
@@ -210,8 +209,8 @@ fn execute(
     changes: &mut Vec<Change>,
 ) {
     snapshot.revision = revision;
-    let many = planned.len() >= MANY;
-    if many {
+    let together = planned.len() >= TOGETHER;
+    if together {
         let mut written: HashMap<BucketId, [Vec<&Record>; 2]> = HashMap::new();
         for (id, before, after) in &planned {
             let [put, gone] = written.entry(*id).or_default();
@@ -223,8 +222,8 @@ fn execute(
         }
         for (id, [put, gone]) in written {
             let bucket = &mut snapshot.buckets[id.0 as usize];
-            bucket.insert_all(put.into_iter());
-            bucket.remove_all(gone.into_iter());
+            bucket.insert_all(&put);
+            bucket.remove_all(&gone);
         }
     }
     // Made once, by the first change that needs it.
@@ -232,7 +231,7 @@ fn execute(
     for (id, before, after) in planned {
         let bucket = &mut snapshot.buckets[id.0 as usize];
         match (&before, &after) {
-            _ if many => {}
+            _ if together => {}
             (_, Some(record)) => bucket.insert(record),
             (Some(record), None) => bucket.remove(record.key()),
             (None, None) => {}

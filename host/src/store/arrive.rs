@@ -117,8 +117,10 @@ fn replace(
     }
     bucket.revision = at;
     let gone = changes.iter().filter(|change| change.after.is_none());
-    bucket.remove_all(gone.filter_map(|change| change.before.as_deref()));
-    bucket.insert_all(changes.iter().filter_map(|change| change.after.as_deref()));
+    let gone = gone.filter_map(|change| change.before.as_deref());
+    bucket.remove_all(&gone.collect::<Vec<_>>());
+    let put = changes.iter().filter_map(|change| change.after.as_deref());
+    bucket.insert_all(&put.collect::<Vec<_>>());
     arrived.used.push(loaded);
     if went_back || !changes.is_empty() {
         arrived.anew.push((id, arrived.changes.len()));
@@ -139,7 +141,11 @@ fn change(
     }
     let is_over = |before: &Arc<Record>| {
         let deadline = before.entry.deadline;
-        let has_ended = |end: Deadline| end.millis() < now + END_TICK_MS;
+        let early = match bucket.config.backend {
+            BackendKind::Etcd => END_TICK_MS,
+            _ => 0,
+        };
+        let has_ended = |end: Deadline| end.millis() <= now + early;
         bucket.over(before.key()).is_some() || deadline.is_some_and(has_ended)
     };
     Some(Change {

@@ -55,6 +55,7 @@ pub use gate::{Gate, Passage};
 pub use history::{Event, Past};
 pub use hold::Hold;
 pub use lookup::{LookupKind, LookupKinds};
+pub(crate) use snapshot::start_of;
 pub use snapshot::{Bucket, Entry, Match, Page, Snapshot};
 pub use typed::{Policy, RecordTls, TypedRecord, WeightedTarget};
 pub use undo::UndoError;

@@ -119,7 +119,7 @@ impl Patterns {
             let keys = Arc::default();
             Self {
                 kinds,
-                table: Table::new(),
+                table: Table::unlisted(),
                 prefixes: Arc::default(),
                 suffixes: Arc::default(),
                 regexes: Arc::new(Regexes::compile(&keys).expect("none of them is too large")),
@@ -136,7 +136,7 @@ impl Patterns {
             Arc::make_mut(&mut patterns.suffixes),
         );
         let keys = Arc::make_mut(&mut patterns.keys);
-        patterns.table = Table::load(records.filter(|record| {
+        patterns.table = patterns.table.load_like(records.filter(|record| {
             let key = record.key();
             let shape = kinds.shape(key);
             match shape {

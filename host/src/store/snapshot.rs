@@ -24,15 +24,6 @@ pub struct Snapshot {
     pub(super) fleet: Option<BucketId>,
 }
 
-/// Where the keys with `prefix`, after `after`, begin.
-pub(crate) fn start_of<'b>(prefix: &'b str, after: Option<&'b str>) -> Bound<&'b str> {
-    match after {
-        // The prefix itself is a key that has it.
-        Some(after) if after >= prefix => Bound::Excluded(after),
-        _ => Bound::Included(prefix),
-    }
-}
-
 /// A value and the revision that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -197,11 +188,10 @@ impl Bucket {
         self.table.insert(record);
     }
 
-    /// Puts records of distinct keys in the places of what these had: faster than one by one, of many.
-    pub(super) fn insert_all<'r>(&mut self, records: impl Iterator<Item = &'r Record> + Clone) {
+    /// Puts records of distinct keys in the places of what these had: faster than one by one.
+    pub(super) fn insert_all(&mut self, records: &[&Record]) {
         if self.patterns.is_some() || self.over.is_some() {
-            let records = records.clone();
-            records.for_each(|record| self.insert_beside(record));
+            records.iter().for_each(|record| self.insert_beside(record));
         }
         self.table.insert_all(records);
     }
@@ -220,13 +210,14 @@ impl Bucket {
         self.table.remove(key);
     }
 
-    /// Removes what the keys of these records have: faster than one by one, of many.
-    pub(super) fn remove_all<'r>(&mut self, records: impl Iterator<Item = &'r Record> + Clone) {
+    /// Removes what the keys of these records have: faster than one by one.
+    pub(super) fn remove_all(&mut self, records: &[&Record]) {
         if self.patterns.is_some() || self.over.is_some() {
-            let records = records.clone();
-            records.for_each(|record| self.remove_beside(record.key()));
+            let keys = records.iter().map(|record| record.key());
+            keys.for_each(|key| self.remove_beside(key));
         }
-        self.table.remove_all(records.map(Record::key_bytes));
+        let keys = records.iter().map(|record| record.key_bytes());
+        self.table.remove_all(keys);
     }
 
     /// What goes with a key that is removed, beside the table.
@@ -237,11 +228,11 @@ impl Bucket {
         self.forget_over(key);
     }
 
-    /// Hides an entry that is over, until the engine that holds it tells of it.
-    pub(super) fn hide(&mut self, record: &Record) {
-        self.remove(record.key());
-        let over = self.over.get_or_insert_with(|| Box::new(Table::new()));
-        over.insert(record);
+    /// Hides entries that are over, until the engine that holds them tells of it.
+    pub(super) fn hide_all(&mut self, records: &[&Record]) {
+        self.remove_all(records);
+        let over = self.over.get_or_insert_with(|| Box::new(Table::unlisted()));
+        records.iter().for_each(|record| over.insert(record));
     }
 
     /// The entry of a key that is over, if the engine has yet to tell of that.
@@ -364,5 +355,14 @@ impl Bucket {
     /// Every key, in byte order.
     pub fn sorted(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.range("", None)
+    }
+}
+
+/// Where the keys with `prefix`, after `after`, begin.
+pub(crate) fn start_of<'b>(prefix: &'b str, after: Option<&'b str>) -> Bound<&'b str> {
+    match after {
+        // The prefix itself is a key that has it.
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        _ => Bound::Included(prefix),
     }
 }

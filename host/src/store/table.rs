@@ -51,8 +51,8 @@ type Branch = Arc<[Group]>;
 #[derive(Clone)]
 pub(super) struct Table {
     root: Arc<[Branch]>,
-    /// Those of all records.
-    keys: Keys,
+    /// Those of all records, in a table that is listed.
+    keys: Option<Keys>,
     hasher: RandomState,
     len: u64,
     bytes: u64,
@@ -116,8 +116,16 @@ fn bytes_like(eight: &[u8], byte: u8) -> u64 {
 impl Table {
     pub(super) fn new() -> Self {
         Self {
+            keys: Some(Keys::default()),
+            ..Self::unlisted()
+        }
+    }
+
+    /// One that has no keys in order: nobody lists it.
+    pub(super) fn unlisted() -> Self {
+        Self {
             root: vec![Branch::default(); FAN].into(),
-            keys: Keys::default(),
+            keys: None,
             hasher: RandomState::new(),
             len: 0,
             bytes: 0,
@@ -154,14 +162,15 @@ impl Table {
         Some(&leaf.records[at])
     }
 
-    /// The records from a key on, in byte order of their keys.
+    /// The records from a key on, in byte order of their keys; none of a table that is not listed.
     pub(super) fn range<'t>(
         &'t self,
         from: Bound<&str>,
     ) -> impl Iterator<Item = &'t Record> + use<'t> {
-        let mut keys = self.keys.walk(from.map(str::as_bytes));
+        let keys = self.keys.as_ref();
+        let mut keys = keys.map(|keys| keys.walk(from.map(str::as_bytes)));
         std::iter::from_fn(move || {
-            let key = keys.next()?;
+            let key = keys.as_mut()?.next()?;
             let record = self.find(self.hasher.hash_one(key), key);
             Some(record.expect("each key is that of a record"))
         })
@@ -170,8 +179,8 @@ impl Table {
     /// Puts a record in the place of what its key had.
     pub(super) fn insert(&mut self, record: &Record) {
         let is_new = self.insert_hashed(self.hasher.hash_one(record.key_bytes()), record);
-        if is_new {
-            self.keys.change(&[(record.key_bytes(), true)]);
+        if is_new && let Some(keys) = &mut self.keys {
+            keys.change(&[(record.key_bytes(), true)]);
         }
     }
 
@@ -214,8 +223,10 @@ impl Table {
 
     /// Removes what the key has, if anything.
     pub(super) fn remove(&mut self, key: &str) {
-        if self.remove_hashed(key.as_bytes()) {
-            self.keys.change(&[(key.as_bytes(), false)]);
+        if self.remove_hashed(key.as_bytes())
+            && let Some(keys) = &mut self.keys
+        {
+            keys.change(&[(key.as_bytes(), false)]);
         }
     }
 

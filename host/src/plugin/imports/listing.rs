@@ -1,8 +1,7 @@
 //! Keys of a bucket in byte order, as a call sees them: those of the state under what the instance wrote.
 
 use super::HostState;
-use crate::store::BucketId;
-use crate::store::snapshot::start_of;
+use crate::store::{BucketId, start_of};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 

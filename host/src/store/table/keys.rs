@@ -1,6 +1,6 @@
 //! The keys of a table in byte order: what a page of a listing is read from.
 //!
-//! Leaves of about a kilobyte, in branches, in one root; all are shared until they change, so that a new key copies its leaf,
+//! Leaves of about a kilobyte, or two long keys, in branches, in one root; all are shared until they change, so that a new key copies its leaf,
 //! its branch and the root. A leaf is one string of bytes in front coding: a key is what it shares with the one before it, as
 //! a count, and the rest, since neighbours in order begin alike. Writing another value under a key touches nothing here.
 //!

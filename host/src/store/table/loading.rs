@@ -11,6 +11,8 @@ use crate::store::record::Record;
 
 /// Records per leaf that is aimed at.
 const LEAF_RECORDS: usize = 16;
+/// From as many records on, those of a part are put into it together. Fewer are one or two for each part.
+const MANY: usize = 8 * PARTS;
 /// From as many records on, a group is built anew instead of taking them one by one.
 const ANEW: usize = 4;
 /// Of more records than this, the table is built on a thread of its own.
@@ -22,15 +24,16 @@ const PARCELS_WAITING: usize = 16;
 impl Table {
     /// A table of records with distinct keys.
     pub(in crate::store) fn load(records: impl Iterator<Item = Record>) -> Self {
-        Table::new().load_like(records)
+        Loading::new(Table::new(), records.size_hint().0).filled(records)
     }
 
-    /// The same, whose parts have the keys that they have in this one: the two are compared faster.
+    /// One that is not listed, whose parts have the keys that they have in this one: the two are compared faster.
     pub(in crate::store) fn load_like(&self, records: impl Iterator<Item = Record>) -> Self {
-        let mut loading = Loading::new(records.size_hint().0);
-        loading.table.hasher = self.hasher.clone();
-        records.for_each(|record| loading.add(record));
-        loading.finish()
+        let like = Table {
+            hasher: self.hasher.clone(),
+            ..Table::unlisted()
+        };
+        Loading::new(like, records.size_hint().0).filled(records)
     }
 
     /// A table of what `read` adds, some `expected` records, built beside it: reading takes as long as building.
@@ -38,7 +41,7 @@ impl Table {
         expected: usize,
         read: impl FnOnce(&mut dyn FnMut(Record)) -> R,
     ) -> (Self, R) {
-        let mut loading = Loading::new(expected);
+        let mut loading = Loading::new(Table::new(), expected);
         if expected <= ALONE_MAX {
             let read = read(&mut |record| loading.add(record));
             return (loading.finish(), read);
@@ -68,19 +71,45 @@ impl Table {
     }
 
     /// Puts records of distinct keys in the places of what these had.
-    pub(in crate::store) fn insert_all<'r>(&mut self, put: impl Iterator<Item = &'r Record>) {
-        let mut parts: Vec<Vec<(u64, &Record)>> = vec![Vec::new(); PARTS];
+    pub(in crate::store) fn insert_all(&mut self, put: &[&Record]) {
         let mut new: Vec<(&[u8], bool)> = Vec::new();
-        for record in put {
-            let key = record.key_bytes();
-            let hash = self.hasher.hash_one(key);
-            parts[branch_of(hash) * FAN + group_of(hash)].push((hash, record));
-            if self.len == 0 || self.find(hash, key).is_none() {
-                new.push((key, true));
+        if put.len() < MANY {
+            for record in put {
+                let key = record.key_bytes();
+                if self.insert_hashed(self.hasher.hash_one(key), record) {
+                    new.push((key, true));
+                }
             }
+        } else {
+            let mut parts: Vec<Vec<(u64, &Record)>> = vec![Vec::new(); PARTS];
+            for record in put {
+                let key = record.key_bytes();
+                let hash = self.hasher.hash_one(key);
+                parts[branch_of(hash) * FAN + group_of(hash)].push((hash, record));
+                if self.len == 0 || self.find(hash, key).is_none() {
+                    new.push((key, true));
+                }
+            }
+            self.put_in_parts(parts);
         }
-        new.sort_unstable();
-        self.keys.change(&new);
+        self.change_keys(new);
+    }
+
+    /// Removes what each of these keys has, if anything.
+    pub(in crate::store) fn remove_all<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>) {
+        let gone = keys.filter(|key| self.remove_hashed(key));
+        let gone = gone.map(|key| (key, false)).collect();
+        self.change_keys(gone);
+    }
+
+    fn change_keys(&mut self, mut changes: Vec<(&[u8], bool)>) {
+        if let Some(keys) = &mut self.keys {
+            changes.sort_unstable();
+            keys.change(&changes);
+        }
+    }
+
+    fn put_in_parts(&mut self, parts: Vec<Vec<(u64, &Record)>>) {
         for (part, put) in parts.into_iter().enumerate() {
             if put.len() < ANEW {
                 for (hash, record) in put {
@@ -90,14 +119,6 @@ impl Table {
                 self.put_in_group(part, put);
             }
         }
-    }
-
-    /// Removes what each of these keys has, if anything.
-    pub(in crate::store) fn remove_all<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>) {
-        let gone = keys.filter(|key| self.remove_hashed(key));
-        let mut gone: Vec<(&[u8], bool)> = gone.map(|key| (key, false)).collect();
-        gone.sort_unstable();
-        self.keys.change(&gone);
     }
 
     fn put_in_group(&mut self, part: usize, mut put: Vec<(u64, &Record)>) {
@@ -151,15 +172,20 @@ struct Loading {
 }
 
 impl Loading {
-    /// For so many, if that is known.
-    fn new(expected: usize) -> Self {
+    /// For so many, if that is known, into a table that is empty.
+    fn new(table: Table, expected: usize) -> Self {
         // They are not spread quite evenly.
         let each = expected / FAN + expected / FAN / 8;
         Self {
             branches: (0..FAN).map(|_| Vec::with_capacity(each)).collect(),
-            keys: Some(keys::Writer::new()),
-            table: Table::new(),
+            keys: table.keys.is_some().then(keys::Writer::new),
+            table,
         }
+    }
+
+    fn filled(mut self, records: impl Iterator<Item = Record>) -> Table {
+        records.for_each(|record| self.add(record));
+        self.finish()
     }
 
     /// Adds a record, of a key that has not come before.
@@ -185,6 +211,9 @@ impl Loading {
         } = self;
         // Each is freed once it is built: what is loaded is not there twice.
         table.root = branches.into_iter().map(branch_from).collect();
+        if table.keys.is_none() {
+            return table;
+        }
         let keys = keys.unwrap_or_else(|| {
             let mut unordered: Vec<&[u8]> = table.iter().map(Record::key_bytes).collect();
             unordered.sort_unstable();
@@ -192,7 +221,7 @@ impl Loading {
             unordered.into_iter().for_each(|key| keys.push(key));
             keys
         });
-        table.keys = keys.finish();
+        table.keys = Some(keys.finish());
         table
     }
 }

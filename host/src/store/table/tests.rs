@@ -236,7 +236,7 @@ fn what_is_put_all_at_once_is_as_if_it_was_put_one_by_one() {
             .iter()
             .map(|(key, value)| record(key, value, step))
             .collect();
-        table.insert_all(records.iter());
+        table.insert_all(&records.iter().collect::<Vec<_>>());
         model.extend(put);
         assert_same(&table, &model);
         kept.push((table.clone(), model.clone()));

@@ -1,5 +1,6 @@
 //! Entries that proxies share and that are over, while their engine has not told so.
 
+use super::behind::elsewhere;
 use super::deadlines::{Hand, put_for, until};
 use super::engine::Shelf;
 use super::nodes::{converge, fleet, node, node_with, shared, until_lost, until_so};
@@ -32,6 +33,29 @@ fn some_looks(store: &Store) {
     for round in 0..50 {
         wait(store.commit(put(own, "k", &round.to_string()))).unwrap();
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn an_end_that_is_told_within_a_tick_before_it_is_no_delete() {
+    let hand = Hand::new();
+    let (shelf, stores, _dir) = fleet(1, &hand);
+    let store = &stores[0];
+    let e = id(store, "e");
+    for key in ["deleted", "ended"] {
+        wait(store.commit(put_for(e, key, "1", seconds(10)))).unwrap();
+    }
+    let mut watch = store.watch(e, None).unwrap();
+    for (key, advanced, expected) in [
+        ("deleted", 9_700, Ending::Deleted),
+        ("ended", 100, Ending::Expired),
+    ] {
+        hand.advance(advanced);
+        some_looks(store);
+        elsewhere(&shelf, "e", key, None);
+        let told = wait(watch.next()).unwrap();
+        let told: Vec<_> = told.changes().collect();
+        assert!(matches!(&told[..], [(gone, Err(how))] if *gone == key && *how == expected));
     }
 }
 

@@ -5,6 +5,7 @@
 //! is hidden until the log tells of it: when the engine, asked a little before, says that it is over, or, while the engine is
 //! away, by this proxy's own clock. That one may be wrong, so when the engine is back it is asked for what was hidden so.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -231,8 +232,12 @@ impl Writer {
             return;
         }
         let mut next = Snapshot::clone(&self.newest.load());
+        let mut hidden: HashMap<BucketId, Vec<&Record>> = HashMap::new();
         for (id, record) in &over {
-            next.buckets[id.0 as usize].hide(record);
+            hidden.entry(*id).or_default().push(record);
+        }
+        for (id, records) in hidden {
+            next.buckets[id.0 as usize].hide_all(&records);
         }
         for (id, record) in &back {
             next.buckets[id.0 as usize].insert(record);
