@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         None => 1_000_000,
     };
     // As the proxy does.
-    throwbar_host::memory::join_freed_at_once();
+    throwbar_host::memory::keep_little();
     let runtime = Builder::new_current_thread().enable_time().build()?;
     memory(&runtime, keys)?;
     decisions(keys)

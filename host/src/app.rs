@@ -108,7 +108,7 @@ pub fn start(start: Start) -> anyhow::Result<App> {
         compile_on_thread,
     } = start;
     raise_descriptor_limit();
-    memory::join_freed_at_once();
+    memory::keep_little();
     // Ports come before anything is written: a start that fails for one that is taken leaves nothing behind.
     let bind_admin = || {
         admin::bind(&config.admin)

@@ -53,10 +53,9 @@ async fn taken(proxy: &TestProxy, before: u64) -> u64 {
     taken
 }
 
-/// Waits until at least a quarter of what the keys took is given back: of keys that are kept, nothing is. The rest is of pages
-/// that something else has a part of.
+/// Waits until at least three quarters of what the keys took are given back: of keys that are kept, nothing is.
 async fn is_given_back(proxy: &TestProxy, before: u64, taken: u64) {
-    let most = before + taken / 4 * 3;
+    let most = before + taken / 4;
     let what = format!("{before} KiB, {taken} KiB more, and {most} KiB at most");
     eventually(&what, async || (proxy.rss_kib() < most).then_some(())).await;
 }
