@@ -187,7 +187,6 @@ impl Running {
 fn directory() -> TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     std::fs::create_dir(dir.path().join("data")).expect("made");
-
     std::fs::write(dir.path().join("throwbar.toml"), Setup::new(ROUTED).text()).expect("written");
     dir
 }

@@ -44,7 +44,7 @@ impl Server {
     async fn want_login(&self) {
         let port = self.place.ports[0];
         if self.place.engine == Engine::Redis {
-            let rights = "~{throwbar}:* resetchannels +@all -@dangerous";
+            let rights = "~{throwbar}:* resetchannels +@all -@dangerous +role";
             self.does(&format!("ACL SETUSER proxy on >{PASSWORD} {rights}"))
                 .await;
             return self.does("ACL SETUSER default off").await;
