@@ -1,4 +1,4 @@
-//! Replicas: promoted with and without the newest writes, by hand and by sentinels; waited for.
+//! Replicas: promoted with and without the newest writes; waited for.
 
 use super::*;
 
@@ -143,82 +143,5 @@ fn a_replica_is_not_taken_for_its_master() {
         follower.is_lost().await;
         assert_eq!(follower.current, 0);
         assert!(follower.lost[0].contains("READONLY"), "{:?}", follower.lost);
-    });
-}
-
-#[test]
-fn sentinels_name_the_master_before_and_after_a_failover() {
-    with_server(async |mut master: RedisServer| {
-        let Some(replica) = master.replica().await else {
-            return;
-        };
-        let sentinel = free_port();
-        let folder = TempDir::new().expect("a folder can be made");
-        let file = folder.path().join("sentinel.conf");
-        let config = format!(
-            "port {sentinel}\nbind 127.0.0.1\ndir {}\nsentinel monitor fleet 127.0.0.1 {} 1\n\
-             sentinel down-after-milliseconds fleet 500\nsentinel failover-timeout fleet 2000\n",
-            folder.path().display(),
-            master.port,
-        );
-        std::fs::write(&file, config).expect("the folder can be written");
-        let arguments = [file.display().to_string(), "--sentinel".to_owned()];
-        let mut process = Process::start(&master.program, &arguments);
-        let by_name = |name: &str| {
-            let mut settings = settings(RedisServers::Sentinel {
-                // The first is not there.
-                sentinels: vec![
-                    format!("127.0.0.1:{}", free_port()),
-                    format!("127.0.0.1:{sentinel}"),
-                ],
-                master: name.into(),
-            });
-            settings.connect_timeout = Duration::from_secs(3);
-            engine(settings)
-        };
-        let engine = by_name("fleet");
-        let found = ready(&mut process, async || engine.load(&[]).await.is_ok()).await;
-        assert!(found, "the sentinel ended");
-        let error = by_name("nobody").load(&[]).await;
-        assert!(
-            matches!(&error, Err(EngineError::Unavailable(reason)) if reason.contains("nobody")),
-            "{error:?}"
-        );
-        // It promotes only a replica that it has heard of.
-        let knows = async {
-            let client = Client::open(format!("redis://127.0.0.1:{sentinel}")).expect("an address");
-            let mut connection = client
-                .get_multiplexed_async_connection()
-                .await
-                .expect("it is ready");
-            loop {
-                let mut question = cmd("SENTINEL");
-                question.arg("REPLICAS").arg("fleet");
-                let replicas: Vec<::redis::Value> = question
-                    .query_async(&mut connection)
-                    .await
-                    .expect("it answers");
-                if !replicas.is_empty() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(SOON, knows)
-            .await
-            .expect("it asks the master for its replicas");
-        let mut follower = Follower::start(&engine).await;
-        let before = write(&engine, vec![set(ONE, "before", "v")]).await;
-        follower.reaches(before).await;
-        master.has_replicas(1).await;
-        master.kill();
-        let after = write_when_back(&engine, vec![set(ONE, "after", "v")]).await;
-        follower.reaches(after).await;
-        assert_eq!(follower.told.len(), 2);
-        let direct = RedisSettings {
-            servers: RedisServers::Single(replica.address()),
-            ..settings(RedisServers::Single(String::new()))
-        };
-        assert_eq!(state(&load(&self::engine(direct)).await), follower.state);
     });
 }

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 mod failover;
 mod log;
 mod reach;
+mod sentinels;
 
 conformance!(RedisServer);
 
