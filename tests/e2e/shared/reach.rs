@@ -155,11 +155,15 @@ async fn who_does_not_come_in_is_told_which_setting_to_see(engine: Engine) {
         Engine::Etcd => "`user` of [store.etcd], or without it the name in `tls.certificate`",
         Engine::Redis => "the server wants a login: set `password` in [store.redis]",
     };
+    let of_certificate = format!("`tls.certificate` and `tls.key` of [store.{name}]");
     let of_tls = format!("the server there speaks TLS: set `tls` in [store.{name}]");
     for (setting, told) in [
         ("ca = \"ca.pem\", ", &*of_ca),
-        // How the end of a handshake is seen depends on who is faster.
-        (", certificate = \"proxy.pem\", key = \"proxy.key\"", "`tls"),
+        // Whether its reason is read before the connection is gone depends on who is faster.
+        (
+            ", certificate = \"proxy.pem\", key = \"proxy.key\"",
+            &of_certificate,
+        ),
         (
             "user = \"proxy\"\npassword = \"${file:store.password}\"\n",
             login,

@@ -59,9 +59,54 @@ pub(super) fn advice(error: &str, table: &str) -> Option<String> {
     }
 }
 
+/// What to do about a server that speaks TLS and broke off a connection, if its error says only that: one that asks for a
+/// certificate may be gone before its reason is read.
+pub(super) fn advice_if_closed(error: &str, files: &TlsFiles, table: &str) -> Option<String> {
+    let error = error.to_lowercase();
+    let closed = [
+        "closed",
+        "broken pipe",
+        "reset by peer",
+        "eof",
+        "end of file",
+    ];
+    let is_closed = closed.iter().any(|words| error.contains(words));
+    (is_closed && files.certificate.is_none()).then(|| {
+        format!(
+            "the server ended the connection: if it wants a certificate, set `tls.certificate` and `tls.key` of [{table}]"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::advice;
+    use super::{advice, advice_if_closed};
+    use crate::store::shared::settings::{ClientCertificate, TlsFiles};
+
+    #[test]
+    fn who_shows_no_certificate_is_told_that_one_may_be_wanted() {
+        let none = TlsFiles::default();
+        for (error, is_closed) in [
+            ("connection closed", true),
+            ("stream closed because of a broken pipe", true),
+            ("Connection reset by peer (os error 104)", true),
+            ("tls handshake eof", true),
+            ("unexpected end of file", true),
+            ("invalid peer certificate: Expired", false),
+            ("Connection refused (os error 111)", false),
+        ] {
+            let told = advice_if_closed(error, &none, "t");
+            assert_eq!(told.is_some(), is_closed, "{error}: {told:?}");
+        }
+        let shown = TlsFiles {
+            certificate: Some(ClientCertificate {
+                chain: "proxy.pem".into(),
+                key: "proxy.key".into(),
+            }),
+            ..none
+        };
+        assert_eq!(advice_if_closed("connection closed", &shown, "t"), None);
+    }
 
     #[test]
     fn what_is_told_names_the_files_that_it_is_about() {

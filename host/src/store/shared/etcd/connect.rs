@@ -154,9 +154,14 @@ impl Connector {
     /// A failure to connect, with what to do about it if that can be told.
     async fn explained(&self, endpoint: &str, mut failure: Failure) -> EngineError {
         let (_, address) = endpoint.split_once("://").unwrap_or(("", endpoint));
-        let tls = self.settings.tls.is_some();
-        if let Some(advice) = stranger::advice(address, None, Expected::Etcd, tls).await {
+        let files = self.settings.tls.as_ref();
+        if let Some(advice) = stranger::advice(address, None, Expected::Etcd, files.is_some()).await
+        {
             failure.reason = format!("etcd {endpoint}: {advice}");
+        } else if let Some(files) = files
+            && let Some(advice) = tls::advice_if_closed(&failure.reason, files, "store.etcd")
+        {
+            failure.reason = format!("{}: {advice}", failure.reason);
         }
         failure.unsent()
     }

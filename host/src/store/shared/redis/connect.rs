@@ -116,7 +116,10 @@ impl Connector {
                 Some("it knows no HELLO, expected Redis 7 or newer".to_owned())
             }
             _ if let Some(advice) = of_certificate => Some(format!("{error}: {advice}")),
-            _ if is_unclear => self.advice(address).await,
+            _ if is_unclear => match self.advice(address).await {
+                None => self.advice_if_closed(&error.to_string()),
+                advice => advice,
+            },
             _ if error.is_timeout() => self.silence(address).await,
             _ => None,
         };
@@ -143,6 +146,12 @@ impl Connector {
         };
         let tls = self.tls.is_some();
         stranger::advice(address, Some(port), Expected::Redis, tls).await
+    }
+
+    fn advice_if_closed(&self, error: &str) -> Option<String> {
+        let files = self.settings.tls.as_ref()?;
+        let advice = tls::advice_if_closed(error, files, "store.redis")?;
+        Some(format!("{error}: {advice}"))
     }
 
     /// What to do about an address that says nothing: without TLS, Redis waits for the end of what TLS begins with.
