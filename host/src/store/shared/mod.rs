@@ -58,8 +58,10 @@ const TTL_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// In steps of so many milliseconds ends of entries are told, rounded up: those that etcd has in the numbers of its leases.
 pub(super) const END_TICK_MS: u64 = 250;
 
-/// So long before the end of an entry, by this proxy's clock, the engine is asked for it.
-pub(super) const LEAD: Duration = Duration::from_millis(500);
+/// So long before the end of an entry, by this proxy's clock, the engine is asked for it. Etcd answers in whole seconds, so that
+/// an entry of which none is left may be there for one more: asked any later, that is over later than it needs; any earlier,
+/// a lease that was granted slowly is still told to last a second, and is asked for twice.
+pub(super) const LEAD: Duration = Duration::from_millis(750);
 
 /// Entries of some buckets as of one revision.
 #[derive(Debug, Clone, PartialEq)]

@@ -31,6 +31,9 @@ const UNUSED_MAX: usize = 4096;
 /// Leases given back at once.
 const GIVEN_BACK_AT_ONCE: usize = 16;
 
+/// A lease that lasts longer than a second is asked for again when at least so much is left of it, so that the answer "less than a
+/// second" is late by no more than the rest.
+const INTO_LAST_SECOND: Duration = Duration::from_millis(500);
 /// Leases asked for at once how long they last.
 const ASKED_AT_ONCE: usize = 64;
 
@@ -183,18 +186,21 @@ pub(super) async fn left(
             None => break,
         }
     }
-    let left = |(seconds, at): (i64, Instant)| {
-        // What is told is cut to whole seconds.
-        let at_most = Duration::from_secs(u64::try_from(seconds.saturating_add(1)).unwrap_or(0));
-        match seconds > 1 {
-            true => Left::Longer(at_most - Duration::from_secs(2)),
-            false => Left::Until(at_most.saturating_sub(at.elapsed())),
-        }
-    };
-    Ok(answers
-        .into_iter()
-        .map(|answer| answer.map_or(Left::Unknown, left))
-        .collect())
+    let left = answers.into_iter().map(|answer| match answer {
+        Some((seconds, at)) => left_of(seconds, at.elapsed()),
+        None => Left::Unknown,
+    });
+    Ok(left.collect())
+}
+
+/// What is left of a lease of which the server told so many seconds a while ago: cut to whole ones, negative when it is over.
+fn left_of(told: i64, ago: Duration) -> Left {
+    let seconds = Duration::from_secs(told.unsigned_abs());
+    match told {
+        ..0 => Left::Until(Duration::ZERO),
+        0 => Left::Until(Duration::from_secs(1).saturating_sub(ago)),
+        1.. => Left::Longer((seconds - INTO_LAST_SECOND).saturating_sub(ago)),
+    }
 }
 
 /// Why there is no lease.
@@ -251,6 +257,29 @@ mod tests {
             assert!((end..end + END_TICK_MS).contains(&told), "{end} {told}");
         }
         assert_ne!(number(1), number(1));
+    }
+
+    #[test]
+    fn a_lease_is_over_for_sure_at_most_half_a_second_late_if_it_is_asked_for_as_told() {
+        let ms = Duration::from_millis;
+        // As much as a lease may last, each in turn.
+        for lasts in (0..5_000).step_by(50) {
+            let mut now = 0;
+            let sure = loop {
+                let told = (lasts - now) / 1000;
+                match left_of(told, Duration::ZERO) {
+                    Left::Longer(after) => now += after.as_millis() as i64,
+                    Left::Until(after) => break now + after.as_millis() as i64,
+                    Left::Unknown => panic!("the server told it"),
+                }
+            };
+            let late_max = if lasts < 500 { 1000 } else { 500 };
+            assert!((lasts..=lasts + late_max).contains(&sure), "{lasts} {sure}");
+        }
+        assert_eq!(left_of(0, ms(300)), Left::Until(ms(700)));
+        assert_eq!(left_of(0, ms(1300)), Left::Until(ms(0)));
+        assert_eq!(left_of(2, ms(300)), Left::Longer(ms(1200)));
+        assert_eq!(left_of(-1, ms(0)), Left::Until(ms(0)));
     }
 
     #[test]

@@ -23,8 +23,8 @@ pub(super) const KIND: BackendKind = BackendKind::Etcd;
 const CASES: u32 = 32;
 /// Times to live that outlast any case.
 const HOURS_MS: u64 = 10_000_000;
-/// How late an entry may be gone: an engine is asked each second, and answers.
-const LATE_MAX: Duration = Duration::from_secs(3);
+/// How late thousands may be gone: twice what is promised, for the server shares the machine with the tests beside this one.
+const LATE_MAX: Duration = Duration::from_secs(2);
 /// How often it is looked whether it is.
 const LOOK: Duration = Duration::from_millis(20);
 
