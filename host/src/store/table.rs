@@ -170,9 +170,14 @@ impl Table {
         let keys = self.keys.as_ref();
         let mut keys = keys.map(|keys| keys.walk(from.map(str::as_bytes)));
         std::iter::from_fn(move || {
-            let key = keys.as_mut()?.next()?;
-            let record = self.find(self.hasher.hash_one(key), key);
-            Some(record.expect("each key is that of a record"))
+            loop {
+                let key = keys.as_mut()?.next()?;
+                let record = self.find(self.hasher.hash_one(key), key);
+                debug_assert!(record.is_some(), "each key is that of a record");
+                if record.is_some() {
+                    return record;
+                }
+            }
         })
     }
 
