@@ -2,9 +2,12 @@
 //!
 //! `cargo run --release -p throwbar-benches --bin put-visible` puts one entry of 100,000 after the other, in memory and on disk.
 //! Meanwhile a thread for each core looks at the store as a worker does, through a reader of its own, 100 µs after it has
-//! looked last, and what the timer adds. A put is visible when the last of them has seen it.
+//! looked last, and what the timer adds. A put is visible when the last of them has seen it. On disk each put is followed by what
+//! the disk alone takes for as much: as many pages, overwritten anywhere in another file, and synced.
 
 use anyhow::{Context, Result};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +20,11 @@ use tokio::runtime::{Builder, Runtime};
 
 const KEYS: u64 = 100_000;
 const PUTS: u64 = 5_000;
+/// Pages of a file that one put among [`KEYS`] writes before it syncs, counted with strace.
+const PAGES: u64 = 10;
+const PAGE_BYTES: u64 = 4_096;
+/// Of the file that is synced beside, about as many as the store's has.
+const PAGES_OF_FILE: u64 = 2_048;
 /// Between two looks of a worker.
 const LOOK: Duration = Duration::from_micros(100);
 /// Between two puts: they are seen one by one.
@@ -32,26 +40,38 @@ fn main() -> Result<()> {
         ("disk", BackendKind::Embedded),
     ] {
         let dir = tempfile::tempdir()?;
-        let (acknowledged, visible) = measure(&runtime, backend, dir.path(), workers)?;
+        let mut spans = measure(&runtime, backend, dir.path(), workers)?;
         print!("| {name} |");
-        for mut spans in [acknowledged, visible] {
-            spans.sort_unstable();
-            let quantile = |share: f64| spans[((spans.len() - 1) as f64 * share) as usize];
-            let [half, most] = [0.5, 0.99].map(|share| quantile(share).as_micros());
-            print!(" {half} µs | {most} µs |");
-        }
+        print_quantiles(&mut spans.acknowledged);
+        print_quantiles(&mut spans.visible);
         println!();
+        if !spans.bare.is_empty() {
+            print!("| {PAGES} pages and a sync |");
+            print_quantiles(&mut spans.bare);
+            println!(" | |");
+        }
     }
     Ok(())
 }
 
-/// Spans from each put to its acknowledgement, and until the last worker has seen it.
-fn measure(
-    runtime: &Runtime,
-    backend: BackendKind,
-    dir: &Path,
-    workers: usize,
-) -> Result<(Vec<Duration>, Vec<Duration>)> {
+fn print_quantiles(spans: &mut [Duration]) {
+    spans.sort_unstable();
+    let quantile = |share: f64| spans[((spans.len() - 1) as f64 * share) as usize];
+    let [half, most] = [0.5, 0.99].map(|share| quantile(share).as_micros());
+    print!(" {half} µs | {most} µs |");
+}
+
+/// How long each put took.
+#[derive(Default)]
+struct Spans {
+    acknowledged: Vec<Duration>,
+    /// Until the last worker has seen it.
+    visible: Vec<Duration>,
+    /// What the disk alone takes.
+    bare: Vec<Duration>,
+}
+
+fn measure(runtime: &Runtime, backend: BackendKind, dir: &Path, workers: usize) -> Result<Spans> {
     let config = BucketConfig::new("routes", backend, ValueKind::Endpoint);
     let store = Store::open(&[config], dir)?;
     let bucket = store.snapshot().bucket_id("routes").context("configured")?;
@@ -67,26 +87,59 @@ fn measure(
         }));
         seen.push(receiver);
     }
-    let (mut acknowledged, mut visible) = (Vec::new(), Vec::new());
+    let bare = match backend {
+        BackendKind::Embedded => Some(Bare::create(dir)?),
+        _ => None,
+    };
+    let mut spans = Spans::default();
     for turn in 1..=PUTS {
         std::thread::sleep(PAUSE);
         let number = turn.wrapping_mul(7_919) % KEYS;
         let put = batch(bucket, number..number + 1, turn);
         let began = Instant::now();
         let committed = runtime.block_on(store.commit(put))?;
-        acknowledged.push(began.elapsed());
+        spans.acknowledged.push(began.elapsed());
         let mut last = began;
         for receiver in &seen {
             last = last.max(seen_at(receiver, committed.revision)?);
         }
-        visible.push(last - began);
+        spans.visible.push(last - began);
+        if let Some(bare) = &bare {
+            std::thread::sleep(PAUSE);
+            spans.bare.push(bare.sync(turn)?);
+        }
     }
     is_over.store(true, Ordering::Relaxed);
     for thread in threads {
         let ended = thread.join();
         ended.map_err(|_| anyhow::anyhow!("a worker panicked"))?;
     }
-    Ok((acknowledged, visible))
+    Ok(spans)
+}
+
+/// A file that is written as the store's is, and nothing else.
+struct Bare(File);
+
+impl Bare {
+    fn create(dir: &Path) -> Result<Self> {
+        let file = File::create_new(dir.join("bare"))?;
+        for page in 0..PAGES_OF_FILE {
+            file.write_all_at(&[1; PAGE_BYTES as usize], page * PAGE_BYTES)?;
+        }
+        file.sync_all()?;
+        Ok(Self(file))
+    }
+
+    fn sync(&self, turn: u64) -> Result<Duration> {
+        let bytes = [turn as u8; PAGE_BYTES as usize];
+        let began = Instant::now();
+        for number in turn * PAGES..(turn + 1) * PAGES {
+            let page = number.wrapping_mul(7_919) % PAGES_OF_FILE;
+            self.0.write_all_at(&bytes, page * PAGE_BYTES)?;
+        }
+        self.0.sync_data()?;
+        Ok(began.elapsed())
+    }
 }
 
 /// Tells of each revision when it was seen first.
