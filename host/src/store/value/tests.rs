@@ -23,7 +23,9 @@ fn addresses_parse_and_display_in_canonical_form() {
         let target = Target::parse(text).unwrap();
         assert_eq!(target.to_string(), canonical, "{text}");
         assert_eq!(Target::parse(canonical).unwrap(), target, "{text}");
-        assert_eq!(Value::Target(target).len(), canonical.len(), "{text}");
+        let value = Value::Target(target);
+        assert_eq!(*value.to_bytes(), *canonical.as_bytes(), "{text}");
+        assert_eq!(value.len(), canonical.len(), "{text}");
     }
 }
 
