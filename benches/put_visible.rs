@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p throwbar-benches --bin put-visible` puts one entry of 100,000 after the other, in memory and on disk.
 //! Meanwhile a thread for each core looks at the store as a worker does, through a reader of its own, 100 µs after it has
-//! looked last, and what the timer adds. A put is visible when the last of them has seen it. On disk each put is followed by what
-//! the disk alone takes for as much: as many pages, overwritten anywhere in another file, and synced.
+//! looked last, and what the timer adds. A put is visible when the last of them has seen it. On disk it is told beside, in turns with
+//! the puts, what the disk alone takes for as much: as many pages, overwritten anywhere in another file, and synced.
 
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -25,6 +25,8 @@ const PAGES: u64 = 10;
 const PAGE_BYTES: u64 = 4_096;
 /// Of the file that is synced beside, about as many as the store's has.
 const PAGES_OF_FILE: u64 = 2_048;
+/// So many puts are made in a row, and then as many bare syncs.
+const BLOCK: u64 = 500;
 /// Between two looks of a worker.
 const LOOK: Duration = Duration::from_micros(100);
 /// Between two puts: they are seen one by one.
@@ -104,9 +106,13 @@ fn measure(runtime: &Runtime, backend: BackendKind, dir: &Path, workers: usize) 
             last = last.max(seen_at(receiver, committed.revision)?);
         }
         spans.visible.push(last - began);
-        if let Some(bare) = &bare {
-            std::thread::sleep(PAUSE);
-            spans.bare.push(bare.sync(turn)?);
+        if let Some(bare) = &bare
+            && turn % BLOCK == 0
+        {
+            for turn in turn - BLOCK..turn {
+                std::thread::sleep(PAUSE);
+                spans.bare.push(bare.sync(turn)?);
+            }
         }
     }
     is_over.store(true, Ordering::Relaxed);
