@@ -2,6 +2,7 @@
 
 use crate::harness::proxy::{BY_HEADER, run};
 use crate::harness::{Setup, TestProxy};
+use rustix::process::Signal;
 
 #[tokio::test]
 async fn a_memory_bucket_is_empty_after_a_restart_and_an_embedded_one_is_not() {
@@ -95,4 +96,45 @@ async fn a_data_directory_has_one_user() {
     let ended = run(proxy.dir(), &["serve", "throwbar.toml"]).await;
     assert_eq!(ended.code, 1);
     assert!(ended.stderr.contains("in use"), "{}", ended.stderr);
+}
+
+/// A value of the past that is not what was written is told by name: by a check, by a backup, and by who asks for it. It is
+/// never given back, and what is there now goes on.
+#[tokio::test]
+async fn a_damaged_past_is_told_and_never_given_back() {
+    let config = format!("{BY_HEADER}\n[buckets.notes]\nvalues = \"bytes\"\nhistory = 5\n");
+    let mut proxy = TestProxy::start(&config).await;
+    for value in ["the first of all", "the second of all", "the third of all"] {
+        proxy.admin().set("notes", "k", value).await;
+    }
+    proxy.signal(Signal::TERM);
+    assert!(proxy.ended().await.success());
+    let file = proxy.file("data/store.redb");
+    let mut bytes = std::fs::read(&file).expect("the data file");
+    let first = b"the first of all";
+    let places = 0..bytes.len() - first.len();
+    let found: Vec<_> = places
+        .filter(|at| bytes[*at..].starts_with(first))
+        .collect();
+    assert!(!found.is_empty(), "it is kept");
+    for at in found {
+        bytes[at] = b'T';
+    }
+    std::fs::write(&file, &bytes).expect("written");
+    let told = "bucket \"notes\": what is kept of key \"k\" at revision 1 is not what was written";
+    let check = run(proxy.dir(), &["kv", "check", "data/store.redb"]).await;
+    check.refused(1, told);
+    proxy.start_again().await;
+    let admin = proxy.admin();
+    assert_eq!(admin.get("/v1/kv/notes/k").await.text(), "the third of all");
+    for arguments in [
+        &["history", "notes", "k"][..],
+        &["undo", "notes", "k", "--to", "1"],
+        &["backup", "copy.redb"],
+    ] {
+        proxy.kv(arguments).await.refused(1, told);
+    }
+    assert!(!proxy.file("copy.redb").exists());
+    assert_eq!(admin.get("/v1/kv/notes/k").await.text(), "the third of all");
+    admin.set("notes", "k", "and another").await;
 }

@@ -84,7 +84,7 @@ fn copy_table<K: Key + 'static, V: Value + 'static>(
     Ok(true)
 }
 
-/// What is in a file, if its entries add up to what its buckets say.
+/// What is in a file, if its entries, and what is kept of their past, add up to what its buckets say.
 fn contents(db: &impl ReadableDatabase) -> Result<Contents, redb::Error> {
     let mut found = Contents {
         revision: read_meta(db)?.revision,
@@ -141,5 +141,6 @@ fn contents(db: &impl ReadableDatabase) -> Result<Contents, redb::Error> {
             "there are entries of no bucket".into(),
         ));
     }
+    history::check(&transaction)?;
     Ok(found)
 }

@@ -46,12 +46,12 @@ fn caught<T>(operation: impl FnOnce() -> T) -> std::thread::Result<T> {
 pub(super) fn guarded<T>(operation: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
     match caught(operation) {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("unexpected content")
-            .to_owned()),
+        Err(panic) => {
+            let told = panic.downcast_ref::<String>().map(String::as_str);
+            let told = told.or_else(|| panic.downcast_ref::<&str>().copied());
+            let told = told.unwrap_or("unexpected content");
+            Err(format!("its structure is damaged ({told})"))
+        }
     }
 }
 

@@ -1,27 +1,85 @@
 //! The past of keys in the data file, written in the transaction of what it is about.
 //!
 //! Three tables, made with the first bucket that is to have a history: `history` maps (bucket, key, revision) to what the
-//! key became; `history_order` has the same rows by (bucket, revision, key) with their sizes, so that the oldest of a
-//! bucket are found, and all of one revision; `history_sizes` maps a bucket to the sum of these.
+//! key became; `history_order` has the same rows by (bucket, revision, key), each with its size and a hash of it, so that the
+//! oldest of a bucket are found, and all of one revision, and a damaged one is noticed; `history_sizes` maps a bucket to the sum
+//! of the sizes.
 
 use std::ops::RangeInclusive;
 
-use redb::{ReadTransaction, ReadableTable, TableDefinition, TableError, WriteTransaction};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use super::Change;
-use super::file::guarded;
 use super::read::end_of;
-use crate::store::history::{Event, Histories, Last, Past, Row, Step};
+use super::sum::fnv;
+use crate::store::history::{Event, Last, Row};
 use crate::store::{BucketConfig, Deadline, Revision};
+
+mod read;
+
+pub(super) use read::{Read, check};
 
 /// A bucket's name, a key and a revision.
 type Key = (&'static [u8], &'static [u8], u64);
 /// Place, time, deadline (0: none of it), event, by whom, value.
 type Value = (u64, u64, u64, u8, &'static str, &'static [u8]);
+/// The same while it is read or written.
+type Parts<'r> = (u64, u64, u64, u8, &'r str, &'r [u8]);
+type OrderKey = (&'static [u8], u64, &'static [u8]);
 pub(super) const ROWS: TableDefinition<Key, Value> = TableDefinition::new("history");
-pub(super) const ORDER: TableDefinition<(&[u8], u64, &[u8]), u64> =
-    TableDefinition::new("history_order");
+/// [`OrderKey`] to [`Sealed`].
+pub(super) const ORDER: TableDefinition<OrderKey, u64> = TableDefinition::new("history_order");
 pub(super) const SIZES: TableDefinition<&[u8], u64> = TableDefinition::new("history_sizes");
+
+/// Of a row: what it counts against the limit, in the lower half, and a hash of what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sealed(u64);
+
+impl Sealed {
+    const BYTES: u64 = u32::MAX as u64;
+
+    fn new(bytes: u64, hash: u32) -> Self {
+        Self((u64::from(hash) << 32) | bytes.min(Self::BYTES))
+    }
+
+    fn bytes(self) -> u64 {
+        self.0 & Self::BYTES
+    }
+
+    fn hash(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Whether a row is the one that was written. Before rows had a hash they had 0 in its place.
+    fn is_of(self, key: (&[u8], &[u8], u64), row: Parts<'_>) -> bool {
+        self.hash() == 0 || self.hash() == hash(key, row)
+    }
+}
+
+/// Of a row and what it is about; never 0.
+fn hash((bucket, key, revision): (&[u8], &[u8], u64), row: Parts<'_>) -> u32 {
+    let (place, at, deadline, flags, by, value) = row;
+    let numbers = [
+        revision,
+        place,
+        at,
+        deadline,
+        bucket.len() as u64,
+        key.len() as u64,
+        by.len() as u64,
+    ]
+    .map(u64::to_le_bytes);
+    let flags = [flags];
+    let parts = [
+        numbers.as_flattened(),
+        &flags,
+        bucket,
+        key,
+        by.as_bytes(),
+        value,
+    ];
+    ((fnv(parts.into_iter().flatten()) >> 32) as u32).max(1)
+}
 
 /// How an [`Event`] is stored.
 const EVENTS: [Event; 5] = [
@@ -72,7 +130,7 @@ pub(super) fn write(
 
 struct Tables<'t> {
     rows: redb::Table<'t, Key, Value>,
-    order: redb::Table<'t, (&'static [u8], u64, &'static [u8]), u64>,
+    order: redb::Table<'t, OrderKey, u64>,
     /// Of the bucket that is written to.
     size: u64,
 }
@@ -139,25 +197,27 @@ impl Tables<'_> {
         if value.is_none() {
             flags |= GONE;
         }
-        self.rows.insert(
-            (bucket, key.as_bytes(), revision),
-            (
-                row.place,
-                origin.map_or(0, |origin| origin.at),
-                deadline.map_or(0, Deadline::millis),
-                flags,
-                origin
-                    .and_then(|origin| origin.by.as_deref())
-                    .unwrap_or_default(),
-                value.as_deref().unwrap_or_default(),
-            ),
-        )?;
-        let bytes = row.bytes(key);
+        let at = (bucket, key.as_bytes(), revision);
+        let parts = (
+            row.place,
+            origin.map_or(0, |origin| origin.at),
+            deadline.map_or(0, Deadline::millis),
+            flags,
+            origin
+                .and_then(|origin| origin.by.as_deref())
+                .unwrap_or_default(),
+            value.as_deref().unwrap_or_default(),
+        );
+        self.rows.insert(at, parts)?;
+        let sealed = Sealed::new(row.bytes(key), hash(at, parts));
         let replaced = self
             .order
-            .insert((bucket, revision, key.as_bytes()), bytes)?
-            .map_or(0, |bytes| bytes.value());
-        self.size = self.size.saturating_sub(replaced).saturating_add(bytes);
+            .insert((bucket, revision, key.as_bytes()), sealed.0)?
+            .map_or(0, |replaced| Sealed(replaced.value()).bytes());
+        self.size = self
+            .size
+            .saturating_sub(replaced)
+            .saturating_add(sealed.bytes());
         Ok(())
     }
 
@@ -166,7 +226,7 @@ impl Tables<'_> {
         let bytes = self
             .order
             .remove((bucket, revision, key))?
-            .map_or(0, |bytes| bytes.value());
+            .map_or(0, |sealed| Sealed(sealed.value()).bytes());
         self.size = self.size.saturating_sub(bytes);
         Ok(())
     }
@@ -193,93 +253,4 @@ impl Tables<'_> {
 
 fn all_of<'a>(bucket: &'a [u8], key: &'a [u8]) -> RangeInclusive<(&'a [u8], &'a [u8], u64)> {
     (bucket, key, 0)..=(bucket, key, u64::MAX)
-}
-
-/// The tables as of one transaction.
-pub(super) struct Read(pub(super) ReadTransaction);
-
-impl Histories for Read {
-    fn of_key(&self, bucket: &str, key: &str) -> Result<Vec<Past>, String> {
-        guarded(|| {
-            let Some(rows) = opened(self.0.open_table(ROWS))? else {
-                return Ok(Vec::new());
-            };
-            let all = rows.range(all_of(bucket.as_bytes(), key.as_bytes()))?;
-            let all = all.rev().map(|row| {
-                let (at, row) = row?;
-                Ok(past(at.value().2, row.value()))
-            });
-            all.collect()
-        })
-    }
-
-    fn of_revision(&self, bucket: &str, revision: Revision) -> Result<Vec<Step>, String> {
-        guarded(|| {
-            let rows = opened(self.0.open_table(ROWS))?;
-            let order = opened(self.0.open_table(ORDER))?;
-            let (Some(rows), Some(order)) = (rows, order) else {
-                return Ok(Vec::new());
-            };
-            let bucket = bucket.as_bytes();
-            let begin = (bucket, revision.0, &[][..]);
-            let end = (bucket, revision.0.saturating_add(1), &[][..]);
-            let mut steps = Vec::new();
-            for row in order.range(begin..end)? {
-                let (at, _) = row?;
-                let (_, _, key) = at.value();
-                let text = std::str::from_utf8(key);
-                let text = text.map_err(|_| redb::Error::Corrupted("a key is not UTF-8".into()))?;
-                let mut all = rows.range(all_of(bucket, key))?;
-                let Some(last) = all.next_back() else {
-                    continue;
-                };
-                let last = last?.0.value().2;
-                let mut until = rows.range((bucket, key, 0)..=(bucket, key, revision.0))?;
-                let Some(after) = until.next_back() else {
-                    continue;
-                };
-                let after = after?;
-                let before = match until.next_back() {
-                    None => None,
-                    Some(row) => {
-                        let (at, row) = row?;
-                        Some(past(at.value().2, row.value()))
-                    }
-                };
-                steps.push(Step {
-                    key: text.into(),
-                    after: past(after.0.value().2, after.1.value()),
-                    before,
-                    last: Revision(last),
-                });
-            }
-            Ok(steps)
-        })
-    }
-}
-
-/// A table, if there is one.
-fn opened<T>(table: Result<T, TableError>) -> Result<Option<T>, redb::Error> {
-    match table {
-        Ok(table) => Ok(Some(table)),
-        Err(TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn past(
-    revision: u64,
-    (_, at, deadline, flags, by, value): (u64, u64, u64, u8, &str, &[u8]),
-) -> Past {
-    let event = usize::from(flags & !(UNDO | GONE));
-    Past {
-        revision: Revision(revision),
-        at: (at > 0).then_some(at),
-        by: (!by.is_empty()).then(|| by.into()),
-        // A number that no version has written is one of a later version.
-        event: EVENTS.get(event).copied().unwrap_or(Event::Found),
-        undo: flags & UNDO != 0,
-        value: (flags & GONE == 0).then(|| value.into()),
-        deadline: Deadline::from_millis(deadline),
-    }
 }

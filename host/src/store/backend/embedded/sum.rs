@@ -51,17 +51,19 @@ impl Sum {
     }
 }
 
-/// FNV-1a: the same in every version and on every machine, as hashers of the standard library are not. An entry without a
-/// deadline adds nothing for it.
+/// An entry without a deadline adds nothing for it.
 fn hash(key: &[u8], revision: u64, value: &[u8], deadline: Option<Deadline>) -> u64 {
     let length = (key.len() as u64).to_le_bytes();
     let revision = revision.to_le_bytes();
     let deadline = deadline.map(|deadline| deadline.millis().to_le_bytes());
     let deadline = deadline.as_ref().map_or(&[][..], |bytes| &bytes[..]);
-    [&length[..], key, &revision[..], value, deadline]
-        .into_iter()
-        .flatten()
-        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
+    let parts = [&length[..], key, &revision[..], value, deadline];
+    fnv(parts.into_iter().flatten())
+}
+
+/// FNV-1a: the same in every version and on every machine, as hashers of the standard library are not.
+pub(super) fn fnv<'b>(bytes: impl Iterator<Item = &'b u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
