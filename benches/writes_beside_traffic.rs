@@ -1,7 +1,7 @@
 //! What writes cost traffic: requests at a steady pace, without and with many writers of the store on disk, while
 //! WebSockets stay open.
 //!
-//! `writes-beside-traffic target/release/throwbar [--streams 9900] [--writers 64] [--puts 10000] [--requests 10000]
+//! `writes-beside-traffic target/release/throwbar [--streams 9900] [--writers 64] [--puts 10500] [--requests 10000]
 //! [--seconds 10] [--rounds 3]`
 //!
 //! Each writer puts one key after the other through the admin API, on a connection of its own, at its share of that pace,
@@ -35,7 +35,7 @@ fn main() -> Result<()> {
     let mut numbers = BTreeMap::from([
         ("--streams", 9_900),
         ("--writers", 64),
-        ("--puts", 10_000),
+        ("--puts", 10_500),
         ("--requests", 10_000),
         ("--seconds", 10),
         ("--rounds", 3),
