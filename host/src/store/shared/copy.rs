@@ -211,7 +211,16 @@ pub(in crate::store) fn read(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{}: {error}", path.display())),
     };
-    let damaged = |error: io::Error| format!("{}: damaged: {error}", path.display());
+    let damaged = |error: io::Error| {
+        let what = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
+            _ => error.to_string(),
+        };
+        format!(
+            "the copy {} is damaged: {what}; a start while the backend is there writes it anew",
+            path.display()
+        )
+    };
     let at = file.metadata().and_then(|data| data.modified());
     let found = read_bucket(file, bucket).map_err(damaged)?;
     let at = at.map_err(damaged)?;

@@ -359,7 +359,7 @@ fn without_the_engine_and_a_whole_copy_there_is_no_start() {
     for bad in [&damaged[..], &whole[..whole.len() - 1], b""] {
         fs::write(&path, bad).unwrap();
         let error = refused(dir.path());
-        assert!(error.contains("etcd.copy: damaged: "), "{error}");
+        assert!(error.contains("etcd.copy is damaged: "), "{error}");
         assert_eq!(fs::read(&path).unwrap(), bad, "it is left as it was");
     }
 }
