@@ -36,6 +36,9 @@ const PAGE_ENTRIES: i64 = 4096;
 const LOADS_MAX: usize = 3;
 /// What a write costs beside its key and value, roughly.
 const WRITE_BYTES: usize = 64;
+/// Leases asked for at once: a server refuses whatever comes while it is 5,000 requests behind (etcdserver/v3_server.go,
+/// maxGapBetweenApplyAndCommitIndex).
+const GRANTED_AT_ONCE: usize = 128;
 
 /// A handle to etcd.
 #[derive(Clone)]
@@ -328,28 +331,34 @@ impl Inner {
         Ok(Outcome::Applied(at))
     }
 
-    /// A lease for each write that needs one, all asked for at once.
+    /// A lease for each write that needs one.
     async fn grant(
         &self,
         connection: &Connection,
         writes: &[SharedWrite],
     ) -> Result<Vec<Option<i64>>, Uncommitted> {
         let mut leases = vec![None; writes.len()];
+        let ending = writes.iter().enumerate();
+        let mut ending = ending.filter_map(|(index, write)| {
+            let ttl = write.value.as_ref()?.life.ttl()?;
+            Some((index, ttl))
+        });
         let mut asked = JoinSet::new();
-        for (index, write) in writes.iter().enumerate() {
-            let Some(ttl) = write.value.as_ref().and_then(|value| value.life.ttl()) else {
-                continue;
-            };
-            let (known, connection) = (Arc::clone(&self.leases), connection.clone());
-            let timeout = self.settings.timeout;
-            asked.spawn(async move { (index, known.grant(&connection, timeout, ttl).await) });
-        }
         let mut failed = None;
-        while let Some(answer) = asked.join_next().await {
-            match answer {
-                Ok((index, Ok(lease))) => leases[index] = Some(lease),
-                Ok((_, Err(error))) => failed = Some(error),
-                Err(error) => {
+        loop {
+            while failed.is_none()
+                && asked.len() < GRANTED_AT_ONCE
+                && let Some((index, ttl)) = ending.next()
+            {
+                let (known, connection) = (Arc::clone(&self.leases), connection.clone());
+                let timeout = self.settings.timeout;
+                asked.spawn(async move { (index, known.grant(&connection, timeout, ttl).await) });
+            }
+            match asked.join_next().await {
+                None => break,
+                Some(Ok((index, Ok(lease)))) => leases[index] = Some(lease),
+                Some(Ok((_, Err(error)))) => failed = Some(error),
+                Some(Err(error)) => {
                     let reason = format!("asking for a lease: {error}");
                     failed = Some(Granted::Never(EngineError::Unavailable(reason)));
                 }

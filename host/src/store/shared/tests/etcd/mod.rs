@@ -438,3 +438,20 @@ fn a_limit_that_the_server_has_is_named_when_it_is_lower_than_ours() {
         write(&engine, vec![set(ONE, "small", "v")]).await;
     });
 }
+
+/// Asked for so many leases at once, a server refuses everything: "too many requests".
+#[test]
+fn as_many_entries_that_end_as_a_raised_limit_takes_are_written_at_once() {
+    run(async {
+        let Some(server) = EtcdServer::alone(&["--max-txn-ops=12000"], false).await else {
+            return;
+        };
+        let mut settings = server.settings(&server.address(), "many");
+        settings.transaction_writes_max = 12_000;
+        let engine = Etcd::new(settings).expect("the settings are right");
+        let hour = Duration::from_secs(3600);
+        let writes = (0..10_000).map(|key| set_for(ONE, &key.to_string(), "v", hour));
+        write(&engine, writes.collect()).await;
+        assert_eq!(load(&engine).await.entries.len(), 10_000);
+    });
+}
