@@ -2,21 +2,18 @@
 
 use super::client::{Client, ClientError, Connect, encode, with_query};
 use super::output::{self, Out};
-use super::problem::Problem;
 use super::{Ended, Exit};
-use crate::admin::check_writes;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 use http::Method;
 use http_body_util::Empty;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod inspect;
 mod report;
 mod rollout;
+mod with;
 
 pub(crate) use report::Deployed;
 use report::{report, table_of};
@@ -86,12 +83,21 @@ Examples:
         json: bool,
     },
     /// Make a kept version the active one
-    #[command(after_help = "Example:\n  throwbar plugin activate by-header 10a028062eb9")]
+    #[command(after_help = "\
+Examples:
+  throwbar plugin activate by-header 10a028062eb9
+  throwbar plugin activate by-header 10a028062eb9 --with writes.json")]
     Activate {
         /// The plugin's name
         name: String,
         /// The first digits of the version's digest
         version: String,
+        /// Writes that belong to it (JSON), as for `push`
+        #[arg(long, value_name = "FILE")]
+        with: Option<PathBuf>,
+        /// Check only; change nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Also if the guard took the version back before
         #[arg(long)]
         force: bool,
@@ -169,7 +175,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             json,
         } => {
             let client = args.connect.client()?;
-            let answer = push_with(&client, &name, &file, &writes, dry_run, force).await?;
+            let wanted = with::Wanted::Component(&file);
+            let answer = with::activate(&client, &name, wanted, &writes, (dry_run, force)).await?;
             report(&answer, dry_run, json)
         }
         Command::Push {
@@ -210,9 +217,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Command::Activate {
             name,
             version,
+            with,
+            dry_run,
             force,
             json,
-        } => rollout::activate(&args.connect.client()?, &name, &version, force, json).await,
+        } => {
+            let client = args.connect.client()?;
+            let answer = match with {
+                Some(writes) => {
+                    let wanted = with::Wanted::Version(&version);
+                    with::activate(&client, &name, wanted, &writes, (dry_run, force)).await?
+                }
+                None => rollout::activate(&client, &name, &version, (dry_run, force)).await?,
+            };
+            report(&answer, dry_run, json)
+        }
         Command::Show { name, json } => rollout::show(&args.connect.client()?, &name, json).await,
         Command::Canary(canary) => rollout::canary(&args.connect.client()?, canary).await,
         Command::Shadow(shadow) => rollout::shadow(&args.connect.client()?, shadow).await,
@@ -272,77 +291,6 @@ fn read_component(file: &Path) -> anyhow::Result<Vec<u8>> {
         .map_err(|error| Ended::error(Exit::ConfigInvalid, format!("{}: {error}", file.display())))
 }
 
-/// Uploads a component's file together with writes.
-async fn push_with(
-    client: &Client,
-    name: &str,
-    file: &Path,
-    writes: &Path,
-    dry_run: bool,
-    force: bool,
-) -> anyhow::Result<Value> {
-    let shown = writes.display();
-    let invalid = |why: String| Ended::error(Exit::ConfigInvalid, format!("{shown}: {why}"));
-    let text = super::read_text(writes).map_err(|error| invalid(error.to_string()))?;
-    // The proxy takes them as part of a request, where places of this file mean nothing.
-    let checked = check_writes(&text);
-    let writes: Value =
-        serde_json::from_str(&text).map_err(|error| invalid(format!("no JSON: {error}")))?;
-    checked.map_err(|why| match writes.get("writes") {
-        Some(_) => invalid(format!(
-            "{why}\n  expected what is under \"writes\" in POST /v1/batch: {{\"BUCKET\": {{\"set\": {{\"KEY\": \"VALUE\"}}}}}}"
-        )),
-        None => invalid(why),
-    })?;
-    let component = read_component(file)?;
-    let bytes = component.len();
-    let body = json!({
-        "writes": writes,
-        "activate": {
-            "plugin": name,
-            "component": { "base64": STANDARD.encode(component) },
-            "force": force,
-        },
-    });
-    let dry_run = dry_run.then(|| "true".to_owned());
-    let path = with_query("/v1/batch".to_owned(), &[("dry_run", dry_run)]);
-    let media_type = "application/json";
-    let upload = client.upload(
-        Method::POST,
-        &path,
-        media_type,
-        body.to_string(),
-        "compiling",
-    );
-    let answer = upload.await.map_err(|error| match error {
-        ClientError::Problem(problem) if is_of_writes(&problem) => Ended::error(
-            match problem.status {
-                404 | 413 | 422 => Exit::ConfigInvalid,
-                _ => Exit::Failed,
-            },
-            format!("{shown}: refused: {problem}\n  {UNCHANGED}"),
-        ),
-        error => refused(error, file, bytes),
-    })?;
-    answer.json()
-}
-
-/// Whether a refusal of writes and a component together is of the writes.
-fn is_of_writes(problem: &Problem) -> bool {
-    matches!(
-        problem.code.as_deref(),
-        Some(
-            "invalid-body"
-                | "invalid-value"
-                | "no-such-bucket"
-                | "several-backends"
-                | "batch-too-large"
-                | "quota"
-                | "precondition-failed"
-        )
-    )
-}
-
 /// Activates the version before.
 ///
 /// # Errors
@@ -386,6 +334,7 @@ fn refused(error: ClientError, file: &Path, bytes: usize) -> anyhow::Error {
 mod tests {
     use super::*;
     use crate::cli::exit_of;
+    use crate::cli::problem::Problem;
 
     fn problem(status: u16) -> ClientError {
         ClientError::Problem(Problem {

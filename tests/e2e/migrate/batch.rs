@@ -179,3 +179,31 @@ async fn push_takes_the_writes_that_belong_to_a_version_from_a_file() {
     assert_eq!(read(&proxy, "more").await, (200, "x".into(), "2".into()));
     assert_eq!(read(&proxy, "id1").await, (200, "text1".into(), "2".into()));
 }
+
+#[tokio::test]
+async fn a_kept_version_is_activated_with_the_writes_of_a_file() {
+    let proxy = with_notes("", NOTES).await;
+    let throwbar = async |arguments: &[&str]| proxy.run(&[&["plugin"], arguments].concat()).await;
+    let second = fixture_path("notes-2").display().to_string();
+    throwbar(&["push", "notes", &second]).await.ok();
+    let newer = active(&proxy).await;
+    let writes = json!({ "notes": { "set": notes_of(1) } });
+    std::fs::write(proxy.file("writes.json"), writes.to_string()).expect("written");
+    let first = sha256(&fixture("notes-1"));
+    let activate = ["activate", "notes", &first[..12], "--with", "writes.json"];
+    // Alone, and with the writes.
+    for tried in [&activate[..3], &activate] {
+        let tried = [tried, &["--dry-run", "--force"]].concat();
+        let tried = throwbar(&tried).await.ok();
+        assert!(tried.contains("nothing changed"), "{tried}");
+        assert_eq!(active(&proxy).await, newer);
+        assert_eq!(read(&proxy, "id1").await, (200, "text1".into(), "2".into()));
+    }
+    let done = throwbar(&activate).await.ok();
+    assert!(done.contains("changed together, at revision "), "{done}");
+    assert_eq!(active(&proxy).await, first);
+    assert_eq!(read(&proxy, "id1").await, (200, "text1".into(), "1".into()));
+    let nowhere = r#"{"nobody": {"set": {"k": "v"}}}"#;
+    std::fs::write(proxy.file("writes.json"), nowhere).expect("written");
+    throwbar(&activate).await.refused(3, "nobody");
+}

@@ -240,21 +240,20 @@ fn lines_of(name: &str, report: &Value) -> Vec<String> {
     lines
 }
 
-/// Runs `plugin activate`.
+/// Makes a kept version the active one, or only checks it.
 pub(super) async fn activate(
     client: &Client,
     name: &str,
     version: &str,
-    force: bool,
-    json: bool,
-) -> anyhow::Result<()> {
+    (dry_run, force): (bool, bool),
+) -> anyhow::Result<Value> {
+    let flag = |set: bool| set.then(|| "true".to_owned());
     let path = with_query(
         format!("/v1/plugins/{}/activate", encode(name)),
-        &[("force", force.then(|| "true".to_owned()))],
+        &[("dry_run", flag(dry_run)), ("force", flag(force))],
     );
     let body = json!({ "version": version });
-    let answer = send(client, Method::POST, &path, Some(body)).await?;
-    report(&answer, false, json)
+    Ok(send(client, Method::POST, &path, Some(body)).await?)
 }
 
 /// Runs `plugin forget`.
