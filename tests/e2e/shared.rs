@@ -12,6 +12,7 @@ mod ends;
 mod failover;
 mod fleet;
 mod gaps;
+mod imports;
 mod reach;
 mod streams;
 mod unseen;

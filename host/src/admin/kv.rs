@@ -259,8 +259,13 @@ pub(super) fn commit_problem(error: CommitError) -> Problem {
         }
         CommitError::NoSuchBucket => Problem::not_found("no-such-bucket", detail),
         CommitError::Mixed { .. } => Problem::invalid("several-backends", detail),
-        CommitError::TooLarge(_) => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch-too-large", detail)
+        CommitError::TooLarge { writes_max, .. } => {
+            let code = "batch-too-large";
+            let problem = Problem::new(StatusCode::PAYLOAD_TOO_LARGE, code, detail);
+            Problem {
+                writes_max,
+                ..problem
+            }
         }
         CommitError::Unknown(_) => {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unknown-outcome", detail)

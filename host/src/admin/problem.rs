@@ -19,6 +19,8 @@ pub struct Problem {
     pub detail: String,
     /// The bucket and the key that it is about, if it is about one.
     pub entry: Option<Box<(String, String)>>,
+    /// As many writes, each as large as the largest of those that are too much at once, are taken for sure.
+    pub writes_max: Option<usize>,
     /// Single problems of a text that has several.
     pub errors: Vec<Value>,
     /// Fields of the response.
@@ -33,6 +35,7 @@ impl Problem {
             code,
             detail: detail.into(),
             entry: None,
+            writes_max: None,
             errors: Vec::new(),
             headers: Vec::new(),
         }
@@ -110,6 +113,9 @@ impl Problem {
         if let Some((bucket, key)) = self.entry.as_deref() {
             document["bucket"] = bucket.as_str().into();
             document["key"] = key.as_str().into();
+        }
+        if let Some(most) = self.writes_max {
+            document["writes_max"] = most.into();
         }
         if !self.errors.is_empty() {
             document["errors"] = Value::Array(self.errors.clone());

@@ -16,7 +16,7 @@ use super::operation::{Done, Operation, Told};
 use super::problem::Problem;
 use super::revocation::Tokens;
 use super::rights::Caller;
-use crate::store::{BucketId, Committed, Expect, Store, WriteBatch};
+use crate::store::{BucketId, CommitError, Committed, Expect, Store, WriteBatch};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -90,7 +90,8 @@ pub(super) async fn post(
         "import" => {
             query.check_chunk(required.is_nothing())?;
             let intake = Intake::new(Format::of(&headers)?, bucket, kind, query.chunk);
-            if query.chunk.is_some() {
+            // What is not written need not be parted.
+            if query.chunk.is_some() && !query.dry_run {
                 // Whatever its length: only a chunk of it is held.
                 let body = Chunks::endless(&headers, body)?.until(operation.stopping());
                 return chunks::import(order, operation, intake, body).await;
@@ -105,7 +106,9 @@ pub(super) async fn post(
     if query.replace {
         batch.replace = vec![bucket];
     }
-    let (done, mut answer) = order.commit(batch, Some(required)).await?;
+    let is_import = ended.is_some();
+    let required = Some(required);
+    let (done, mut answer) = order.commit(batch, required, is_import).await?;
     if let Some(ended) = ended {
         answer["ended"] = ended.into();
     }
@@ -117,8 +120,8 @@ impl TransferQuery {
     fn check_chunk(&self, may_be: bool) -> Result<(), Problem> {
         match self.chunk {
             None => Ok(()),
-            Some(_) if !may_be || self.replace || self.dry_run => Err(bad_query(
-                "chunk is for an import that is neither a dry run nor replaces the bucket, and has no condition",
+            Some(_) if !may_be || self.replace => Err(bad_query(
+                "chunk is for an import that does not replace the bucket, and has no condition",
             )),
             Some(chunk) if !(1..=chunks::ROWS_MAX).contains(&chunk) => Err(bad_query(format!(
                 "chunk {chunk}: expected 1 to {}",
@@ -154,11 +157,13 @@ impl Order {
         caller.may_commit(batch)
     }
 
-    /// Commits a batch if the bucket is as it is required to be, or says what it would do.
+    /// Commits a batch if the bucket is as it is required to be, or says what it would do; also if it is too much at once, of
+    /// what `can_be_parted`.
     async fn commit(
         &self,
         mut batch: WriteBatch,
         required: Option<Required>,
+        can_be_parted: bool,
     ) -> Result<(Done, serde_json::Value), Problem> {
         batch.dry_run = self.query.dry_run;
         self.permit(&batch)?;
@@ -176,8 +181,20 @@ impl Order {
         };
         let required = required.map(|required| (self.bucket, required));
         let (ends, batch) = Ending::of(batch).await?;
-        let committed = commit(&self.store, batch, &self.actor, required).await?;
+        let (committed, excess) = match try_commit(&self.store, batch, &self.actor, required).await
+        {
+            Err(CommitError::TooLarge {
+                reason,
+                writes_max,
+                would: Some(would),
+            }) if can_be_parted => (*would, Some((reason, writes_max))),
+            committed => (committed.map_err(commit_problem)?, None),
+        };
         let mut answer = committed_json(&committed, self.query.dry_run);
+        if let Some((reason, writes_max)) = excess {
+            answer["too_large"] = reason.into();
+            answer["writes_max"] = writes_max.into();
+        }
         ends.tell(&self.store, &committed, &mut answer).await;
         if let Some((changes, more)) = changes {
             answer["changes"] = changes.into();
@@ -204,12 +221,22 @@ fn post_on_key(bucket: &str, key: &str) -> Problem {
 /// Commits in the name of the actor, if a bucket is as it is required to be.
 pub(super) async fn commit(
     store: &Store,
-    mut batch: WriteBatch,
+    batch: WriteBatch,
     actor: &Actor,
     required: Option<(BucketId, Required)>,
 ) -> Result<Committed, Problem> {
+    let committed = try_commit(store, batch, actor, required).await;
+    committed.map_err(commit_problem)
+}
+
+async fn try_commit(
+    store: &Store,
+    mut batch: WriteBatch,
+    actor: &Actor,
+    required: Option<(BucketId, Required)>,
+) -> Result<Committed, CommitError> {
     batch.by = Some(actor.0.as_str().into());
-    let committed = match required {
+    match required {
         None => store.commit(batch).await,
         Some((bucket, required)) => {
             let put = |batch: &mut WriteBatch, expect| {
@@ -221,8 +248,7 @@ pub(super) async fn commit(
             };
             required.commit(store, batch, put).await
         }
-    };
-    committed.map_err(commit_problem)
+    }
 }
 
 /// A write of many keys as it is audited.

@@ -19,6 +19,8 @@ pub(crate) struct Problem {
     pub(crate) bucket: Option<String>,
     /// See above.
     pub(crate) key: Option<String>,
+    /// Of more writes than are taken at once: how many are.
+    pub(crate) writes_max: Option<u64>,
     /// Each problem, if there are several.
     pub(crate) errors: Vec<serde_json::Value>,
 }

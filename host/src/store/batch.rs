@@ -219,9 +219,16 @@ pub enum CommitError {
         /// The backend of that.
         other_backend: BackendKind,
     },
-    /// Larger than the backend takes; names the limit.
-    #[error("{0}")]
-    TooLarge(String),
+    /// Larger than the backend takes at once.
+    #[error("{reason}")]
+    TooLarge {
+        /// Names the limit.
+        reason: String,
+        /// As many puts it takes for sure, if each is as large as the largest of these; none if that is not known, or none.
+        writes_max: Option<usize>,
+        /// Of a dry run: what the batch would do if it were not too large.
+        would: Option<Box<Committed>>,
+    },
     /// The backend cannot take writes: closed, disk full, I/O error, away.
     #[error("store unavailable: {0}")]
     Unavailable(String),

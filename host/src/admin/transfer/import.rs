@@ -221,7 +221,7 @@ impl Intake {
         }
     }
 
-    /// All of it as one batch, and how many entries have ended meanwhile.
+    /// All of it as one batch, whatever its chunks, and how many entries have ended meanwhile.
     ///
     /// # Errors
     /// The bad rows, with their lines.
@@ -229,8 +229,12 @@ impl Intake {
         if let Some(problem) = self.problem("nothing was imported") {
             return Err(problem);
         }
+        let mut writes = self.writes;
+        for chunk in self.ready {
+            writes.extend(chunk.writes);
+        }
         let batch = WriteBatch {
-            writes: self.writes,
+            writes,
             ..WriteBatch::default()
         };
         Ok((batch, self.ended))

@@ -38,7 +38,7 @@ pub(super) async fn post(
     }
     let body = read_body(headers, body, BODY_BYTES_MAX).await?;
     let (batch, left_out, of_bucket) = plan(&order, required, &body).await?;
-    let (done, mut answer) = order.commit(batch, of_bucket).await?;
+    let (done, mut answer) = order.commit(batch, of_bucket, false).await?;
     if let Some(left_out) = left_out {
         answer["left_out"] = left_out.into();
     }

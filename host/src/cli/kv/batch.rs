@@ -53,7 +53,7 @@ struct Batch {
 /// If it cannot be read, is no batch, or is refused.
 pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
     let source = Source::open(&args.file)?;
-    source.check_length()?;
+    source.check_length("the most that is written all or none")?;
     let name = source.name.clone();
     let invalid = |problem: &str| Ended::error(Exit::ConfigInvalid, format!("{name}{problem}"));
     let text = String::from_utf8(source.whole()?).map_err(|_| invalid(": is not text in UTF-8"))?;

@@ -1,5 +1,6 @@
 //! An import in chunks: the rows are sent while the proxy tells how far it is with them.
 
+use super::parting::Way;
 use super::source::Upload;
 use super::write::report as report_written;
 use crate::cli::client::{Client, ClientError};
@@ -94,7 +95,12 @@ pub(super) async fn interrupted() -> i32 {
 ///
 /// # Errors
 /// If not all of it was.
-pub(super) fn report(bucket: &str, name: &str, answer: &Value, json: bool) -> anyhow::Result<()> {
+pub(super) fn report(
+    (bucket, name): (&str, &str),
+    way: Way,
+    answer: &Value,
+    json: bool,
+) -> anyhow::Result<()> {
     let Some(problem) = answer.get("problem") else {
         return report_written(bucket, answer, false, json);
     };
@@ -103,8 +109,9 @@ pub(super) fn report(bucket: &str, name: &str, answer: &Value, json: bool) -> an
         out.json(answer)?;
         out.flush()?;
     }
-    let problem: Problem = serde_json::from_value(problem.clone())
+    let mut problem: Problem = serde_json::from_value(problem.clone())
         .context("the admin API's answer is not what was expected")?;
+    way.explain(&mut problem);
     let exit = match problem.status {
         422 => Exit::ConfigInvalid,
         _ => Exit::Failed,

@@ -2,6 +2,7 @@
 
 use super::foreign::Found;
 use super::format::{Kind, NDJSON, has_entry, has_row, is_shown, kind_of, lines_of};
+use super::parting::Way;
 use super::source::Source;
 use super::write::{refused, report};
 use super::{chunks, flag, foreign, segment};
@@ -56,7 +57,7 @@ pub(super) struct Args {
     allow_empty: bool,
     /// Write so many rows at a time: each chunk all or none, and what was written before a bad row stays
     #[arg(long, value_name = "ROWS", allow_negative_numbers = true, value_parser = whole::<u64>(1, 65_536),
-          conflicts_with_all = ["replace", "dry_run", "diff"])]
+          conflicts_with = "replace")]
     chunk: Option<u64>,
     /// Check only; change nothing
     #[arg(long)]
@@ -149,6 +150,8 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         }
     }
     let dry_run = args.dry_run || args.diff;
+    // What is not written is answered at once.
+    let chunk = args.chunk.filter(|_| !dry_run);
     let path = with_query(
         format!("/v1/kv/{}/import", segment("bucket", &args.bucket)?),
         &[
@@ -160,8 +163,14 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
     );
     let (upload, sent) = match content {
         Content::Streamed(source) => {
-            if args.chunk.is_none() {
-                source.check_length()?;
+            if chunk.is_none() {
+                source.check_length(match (dry_run, args.replace) {
+                    (true, _) => "the most that is checked at once",
+                    (false, true) => "the most that a bucket is replaced by",
+                    (false, false) => {
+                        "the most that is written all or none: --chunk ROWS takes any length"
+                    }
+                })?;
             }
             source.sent()
         }
@@ -173,7 +182,8 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         Some(reason) => anyhow::anyhow!("{name}: {reason}"),
         None => error.context(name.clone()),
     };
-    if args.chunk.is_some() {
+    let way = Way::of(args.replace, args.chunk);
+    if chunk.is_some() {
         let work = chunks::send(client, &path, content_type, upload, &sent);
         let work = watch_rows(&sent, "writing", work);
         let answer = tokio::select! {
@@ -182,7 +192,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
                 ended_by(signal, &name, &chunks::at_least(sent.written()))
             }
         };
-        return chunks::report(&args.bucket, &name, &answer, args.json);
+        return chunks::report((&args.bucket, &name), way, &answer, args.json);
     }
     let headers = [(header::CONTENT_TYPE, content_type.to_owned())];
     let work = client.upload_all(Method::POST, &path, &headers, upload);
@@ -200,12 +210,19 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         }
     };
     let answer = answer
-        .map_err(|error| told(refused(&args.bucket, too_many(error))))?
+        .map_err(|error| told(refused(&args.bucket, explained(way, error))))?
         .json()?;
     if args.diff && !args.json {
         show_changes(&answer)?;
     }
-    report(&args.bucket, &answer, dry_run, args.json)
+    report(&args.bucket, &answer, dry_run, args.json)?;
+    if let Some(reason) = answer["too_large"].as_str() {
+        let most = answer["writes_max"].as_u64();
+        if let Some(note) = way.note(reason, most) {
+            output::aside(format_args!("note: {name}: {note}"));
+        }
+    }
+    Ok(())
 }
 
 /// Ends the process as a signal does, with what was written.
@@ -215,16 +232,12 @@ fn ended_by(signal: i32, name: &str, written: &str) -> ! {
     std::process::exit(128 + signal)
 }
 
-/// What one transaction does not take can be written in several.
-fn too_many(error: ClientError) -> ClientError {
-    match error {
-        ClientError::Problem(mut problem) if problem.code.as_deref() == Some("batch-too-large") => {
-            let detail = problem.detail.take().unwrap_or_default();
-            problem.detail = Some(format!("{detail}: give --chunk 128"));
-            ClientError::Problem(problem)
-        }
-        other => other,
+/// An error with the way out, if it is one of too much at once.
+fn explained(way: Way, mut error: ClientError) -> ClientError {
+    if let ClientError::Problem(problem) = &mut error {
+        way.explain(problem);
     }
+    error
 }
 
 /// The entries of a foreign map as lines of JSON.

@@ -9,6 +9,7 @@ mod format;
 mod history;
 mod import;
 mod list;
+mod parting;
 mod source;
 mod target;
 mod watch;

@@ -101,14 +101,14 @@ impl Source {
         Ok(self.head)
     }
 
-    /// Refuses what is longer than an import that is applied whole can be.
+    /// Refuses what is longer than an import that is applied whole can be, which is the `most` of what.
     ///
     /// # Errors
-    /// With the way out.
-    pub(super) fn check_length(&self) -> anyhow::Result<()> {
+    /// With the most.
+    pub(super) fn check_length(&self, most: &str) -> anyhow::Result<()> {
         anyhow::ensure!(
             self.length.is_none_or(|length| length <= WHOLE_BYTES_MAX),
-            "{}: is larger than {}, the most that is written all or none: --chunk ROWS takes any length",
+            "{}: is larger than {}, {most}",
             self.name,
             output::size(WHOLE_BYTES_MAX)
         );

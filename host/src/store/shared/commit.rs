@@ -5,7 +5,9 @@
 //! hold, the outcome is the right one at that moment, a refusal as much as a success; if not, this process was behind, waits
 //! for its turn (`turns.rs`) and until it has seen more, and begins anew, as long as the engine's timeout. Then it waits until
 //! its own readers see the write. A put or delete that requires nothing depends on nothing, unless there is nothing to change,
-//! or it makes a bucket grow that is close to a limit (`room.rs`). A dry run is the same without the writes.
+//! or it makes a bucket grow that is close to a limit (`room.rs`). If what is to stay as it is has more keys than a transaction
+//! has room for, it depends on its bucket. A dry run is the same without the writes; one of more than the engine takes tells what
+//! it would do in its refusal.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -17,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::link::{Applied, Held, Link, Progress};
 use super::pause::Pause;
-use super::plan::{Plan, is_long, writes_min};
+use super::plan::{Plan, is_long, largest, writes_min};
 use super::room::Room;
 use super::turns::{Turn, Turns};
 use super::{EngineError, Links, Outcome};
@@ -143,7 +145,7 @@ impl Committer {
                 committer.commit_since(backend, batch, Until::SeenAtLast(&[], None), began);
             done(committed.await);
         });
-        submitted.map_err(refused)
+        submitted.map_err(|error| refused(error, unmeasured))
     }
 
     async fn commit_since(
@@ -172,12 +174,30 @@ impl Committer {
         let mut pause = Pause::between(PAUSE_FIRST, PAUSE_LONGEST);
         let mut progress = link.progress();
         let (mut turn, mut has_waited) = (None, false);
+        let too_large = |(reason, would): (String, Option<Committed>)| CommitError::TooLarge {
+            reason,
+            writes_max: writes_max(link, &self.newest.load(), &batch),
+            would: would.map(Box::new),
+        };
+        // What the engine had when it was asked first.
+        let mut newest = None;
         loop {
             let known = *progress.borrow_and_update();
-            let mut plan = self.judge(link, &batch, (backend, known)).await?;
+            if !is_dry {
+                let writes = writes_min(&self.newest.load(), &batch);
+                let checked = link.check_count(writes);
+                checked.map_err(|error| refused(error, |reason| too_large((reason, None))))?;
+            }
+            let mut plan = self.judge(&batch, (backend, known)).await?;
+            plan.fit(|transaction| link.check(transaction).is_ok());
+            let mut excess = None;
             if is_dry {
-                link.check(&plan.transaction).map_err(refused)?;
-                plan = plan.without_writes();
+                (plan, excess) = without_writes(plan, link)?;
+            }
+            // It need not be so until it is answered: others may never stop to write.
+            let has_seen = || newest.is_some_and(|at| known.applied.revision >= at);
+            if let Some(reason) = excess.take_if(|_| has_seen()) {
+                return Err(too_large((reason, Some(plan.outcome?))));
             }
             // It holds room until readers see what it adds.
             let Some(kept) = self.room.keep(&self.newest, &plan.growths) else {
@@ -214,9 +234,12 @@ impl Committer {
                 Until::Seen(notes) | Until::SeenAtLast(notes, _) if writes > 0 => notes,
                 _ => &[],
             };
-            match link.commit_noting(transaction, notes).await {
+            match link.commit_noting(Arc::clone(&transaction), notes).await {
                 Ok(Outcome::Applied(revision)) => {
                     let committed = plan.outcome?;
+                    if let Some(reason) = excess {
+                        return Err(too_large((reason, Some(committed))));
+                    }
                     if writes == 0 {
                         return Ok(committed);
                     }
@@ -241,6 +264,7 @@ impl Committer {
                 }
                 Ok(Outcome::Conflict(at)) => {
                     drop(kept);
+                    newest.get_or_insert(at);
                     if !has_turn {
                         drop(turn.take());
                         turn = self.turns.take(lines, patience.deadline()).await;
@@ -257,7 +281,13 @@ impl Committer {
                 Err(EngineError::Unknown(reason)) if writes == 0 => {
                     return Err(CommitError::Unavailable(reason));
                 }
-                Err(error) => return Err(refused(error)),
+                // A server that takes less than its setting here says has not told how much.
+                Err(error) if link.check(&transaction).is_ok() => {
+                    return Err(refused(error, unmeasured));
+                }
+                Err(error) => {
+                    return Err(refused(error, |reason| too_large((reason, None))));
+                }
             }
         }
     }
@@ -265,13 +295,10 @@ impl Committer {
     /// What would come of a batch, on a thread that may take its time if that is long.
     async fn judge(
         &self,
-        link: &Link,
         batch: &Arc<WriteBatch>,
         (backend, known): (BackendKind, Progress),
     ) -> Result<Plan, CommitError> {
         let snapshot = self.newest.load_full();
-        let writes = writes_min(&snapshot, batch);
-        link.check_count(writes).map_err(refused)?;
         let (known, now) = ((backend, known.applied.revision), self.clock.now());
         if !is_long(&snapshot, batch) {
             return Plan::new(&snapshot, known, batch, now);
@@ -287,13 +314,37 @@ impl Committer {
     }
 }
 
-fn refused(error: EngineError) -> CommitError {
+fn refused(error: EngineError, too_large: impl FnOnce(String) -> CommitError) -> CommitError {
     match error {
         EngineError::Unavailable(reason) | EngineError::Refused(reason) => {
             CommitError::Unavailable(reason)
         }
         EngineError::Unknown(reason) => CommitError::Unknown(reason),
-        EngineError::TooLarge(reason) => CommitError::TooLarge(reason),
+        EngineError::TooLarge(reason) => too_large(reason),
+    }
+}
+
+/// A plan as a dry run asks for it, and why it would be too large if it were none.
+fn without_writes(plan: Plan, link: &Link) -> Result<(Plan, Option<String>), CommitError> {
+    match link.check(&plan.transaction) {
+        Ok(()) => Ok((plan.without_writes(), None)),
+        Err(EngineError::TooLarge(reason)) => Ok((plan.without_keys(), Some(reason))),
+        Err(error) => Err(refused(error, unmeasured)),
+    }
+}
+
+/// As many writes like those of a batch as an engine takes at once for sure.
+fn writes_max(link: &Link, snapshot: &Snapshot, batch: &WriteBatch) -> Option<usize> {
+    let (bucket_bytes, entry_bytes) = largest(snapshot, batch);
+    Some(link.writes_max(bucket_bytes, entry_bytes)).filter(|most| *most > 0)
+}
+
+/// Too large, and nobody knows by how much.
+fn unmeasured(reason: String) -> CommitError {
+    CommitError::TooLarge {
+        reason,
+        writes_max: None,
+        would: None,
     }
 }
 

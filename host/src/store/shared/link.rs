@@ -101,6 +101,7 @@ pub(in crate::store) struct Link {
     ordered: Arc<Semaphore>,
     check_count: Box<dyn Fn(usize) -> Result<(), EngineError> + Send + Sync>,
     check: Check,
+    writes_max: Box<dyn Fn(usize, usize) -> usize + Send + Sync>,
     wanted: watch::Sender<Vec<Wanted>>,
     shared: Arc<Shared>,
     timeout: Duration,
@@ -173,7 +174,7 @@ impl Link {
             asks_left: AtomicBool::new(false),
             notes: Notes::default(),
         });
-        let (counting, checking) = (engine.clone(), engine.clone());
+        let (counting, checking, fitting) = (engine.clone(), engine.clone(), engine.clone());
         let (following, answering) = (Arc::clone(&shared), Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name(format!("store-{name}"))
@@ -193,6 +194,7 @@ impl Link {
             ordered: Arc::new(Semaphore::new(SUBMITTED_BATCHES_MAX)),
             check_count: Box::new(move |count| counting.check_count(count)),
             check: Box::new(move |transaction| checking.check(transaction)),
+            writes_max: Box::new(move |bucket, entry| fitting.writes_max(bucket, entry)),
             wanted,
             shared,
             timeout,
@@ -221,6 +223,11 @@ impl Link {
     /// Whether the engine takes so many writes or conditions at once.
     pub(super) fn check_count(&self, count: usize) -> Result<(), EngineError> {
         (self.check_count)(count)
+    }
+
+    /// As many puts the engine takes at once: see [`Engine::writes_max`].
+    pub(super) fn writes_max(&self, bucket_bytes: usize, entry_bytes: usize) -> usize {
+        (self.writes_max)(bucket_bytes, entry_bytes)
     }
 
     /// Whether the engine takes a transaction of this size.

@@ -324,6 +324,9 @@ pub(super) trait Engine: Clone + Send + Sync + 'static {
     /// [`EngineError::TooLarge`].
     fn check_count(&self, count: usize) -> Result<(), EngineError>;
 
+    /// As many puts it takes at once for sure, with names of buckets, and keys with their values, of so many bytes each.
+    fn writes_max(&self, bucket_bytes: usize, entry_bytes: usize) -> usize;
+
     /// Whether it takes such a transaction, as far as that can be told without asking it.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::store::apply::apply;
 use crate::store::backend::Change;
 use crate::store::{
     Action, BackendKind, Bucket, BucketId, CommitError, Committed, Condition, Deadline, Expect,
-    LookupKind, Revision, Snapshot, WriteBatch,
+    LookupKind, Revision, Snapshot, Write, WriteBatch,
 };
 
 /// What would come of a batch by the state that this process has, and what to ask the engine.
@@ -23,6 +23,20 @@ pub(super) struct Plan {
     pub(super) last: Option<bool>,
     /// The buckets of the backend whose limits may matter, and up to where the state has all of them.
     known: Vec<(BucketId, Box<str>, Revision)>,
+    /// Where the conditions begin of keys that are only to stay as they are, and have no deadline.
+    staying: usize,
+}
+
+/// What a batch depends on of a key that it writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// That it is as it is to be already.
+    Staying,
+    /// What it is.
+    Known,
 }
 
 /// The state that a batch is judged by.
@@ -105,6 +119,7 @@ impl Plan {
                     growths: Growths::default(),
                     last: None,
                     known: Vec::new(),
+                    staying: 1,
                 })
             }
         }
@@ -123,23 +138,37 @@ impl Plan {
         let last = batch.writes.last();
         let last = last.and_then(|write| changed.get(&(write.bucket, write.key.as_bytes())));
         let last = last.map(|change| change.after.is_some());
-        let mut read: HashMap<(BucketId, &str), bool, RandomState> = HashMap::default();
+        let mut read: HashMap<(BucketId, &str), Need, RandomState> = HashMap::default();
         // Keys that are written otherwise than by counting.
         let mut put: HashSet<(BucketId, &[u8]), RandomState> = HashSet::default();
         for write in &batch.writes {
             let at = (write.bucket, &*write.key);
             let is_blind = write.expect == Expect::Any
-                && matches!(write.action, Action::Put { .. } | Action::Delete)
-                && changed.contains_key(&(at.0, at.1.as_bytes()));
-            *read.entry(at).or_default() |= !is_blind;
+                && matches!(write.action, Action::Put { .. } | Action::Delete);
+            let need = match is_blind {
+                true if changed.contains_key(&(at.0, at.1.as_bytes())) => Need::Nothing,
+                true => Need::Staying,
+                false => Need::Known,
+            };
+            let needed = read.entry(at).or_default();
+            *needed = need.max(*needed);
             if !matches!(write.action, Action::Increment { .. }) {
                 put.insert((at.0, at.1.as_bytes()));
             }
         }
-        let mut conditions = Vec::new();
-        for ((id, key), depends) in read {
-            if let Some(bucket) = known.bucket(id).filter(|_| depends) {
-                conditions.push(known.at(bucket, key));
+        let (mut conditions, mut staying) = (Vec::new(), Vec::new());
+        for ((id, key), need) in read {
+            let Some(bucket) = known.bucket(id).filter(|_| need > Need::Nothing) else {
+                continue;
+            };
+            // What ends may do so unnoticed by who asks of the whole bucket.
+            let lasts = || match bucket.get(key) {
+                Some(entry) => entry.deadline.is_none(),
+                None => bucket.over(key).is_none(),
+            };
+            match need == Need::Staying && lasts() {
+                true => staying.push(known.at(bucket, key)),
+                false => conditions.push(known.at(bucket, key)),
             }
         }
         let whole = batch.replace.iter().copied();
@@ -183,7 +212,9 @@ impl Plan {
                 life: life(change, record.entry.deadline),
             }),
         });
-        let mut written: Vec<BucketId> = changes.iter().map(|change| change.id).collect();
+        let written = batch.writes.iter().map(|write| write.bucket);
+        let written = written.chain(changes.iter().map(|change| change.id));
+        let mut written: Vec<BucketId> = written.collect();
         written.sort_unstable();
         written.dedup();
         let written = written.into_iter().filter_map(|id| {
@@ -191,6 +222,8 @@ impl Plan {
             let name = bucket.config.name.as_str().into();
             Some((id, name, known.of(bucket)))
         });
+        let asked = conditions.len();
+        conditions.append(&mut staying);
         Self {
             outcome,
             transaction: Transaction {
@@ -202,6 +235,42 @@ impl Plan {
             growths: Growths::of(changes),
             last,
             known: written.collect(),
+            staying: asked,
+        }
+    }
+
+    /// Asks of whole buckets what it would ask of each key that is only to stay as it is, if there is no room for each: then it
+    /// meets a conflict also when somebody writes other keys.
+    pub(super) fn fit(&mut self, takes: impl Fn(&Transaction) -> bool) {
+        if self.staying < self.transaction.conditions.len() && !takes(&self.transaction) {
+            self.ask_of_buckets(self.staying);
+        }
+    }
+
+    /// Leaves no more of a dry run that the engine does not take than whether its buckets are as they are known.
+    pub(super) fn without_keys(mut self) -> Self {
+        self = self.without_writes();
+        self.ask_of_buckets(0);
+        self
+    }
+
+    fn ask_of_buckets(&mut self, from: usize) {
+        let conditions = &mut self.transaction.conditions;
+        let of_keys = conditions.split_off(from);
+        let mut asked = HashSet::new();
+        for condition in of_keys {
+            let bucket = condition.bucket();
+            let known = self.known.iter().find(|(_, name, _)| **name == *bucket);
+            match known {
+                None => conditions.push(condition),
+                Some((id, name, since)) => {
+                    let (bucket, since) = (name.clone(), *since);
+                    let whole = SharedCondition::Unchanged { bucket, since };
+                    if asked.insert(*id) && !conditions.contains(&whole) {
+                        conditions.push(whole);
+                    }
+                }
+            }
         }
     }
 
@@ -294,7 +363,7 @@ fn what_refuses(
         | CommitError::Marked { .. }
         | CommitError::NoSuchBucket
         | CommitError::Mixed { .. }
-        | CommitError::TooLarge(_)
+        | CommitError::TooLarge { .. }
         | CommitError::Unavailable(_)
         | CommitError::Unknown(_)
         | CommitError::Unseen { .. }
@@ -314,16 +383,33 @@ pub(super) fn writes_min(snapshot: &Snapshot, batch: &WriteBatch) -> usize {
         .saturating_sub(batch.writes.len())
 }
 
+/// Bytes of the longest name of a bucket, and of the largest key with its value, among what a batch writes.
+pub(super) fn largest(snapshot: &Snapshot, batch: &WriteBatch) -> (usize, usize) {
+    let name = |write: &Write| {
+        let bucket = snapshot.bucket(write.bucket);
+        bucket.map_or(0, |bucket| bucket.config.name.len())
+    };
+    let entry = |write: &Write| write.key.len() + value_bytes(write);
+    let (names, entries) = (
+        batch.writes.iter().map(name),
+        batch.writes.iter().map(entry),
+    );
+    (names.max().unwrap_or(0), entries.max().unwrap_or(0))
+}
+
+fn value_bytes(write: &Write) -> usize {
+    match &write.action {
+        Action::Put { value, .. } => value.len(),
+        Action::Delete | Action::Touch { .. } | Action::Increment { .. } => 0,
+    }
+}
+
 /// Whether judging a batch takes so long that a thread which serves others should not do it.
 pub(super) fn is_long(snapshot: &Snapshot, batch: &WriteBatch) -> bool {
     const WRITES_MAX: usize = 256;
     const BYTES_MAX: usize = 128 << 10;
-    let bytes = |write: &crate::store::Write| match &write.action {
-        Action::Put { value, .. } => value.len(),
-        Action::Delete | Action::Touch { .. } | Action::Increment { .. } => 0,
-    };
     // All of a bucket's are compiled when one comes or goes.
-    let is_regex = |write: &crate::store::Write| {
+    let is_regex = |write: &Write| {
         let bucket = snapshot.bucket(write.bucket);
         bucket.is_some_and(|bucket| bucket.kind_of(&write.key) == LookupKind::Regex)
     };
@@ -333,7 +419,7 @@ pub(super) fn is_long(snapshot: &Snapshot, batch: &WriteBatch) -> bool {
     };
     batch.writes.len() > WRITES_MAX
         || writes_min(snapshot, batch) > WRITES_MAX
-        || batch.writes.iter().map(bytes).sum::<usize>() > BYTES_MAX
+        || batch.writes.iter().map(value_bytes).sum::<usize>() > BYTES_MAX
         || batch.writes.iter().any(is_regex)
         || batch.replace.iter().any(may_have_regexes)
 }
@@ -341,7 +427,7 @@ pub(super) fn is_long(snapshot: &Snapshot, batch: &WriteBatch) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{BucketConfig, LookupKinds, Store, ValueKind, Write};
+    use crate::store::{BucketConfig, LookupKinds, Store, ValueKind};
 
     #[test]
     fn what_compiles_regular_expressions_takes_long() {
@@ -367,5 +453,64 @@ mod tests {
         assert!(is_long(&[regexes], Write::put(plain, "k", *b"1")));
         assert!(!is_long(&[], Write::put(regexes, "/v1/*", *b"1")));
         assert!(!is_long(&[plain], Write::put(plain, "/v1/*", *b"1")));
+    }
+    #[tokio::test]
+    async fn keys_that_stay_are_asked_of_each_or_of_their_bucket() {
+        let config = BucketConfig::new("b", BackendKind::Memory, ValueKind::Bytes);
+        let store = Store::scratch(&[config]).expect("a store");
+        let b = store.snapshot().bucket_id("b").expect("it is there");
+        let since_1970 = std::time::SystemTime::UNIX_EPOCH.elapsed();
+        let now = since_1970.expect("the clock is right").as_millis() as u64;
+        let until = Deadline::from_millis(now + 3_600_000);
+        let batch = |value: u8| {
+            let ends = Write {
+                until,
+                ..Write::put(b, "ends", *b"1")
+            };
+            let changes = Write::put(b, "changes", [value]);
+            WriteBatch {
+                writes: vec![
+                    Write::put(b, "stays", *b"1"),
+                    ends,
+                    Write::put(b, "required", *b"1"),
+                    changes,
+                    Write::delete(b, "none"),
+                ],
+                ..WriteBatch::default()
+            }
+        };
+        let made = store.commit(batch(b'1')).await;
+        let revision = made.expect("made").revision;
+        let snapshot = store.snapshot();
+        let conditions = |takes: bool| {
+            let mut batch = batch(b'2');
+            batch.writes[2].expect = Expect::Present;
+            let backend = (BackendKind::Memory, revision);
+            let plan = Plan::new(&snapshot, backend, &batch, now);
+            let mut plan = plan.expect("it asks");
+            plan.fit(|_| takes);
+            let mut conditions = plan.transaction.conditions;
+            conditions.sort_by_key(|it| format!("{it:?}"));
+            conditions
+        };
+        let at = |key: &str, revision| SharedCondition::At {
+            bucket: "b".into(),
+            key: key.into(),
+            revision,
+        };
+        let [ends, required] = ["ends", "required"].map(|key| at(key, Some(revision)));
+        let each = [
+            ends.clone(),
+            at("none", None),
+            required.clone(),
+            at("stays", Some(revision)),
+        ];
+        assert_eq!(conditions(true), each);
+        let whole = SharedCondition::Unchanged {
+            bucket: "b".into(),
+            since: revision,
+        };
+        // What ends, and what is required, is asked of itself.
+        assert_eq!(conditions(false), [ends, required, whole]);
     }
 }

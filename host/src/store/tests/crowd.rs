@@ -303,10 +303,19 @@ fn a_dry_run_says_what_the_engine_would() {
         batch(writes.collect())
     };
     let too_large = |batch| match wait(stores[0].commit(batch)) {
-        Err(CommitError::TooLarge(reason)) => reason.contains("do not fit the shelf"),
+        Err(CommitError::TooLarge {
+            reason,
+            writes_max,
+            would,
+        }) => {
+            assert!(reason.contains("do not fit the shelf"), "{reason}");
+            assert_eq!(writes_max, Some(WRITES_MAX));
+            would.map(|would| (would.created, would.deleted))
+        }
         other => panic!("{other:?}"),
     };
-    assert!(too_large(dry(many(0, WRITES_MAX + 1))));
+    let would = too_large(dry(many(0, WRITES_MAX + 1)));
+    assert_eq!(would, Some((WRITES_MAX as u64 + 1, 0)));
     let told = wait(stores[0].commit(dry(many(0, WRITES_MAX)))).unwrap();
     assert_eq!((told.created, told.entry), (WRITES_MAX as u64, None));
     assert_eq!(shelf.contents("e"), []);
@@ -316,8 +325,9 @@ fn a_dry_run_says_what_the_engine_would() {
         replace: vec![e],
         ..put(e, "k", "1")
     };
-    assert!(too_large(dry(replace.clone())));
-    assert!(too_large(replace));
+    let would = too_large(dry(replace.clone()));
+    assert_eq!(would, Some((1, WRITES_MAX as u64 + 9)));
+    assert_eq!(too_large(replace), None);
     // It knows what this process does not know yet.
     let first = Write::put(e, "first", b"1".to_vec()).expecting(Expect::Absent);
     let said = said_before_it_sees(
@@ -330,6 +340,98 @@ fn a_dry_run_says_what_the_engine_would() {
         "{said:?}"
     );
     shelf.be_away(true);
-    let said = wait(stores[0].commit(dry(put(e, "k", "1"))));
-    assert!(matches!(said, Err(CommitError::Unavailable(_))), "{said:?}");
+    for batch in [put(e, "k", "1"), many(0, 3 * WRITES_MAX)] {
+        let said = wait(stores[0].commit(dry(batch)));
+        assert!(matches!(said, Err(CommitError::Unavailable(_))), "{said:?}");
+    }
+}
+
+/// A put of many keys, each with this value but the first ones, which have another.
+fn many(e: BucketId, keys: usize, others: usize) -> WriteBatch {
+    let value = |key| if key < others { "other" } else { "1" };
+    let writes = (0..keys).map(|key| write(e, &format!("{key:05}"), Some(value(key))));
+    batch(writes.collect())
+}
+
+#[test]
+fn a_dry_run_of_too_much_is_refused_for_what_is_wrong_with_it() {
+    let (shelf, stores, _dir) = limited(2, WRITES_MAX as u64 + 10);
+    let e = id(&stores[0], "e");
+    let dry = |batch: WriteBatch| WriteBatch {
+        dry_run: true,
+        ..batch
+    };
+    let keys = WRITES_MAX + 10;
+    let bad = WriteBatch {
+        expect: vec![(e, Expect::Present)],
+        ..many(e, keys, 0)
+    };
+    let said = wait(stores[0].commit(dry(bad)));
+    assert!(
+        matches!(said, Err(CommitError::BucketConflict { .. })),
+        "{said:?}"
+    );
+    let said = wait(stores[0].commit(dry(many(e, keys + 1, 0))));
+    assert!(matches!(said, Err(CommitError::Quota { .. })), "{said:?}");
+    // It knows what this process does not know yet, though it asks of no key.
+    wait(stores[0].commit(many(e, 9, 0))).unwrap();
+    let writes = (0..5).map(|key| write(e, &format!("{key:05}"), None));
+    let said = said_before_it_sees(
+        (&shelf, &stores),
+        batch(writes.collect()),
+        dry(many(e, keys, 0)),
+    );
+    let Err(CommitError::TooLarge {
+        would: Some(would), ..
+    }) = said
+    else {
+        panic!("{said:?}");
+    };
+    assert_eq!((would.created, would.unchanged), (keys as u64 - 4, 4));
+}
+
+#[test]
+fn keys_that_stay_as_they_are_need_no_room() {
+    let (shelf, stores, _dir) = fleet(2, &Hand::new());
+    let e = id(&stores[0], "e");
+    let keys = 2 * WRITES_MAX;
+    wait(stores[0].commit(many(e, WRITES_MAX, 0))).unwrap();
+    let rest = many(e, keys, 0).writes.split_off(WRITES_MAX);
+    wait(stores[0].commit(batch(rest))).unwrap();
+    converge(&shelf, &stores);
+    for replace in [vec![], vec![e]] {
+        let others = 5 + replace.len();
+        let all = WriteBatch {
+            replace,
+            ..many(e, keys, others)
+        };
+        let done = wait(stores[1].commit(all.clone())).unwrap();
+        assert_eq!(done.updated + done.unchanged, keys as u64);
+        let again = wait(stores[1].commit(all)).unwrap();
+        assert_eq!(
+            (again.unchanged, again.revision),
+            (keys as u64, done.revision)
+        );
+    }
+    // Nor are they, if somebody else has just deleted one.
+    let last = format!("{:05}", keys - 1);
+    let done = said_before_it_sees(
+        (&shelf, &stores),
+        batch(vec![write(e, &last, None)]),
+        many(e, keys, 0),
+    );
+    let done = done.unwrap();
+    assert_eq!((done.created, done.updated), (1, 6));
+    let found = shelf.contents("e").into_iter().find(|it| it.0 == last);
+    assert_eq!(found.map(|it| it.1), Some("1".into()));
+    // What is required of each is asked of each.
+    let mut strict = many(e, keys, 0);
+    for write in &mut strict.writes {
+        write.expect = Expect::Present;
+    }
+    let said = wait(stores[1].commit(strict));
+    assert!(
+        matches!(&said, Err(CommitError::TooLarge { would: None, .. })),
+        "{said:?}"
+    );
 }

@@ -283,14 +283,20 @@ impl Engine for Shelf {
 
     fn check_count(&self, count: usize) -> Result<(), EngineError> {
         if count > WRITES_MAX {
-            let reason = format!("{count} writes do not fit the shelf");
+            let reason = format!("{count} writes or conditions do not fit the shelf");
             return Err(EngineError::TooLarge(reason));
         }
         Ok(())
     }
 
+    fn writes_max(&self, _: usize, _: usize) -> usize {
+        WRITES_MAX
+    }
+
     fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
-        self.check_count(transaction.writes.len())
+        let conditions = transaction.conditions.iter();
+        let conditions = conditions.filter(|it| !matches!(it, Condition::Sized { .. }));
+        self.check_count(transaction.writes.len().max(conditions.count()))
     }
 
     async fn commit(&self, transaction: &Transaction) -> Result<Outcome, EngineError> {

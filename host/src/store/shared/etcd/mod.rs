@@ -132,6 +132,10 @@ impl Engine for Etcd {
         self.inner.check_count(count)
     }
 
+    fn writes_max(&self, bucket_bytes: usize, entry_bytes: usize) -> usize {
+        self.inner.writes_max(bucket_bytes, entry_bytes)
+    }
+
     fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
         self.inner.check_size(transaction)
     }

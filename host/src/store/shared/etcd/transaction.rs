@@ -102,6 +102,15 @@ impl Inner {
         Ok(())
     }
 
+    /// As many puts as [`Self::check_size`] lets pass, beside what is asked of one bucket.
+    pub(super) fn writes_max(&self, bucket_bytes: usize, entry_bytes: usize) -> usize {
+        let prefix = self.keys.prefix().len() + WRITE_BYTES;
+        let beside = prefix + 2 * bucket_bytes;
+        let left = self.settings.transaction_bytes_max.saturating_sub(beside);
+        let by_bytes = left / (prefix + bucket_bytes + entry_bytes);
+        by_bytes.min(self.settings.transaction_writes_max)
+    }
+
     /// What etcd would refuse.
     pub(super) fn check_size(&self, transaction: &Transaction) -> Result<(), EngineError> {
         let settings = &self.settings;

@@ -134,6 +134,11 @@ impl Engine for Redis {
         check_count(count)
     }
 
+    fn writes_max(&self, bucket_bytes: usize, entry_bytes: usize) -> usize {
+        let by_bytes = TRANSACTION_BYTES_MAX / (bucket_bytes + entry_bytes).max(1);
+        by_bytes.min(TRANSACTION_WRITES_MAX)
+    }
+
     fn check(&self, transaction: &Transaction) -> Result<(), EngineError> {
         check_size(transaction)
     }

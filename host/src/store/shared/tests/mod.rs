@@ -14,6 +14,7 @@ mod model;
 mod redis;
 mod relay;
 mod server;
+mod sizes;
 mod suite;
 mod through_store;
 

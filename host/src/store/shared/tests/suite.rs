@@ -476,6 +476,7 @@ macro_rules! conformance {
             suite::a_follower_is_told_that_it_has_everything_while_others_write,
             suite::who_catches_up_is_told_that_it_has_everything_when_it_has,
             suite::a_follower_leaves_when_nobody_listens,
+            sizes::as_many_writes_as_it_tells_are_taken,
             suite::what_is_wrong_with_a_request_is_said,
             artifacts::a_component_is_read_as_it_was_kept_until_it_is_removed,
             artifacts::an_artifact_without_a_piece_is_not_read,
