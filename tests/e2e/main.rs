@@ -32,6 +32,7 @@ mod import;
 mod kv_bulk;
 mod kv_cli;
 mod kv_doors;
+mod kv_formats;
 mod kv_history;
 mod kv_memory;
 mod kv_operations;

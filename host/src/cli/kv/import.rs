@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// Write a whole file into a bucket, all or none, under one revision
 ///
 /// The format is found by itself if it is one of: lines `KEY VALUE` (`#` begins a comment line), lines of JSON
-/// {"key":…,"value":…}, or one JSON object {"KEY":"VALUE",…}.
+/// {"key":…,"value":…}, or one JSON object {"KEY":"VALUE",…}. `--format` says it, as that of `kv export` does.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,6 +25,7 @@ Examples:
   throwbar kv import upstreams map.txt --replace     the file becomes the whole bucket
   throwbar kv import upstreams map.txt --diff        show what would be changed
   throwbar kv import upstreams sheet.csv --format csv
+  throwbar kv import upstreams export.ndjson --format ndjson
   throwbar kv import upstreams huge.ndjson --chunk 10000   any length, written 10,000 rows at a time
   throwbar kv import upstreams hosts.map --format haproxy-map
   throwbar kv import upstreams paths.map --format haproxy-map --match beg
@@ -74,6 +75,12 @@ pub(super) struct Args {
 enum Format {
     /// Lines or JSON, found by itself
     Auto,
+    /// Lines `KEY VALUE`
+    Lines,
+    /// One JSON object {"KEY":"VALUE",…}
+    Json,
+    /// Lines of JSON {"key":…,"value":…}
+    Ndjson,
     /// A table whose first line names the columns key and value
     Csv,
     /// A map file of HAProxy
@@ -105,15 +112,22 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
     if args.map.is_some() && args.format != Format::NginxMap {
         return Err(Ended::error(Exit::Usage, "--map is for --format nginx-map"));
     }
-    let (content_type, mut content) = match args.format {
+    let format = match args.format {
         Format::Auto => match kind_of(source.peek(is_shown)?).map_err(invalid)? {
-            Kind::Text => ("text/plain", Content::Streamed(source)),
-            Kind::Ndjson => (NDJSON, Content::Streamed(source)),
-            Kind::Object => {
-                let lines = lines_of(&source.whole()?).map_err(invalid)?;
-                (NDJSON, Content::Made(lines))
-            }
+            Kind::Text => Format::Lines,
+            Kind::Ndjson => Format::Ndjson,
+            Kind::Object => Format::Json,
         },
+        told => told,
+    };
+    let (content_type, mut content) = match format {
+        Format::Auto | Format::Lines => ("text/plain", Content::Streamed(source)),
+        Format::Ndjson => (NDJSON, Content::Streamed(source)),
+        Format::Json => {
+            let is_told = args.format == Format::Json;
+            let lines = lines_of(&source.whole()?, is_told).map_err(invalid)?;
+            (NDJSON, Content::Made(lines))
+        }
         Format::Csv => ("text/csv", Content::Streamed(source)),
         Format::HaproxyMap | Format::NginxMap => {
             let text = String::from_utf8(source.whole()?)
@@ -200,7 +214,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         }
     };
     let answer = answer
-        .map_err(|error| told(refused(&args.bucket, too_many(error))))?
+        .map_err(|error| told(refused(&args.bucket, guessed(args.format, too_many(error)))))?
         .json()?;
     if args.diff && !args.json {
         show_changes(&answer)?;
@@ -221,6 +235,20 @@ fn too_many(error: ClientError) -> ClientError {
         ClientError::Problem(mut problem) if problem.code.as_deref() == Some("batch-too-large") => {
             let detail = problem.detail.take().unwrap_or_default();
             problem.detail = Some(format!("{detail}: give --chunk 128"));
+            ClientError::Problem(problem)
+        }
+        other => other,
+    }
+}
+
+/// Lines that are none may be of another format than the one that was found.
+fn guessed(format: Format, error: ClientError) -> ClientError {
+    match error {
+        ClientError::Problem(mut problem)
+            if format == Format::Auto && problem.code.as_deref() == Some("invalid-import") =>
+        {
+            let detail = problem.detail.take().unwrap_or_default();
+            problem.detail = Some(format!("{detail}: --format says what the file is"));
             ClientError::Problem(problem)
         }
         other => other,
