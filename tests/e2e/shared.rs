@@ -13,6 +13,7 @@ mod failover;
 mod fleet;
 mod gaps;
 mod reach;
+mod stale;
 mod streams;
 mod unseen;
 

@@ -2,6 +2,7 @@
 
 use super::output;
 use http::StatusCode;
+use std::time::Duration;
 
 /// An answer of `application/problem+json`.
 #[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
@@ -19,6 +20,9 @@ pub(crate) struct Problem {
     pub(crate) bucket: Option<String>,
     /// See above.
     pub(crate) key: Option<String>,
+    /// How old what was read may be, if proxies share it: a field of the answer.
+    #[serde(skip)]
+    pub(crate) staleness: Option<Duration>,
     /// Each problem, if there are several.
     pub(crate) errors: Vec<serde_json::Value>,
 }

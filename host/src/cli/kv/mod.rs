@@ -10,6 +10,7 @@ mod history;
 mod import;
 mod list;
 mod source;
+mod stale;
 mod target;
 mod watch;
 mod write;
@@ -318,7 +319,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Result<()> {
-    let answer = client.get(&path_of(bucket, key)?).await?;
+    let answer = stale::read(client, Some(bucket), &path_of(bucket, key)?).await?;
     let mut out = Out::stdout();
     if json {
         let revision = answer
@@ -333,6 +334,7 @@ async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Re
         if let Some(expires_at) = answer.expires_at {
             entry["expires_at"] = expires_at.into();
         }
+        stale::put(answer.staleness, &mut entry);
         out.json(&entry)?;
     } else {
         out.bytes(&answer.body)?;
@@ -346,7 +348,7 @@ async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Re
 
 /// Ends with an error if the key is not there, and says nothing else.
 async fn exists(client: &Client, bucket: &str, key: &str) -> anyhow::Result<()> {
-    match client.get(&path_of(bucket, key)?).await {
+    match stale::read(client, Some(bucket), &path_of(bucket, key)?).await {
         Ok(_) => Ok(()),
         Err(error) => Err(error.into()),
     }
