@@ -31,6 +31,7 @@ mod hot_swap;
 mod import;
 mod kv_bulk;
 mod kv_cli;
+mod kv_conditions;
 mod kv_doors;
 mod kv_formats;
 mod kv_history;

@@ -3,10 +3,10 @@
 use super::foreign::Found;
 use super::format::{Kind, NDJSON, has_entry, has_row, is_shown, kind_of, lines_of};
 use super::source::Source;
-use super::write::{refused, report};
+use super::write::{condition, refused, report, unmet};
 use super::{chunks, flag, foreign, segment};
 use crate::cli::client::{Client, ClientError, with_query};
-use crate::cli::number::whole;
+use crate::cli::number::{revision, whole};
 use crate::cli::output::{self, Out, Style};
 use crate::cli::progress::watch_rows;
 use crate::cli::{Ended, Exit};
@@ -59,6 +59,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "ROWS", allow_negative_numbers = true, value_parser = whole::<u64>(1, 65_536),
           conflicts_with_all = ["replace", "dry_run", "diff"])]
     chunk: Option<u64>,
+    /// Only if the bucket was last changed at this revision, 0: if it holds no key
+    #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = revision, conflicts_with = "chunk")]
+    if_revision: Option<u64>,
     /// Check only; change nothing
     #[arg(long)]
     dry_run: bool,
@@ -198,7 +201,9 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         };
         return chunks::report(&args.bucket, &name, &answer, args.json);
     }
-    let headers = [(header::CONTENT_TYPE, content_type.to_owned())];
+    let condition = condition(args.if_revision, false);
+    let mut headers = vec![(header::CONTENT_TYPE, content_type.to_owned())];
+    headers.extend(condition.clone());
     let work = client.upload_all(Method::POST, &path, &headers, upload);
     let answer = tokio::select! {
         answer = watch_rows(&sent, "writing", work) => answer,
@@ -214,7 +219,9 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         }
     };
     let answer = answer
-        .map_err(|error| told(refused(&args.bucket, guessed(args.format, too_many(error)))))?
+        .map_err(|error| guessed(args.format, too_many(error)))
+        .map_err(|error| unmet(&args.bucket, condition.as_ref(), error))
+        .map_err(|error| told(refused(&args.bucket, error)))?
         .json()?;
     if args.diff && !args.json {
         show_changes(&answer)?;

@@ -79,7 +79,7 @@ Examples:
         /// Keys with their values; the first `=` ends the key
         #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse_pair)]
         pairs: Vec<(String, String)>,
-        /// Only if the key was last written at this revision (one key only)
+        /// Only if the key was last written at this revision, 0: if it does not exist (one key only)
         #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::revision)]
         if_revision: Option<u64>,
         /// Only if the key does not exist (one key only)
@@ -107,7 +107,7 @@ Examples:
         #[arg(required = true, value_name = "KEY")]
         keys: Vec<String>,
         /// Only if the key was last written at this revision (one key only)
-        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::revision)]
+        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::written)]
         if_revision: Option<u64>,
         /// Check only; change nothing
         #[arg(long)]
@@ -120,7 +120,8 @@ Examples:
     #[command(group = clap::ArgGroup::new("until").required(true), after_help = "\
 Examples:
   throwbar kv touch upstreams id1 --ttl 30s
-  throwbar kv touch upstreams id1 --forever    until it is deleted")]
+  throwbar kv touch upstreams id1 --forever    until it is deleted
+  throwbar kv touch upstreams id1 --ttl 30s --if-revision 12    only if nobody changed it since")]
     Touch {
         /// The bucket
         bucket: String,
@@ -133,6 +134,9 @@ Examples:
         /// They stay until they are deleted
         #[arg(long, group = "until")]
         forever: bool,
+        /// Only if the key was last written at this revision (one key only)
+        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::written)]
+        if_revision: Option<u64>,
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
@@ -145,7 +149,8 @@ Examples:
 Examples:
   throwbar kv incr counters visits
   throwbar kv incr counters seats -5
-  throwbar kv incr counters tries --ttl 1m    a new one ends after a minute")]
+  throwbar kv incr counters tries --ttl 1m    a new one ends after a minute
+  throwbar kv incr counters seats -5 --dry-run    the sum it would be")]
     Incr {
         /// The bucket, one of bytes
         bucket: String,
@@ -157,6 +162,15 @@ Examples:
         /// If this makes the entry, it ends after this time
         #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_ttl)]
         ttl: Option<String>,
+        /// Only if the key was last written at this revision, 0: if it does not exist
+        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::revision)]
+        if_revision: Option<u64>,
+        /// Only if the key does not exist
+        #[arg(long, conflicts_with = "if_revision")]
+        if_absent: bool,
+        /// Print the sum it would be; change nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Print what was done as JSON
         #[arg(long)]
         json: bool,
@@ -279,16 +293,28 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             keys,
             ttl,
             forever: _,
+            if_revision,
             dry_run,
             json,
-        } => write::touch(&client, &bucket, keys, ttl, How { dry_run, json }).await,
+        } => {
+            let condition = write::condition(if_revision, false);
+            let how = How { dry_run, json };
+            write::touch(&client, &bucket, keys, ttl, condition, how).await
+        }
         Command::Incr {
             bucket,
             key,
             by,
             ttl,
+            if_revision,
+            if_absent,
+            dry_run,
             json,
-        } => write::increment(&client, &bucket, &key, by, ttl, json).await,
+        } => {
+            let condition = write::condition(if_revision, if_absent);
+            let how = How { dry_run, json };
+            write::increment(&client, &bucket, &key, (by, ttl), condition, how).await
+        }
         Command::Exists { bucket, key } => exists(&client, &bucket, &key).await,
         Command::Watch {
             bucket,
