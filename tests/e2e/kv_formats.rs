@@ -101,3 +101,46 @@ async fn a_mark_of_the_byte_order_becomes_part_of_no_key() {
     let all = proxy.kv(&["export", "notes"]).await.ok();
     assert_eq!(all, "id1 a\nid2 b\nid3 c\nid4 d\nid5 e\nid6 f\nid7 g\n");
 }
+
+#[tokio::test]
+async fn an_export_that_does_not_fit_names_each_format_that_does() {
+    let proxy = with_files(&[]).await;
+    proxy.kv(&["set", "notes", "a b=x"]).await.ok();
+    let lines = proxy.kv(&["export", "notes"]).await;
+    lines.refused(
+        1,
+        "does not fit this format: give --format ndjson or csv (422)",
+    );
+    proxy.admin().put("/v1/kv/notes/a%20b", &b"\xff"[..]).await;
+    for format in ["lines", "csv"] {
+        let refused = proxy.kv(&["export", "notes", "--format", format]).await;
+        refused.refused(1, "does not fit this format: give --format ndjson (422)");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_line_of_json_is_told_with_its_own_number_and_no_other() {
+    let good = "{\"key\":\"a\",\"value\":\"1\"}\n";
+    let proxy = with_files(&[
+        (
+            "field",
+            &format!("{good}{{\"key\":\"b\",\"value\":\"2\",\"x\":1}}\n"),
+        ),
+        (
+            "ttl",
+            &format!("{good}{{\"key\":\"b\",\"value\":\"2\",\"ttl\":\"30s\"}}\n"),
+        ),
+    ])
+    .await;
+    for (file, said) in [
+        ("field", "line 2: unknown field `x`, expected one of"),
+        (
+            "ttl",
+            "line 2: unknown field `ttl`: an import says when an entry ends, in `expires_at`",
+        ),
+    ] {
+        let refused = proxy.kv(&["import", "notes", file]).await;
+        refused.refused(3, said);
+        assert!(!refused.stderr.contains("at line 1"), "{}", refused.stderr);
+    }
+}

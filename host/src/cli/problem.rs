@@ -60,6 +60,7 @@ impl std::fmt::Display for Problem {
 fn in_options(detail: &str) -> String {
     const OF_LISTS: (&str, &str) = (" only: expected them as prefix in the query", "begin with ");
     const OF_DEADLINES: &str = "expected ndjson or csv, or deadlines=false to leave that out";
+    const OF_FORMATS: &str = "does not fit this format: expected ";
     if let Some((before, after)) = detail.split_once(OF_LISTS.0)
         && let Some((_, prefix)) = before.rsplit_once(OF_LISTS.1)
     {
@@ -68,10 +69,9 @@ fn in_options(detail: &str) -> String {
             prefix.trim_matches('"')
         );
     }
-    detail.replace(
-        OF_DEADLINES,
-        "give --format ndjson or csv, or --without-deadlines",
-    )
+    let given = "give --format ndjson or csv, or --without-deadlines";
+    let detail = detail.replace(OF_DEADLINES, given);
+    detail.replace(OF_FORMATS, "does not fit this format: give --format ")
 }
 
 /// One entry of `errors`: its place, then what is wrong.
@@ -115,6 +115,10 @@ mod tests {
                 "key \"a\": it ends, which lines cannot say: expected ndjson or csv, or deadlines=false to leave that out"
             ),
             "key \"a\": it ends, which lines cannot say: give --format ndjson or csv, or --without-deadlines"
+        );
+        assert_eq!(
+            told("key \"a\": it or its value does not fit this format: expected ndjson or csv"),
+            "key \"a\": it or its value does not fit this format: give --format ndjson or csv"
         );
         assert_eq!(told("no bucket \"x\""), "no bucket \"x\"");
     }

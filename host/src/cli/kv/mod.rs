@@ -19,6 +19,8 @@ use super::client::{Client, Connect, encode};
 use super::output::Out;
 use super::{Ended, Exit, number};
 use crate::config::decode::units;
+use crate::config::diagnostic::shorten;
+use crate::store::Position;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
@@ -77,8 +79,8 @@ Examples:
         /// The bucket
         bucket: String,
         /// Keys with their values; the first `=` ends the key
-        #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse_pair)]
-        pairs: Vec<(String, String)>,
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        pairs: Vec<String>,
         /// Only if the key was last written at this revision, 0: if it does not exist (one key only)
         #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::revision)]
         if_revision: Option<u64>,
@@ -196,7 +198,7 @@ Examples:
         #[arg(long)]
         prefix: Option<String>,
         /// Begin after this revision, or after the id of an event
-        #[arg(long, value_name = "REVISION")]
+        #[arg(long, value_name = "REVISION", allow_hyphen_values = true, value_parser = parse_since)]
         since: Option<String>,
         /// End after so many revisions
         #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::whole::<u64>(1, u64::MAX))]
@@ -244,12 +246,29 @@ fn parse_ttl(text: &str) -> Result<String, String> {
     units::ttl(text).map(|_| text.to_owned())
 }
 
-fn parse_pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some(("", _)) => Err("the key is empty: expected KEY=VALUE".to_owned()),
+/// Where a watch begins, for the proxy to read.
+fn parse_since(text: &str) -> Result<String, String> {
+    let place: Result<Position, String> = text.parse();
+    place.map(|_| text.to_owned()).map_err(|_| {
+        "expected a revision as `kv ls` shows it, or the `id` of an event as `kv watch --json` prints it"
+            .to_owned()
+    })
+}
+
+/// Keys with their values, as they are given.
+fn parse_pairs(texts: &[String]) -> Result<Vec<(String, String)>, String> {
+    let pair = |(at, text): (usize, &String)| match text.split_once('=') {
+        Some(("", _)) => Err(format!("{text:?}: the key is empty: expected KEY=VALUE")),
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
-        None => Err("expected KEY=VALUE".to_owned()),
-    }
+        None => Err(match texts.get(at + 1) {
+            Some(value) => format!(
+                "{text:?}: expected KEY=VALUE; did you mean {text}={}",
+                shorten(value)
+            ),
+            None => format!("{text:?}: expected KEY=VALUE"),
+        }),
+    };
+    texts.iter().enumerate().map(pair).collect()
 }
 
 /// Runs the command.
@@ -276,6 +295,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         } => {
             let condition = write::condition(if_revision, if_absent);
             let how = How { dry_run, json };
+            let pairs = parse_pairs(&pairs).map_err(|why| Ended::error(Exit::Usage, why))?;
             write::set(&client, &bucket, pairs, condition, ttl, how).await
         }
         Command::Del {
@@ -422,10 +442,16 @@ mod tests {
 
     #[test]
     fn a_pair_is_split_at_its_first_equals_sign() {
-        assert_eq!(parse_pair("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert_eq!(parse_pair("a="), Ok(("a".into(), String::new())));
-        assert!(parse_pair("=b").is_err());
-        assert!(parse_pair("ab").is_err());
+        let parsed = |texts: &[&str]| {
+            let texts: Vec<_> = texts.iter().map(|text| String::from(*text)).collect();
+            parse_pairs(&texts)
+        };
+        let expected = vec![("a".into(), "b=c".into()), ("a".into(), String::new())];
+        assert_eq!(parsed(&["a=b=c", "a="]), Ok(expected));
+        assert!(parsed(&["=b"]).is_err_and(|why| why.contains("empty")));
+        assert!(parsed(&["a=b", "ab"]).is_err_and(|why| why == "\"ab\": expected KEY=VALUE"));
+        let two = parsed(&["id1", "127.0.0.3"]);
+        assert!(two.is_err_and(|why| why.ends_with("did you mean id1=127.0.0.3")));
     }
 
     #[test]
