@@ -14,6 +14,7 @@ mod fleet;
 mod gaps;
 mod imports;
 mod reach;
+mod stale;
 mod streams;
 mod unseen;
 

@@ -98,7 +98,6 @@ async fn a_limited_token_reads_and_writes_its_keys_and_nothing_else() {
                 .send(import("/v1/kv/ids/import?replace=true", "eu-3 b\n"))
                 .await,
         ),
-        ("the buckets", limited.get("/v1/kv").await),
         ("the status", limited.get("/v1/status").await),
         ("a plugin", limited.put("/v1/plugins/x", "x").await),
     ] {
@@ -111,6 +110,41 @@ async fn a_limited_token_reads_and_writes_its_keys_and_nothing_else() {
     }
     assert_eq!(proxy.admin().get("/v1/kv").await.text(), revision);
     assert_eq!(limited.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn the_buckets_that_a_limited_token_lists_are_its_own() {
+    let text = setup().text();
+    let more = "[buckets.secret]\nvalues = \"bytes\"\n[admin.tokens.agents]";
+    let text = text.replace("[admin.tokens.agents]", more);
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("agents.token"), format!("{SECRET}\n")).expect("written");
+    std::fs::write(dir.path().join("throwbar.toml"), text).expect("written");
+    let proxy = TestProxy::start_in(dir, &["serve", "throwbar.toml"]).await;
+    let limited = Admin::new(proxy.admin_address, Some(SECRET.to_owned()));
+    let listed = limited.get("/v1/kv").await;
+    assert_eq!(listed.status, 200, "{}", listed.text());
+    let listed = listed.json();
+    let buckets = listed["buckets"].as_array().expect("a list");
+    let names: Vec<_> = buckets.iter().map(|bucket| &bucket["name"]).collect();
+    assert_eq!(names, ["ids", "names"], "{listed}");
+    // How many keys there are is told of all of them, and these are not the token's.
+    assert_eq!(buckets[0].get("keys"), None, "{listed}");
+
+    std::fs::write(proxy.file("eu.map"), "eu-1 a\neu-2 b\n").expect("written");
+    std::fs::write(proxy.file("all.map"), "us-1 a\n").expect("written");
+    let own = ["--token-file", "agents.token"];
+    let import = ["import", "ids", "eu.map", "--format", "haproxy-map"];
+    let done = proxy.kv(&[&import[..], &own].concat()).await.ok();
+    assert!(done.starts_with("ids: 2 added"), "{done}");
+    let beyond = ["import", "ids", "all.map", "--format", "haproxy-map"];
+    let beyond = proxy.kv(&[&beyond[..], &own].concat()).await;
+    beyond.refused(1, "is not for key \"us-1\"");
+    let table = proxy.kv(&[&["ls"][..], &own].concat()).await.ok();
+    assert!(
+        table.contains("names") && !table.contains("secret"),
+        "{table}"
+    );
 }
 
 #[tokio::test]

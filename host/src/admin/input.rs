@@ -274,8 +274,12 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
         })
 }
 
+/// What some editors put before text in UTF-8: no part of what it says.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// Parses a JSON body; types refuse unknown fields.
 pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     serde_json::from_slice(body).map_err(|error| {
         let detail = format!("body: {error}");
         if error.is_data() {

@@ -31,12 +31,20 @@ const EXPIRES_AT: HeaderName = HeaderName::from_static("throwbar-expires-at");
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 
-/// `GET /v1/kv`
-pub(super) async fn buckets(State(data): State<Data>) -> Response {
+/// `GET /v1/kv`: the buckets that are the caller's to read.
+pub(super) async fn buckets(State(data): State<Data>, caller: Caller) -> Response {
     let snapshot = data.store.snapshot();
-    let buckets: Vec<_> = snapshot
-        .buckets()
-        .map(|(_, bucket)| bucket_json(bucket))
+    let own = snapshot.buckets().map(|(_, bucket)| bucket);
+    let own = own.filter(|bucket| caller.has_bucket(&bucket.config().name));
+    let buckets: Vec<_> = own
+        .map(|bucket| {
+            let mut bucket = bucket_json(bucket);
+            // They are of all keys.
+            if let (false, Some(fields)) = (caller.prefix().is_empty(), bucket.as_object_mut()) {
+                fields.retain(|name, _| !matches!(name.as_str(), "keys" | "bytes"));
+            }
+            bucket
+        })
         .collect();
     Json(json!({ "revision": snapshot.revision(), "buckets": buckets })).into_response()
 }

@@ -53,6 +53,7 @@ pub mod token;
 mod transfer;
 
 pub(crate) use batch::{check_batch, check_writes};
+pub(crate) use input::BYTE_ORDER_MARK;
 pub use rights::LimitedToken;
 pub use serve::{Bound, bind};
 pub use token::{Token, TokenError};

@@ -61,6 +61,10 @@ impl Caller {
             return Ok(());
         };
         let is_of_store = uri.path().starts_with("/v1/kv/");
+        // The list of buckets is of the caller's own: see [`Self::has_bucket`].
+        if uri.path() == "/v1/kv" && matches!(*method, Method::GET | Method::HEAD) {
+            return Ok(());
+        }
         let params = params.filter(|_| is_of_store);
         let named = |wanted| {
             let mut params = params.into_iter().flatten();
@@ -90,6 +94,14 @@ impl Caller {
         })?;
         now.permit(method, Some(bucket), None)?;
         Ok(Self::Limited(now.clone()))
+    }
+
+    /// Whether a bucket is the caller's to read.
+    pub(super) fn has_bucket(&self, name: &str) -> bool {
+        match self {
+            Self::Admin => true,
+            Self::Limited(token) => token.buckets.contains_key(name),
+        }
     }
 
     /// Whether the caller may list keys that begin so.
@@ -152,7 +164,9 @@ impl LimitedToken {
         key: Option<&str>,
     ) -> Result<(), Problem> {
         let Some(bucket) = bucket else {
-            return Err(self.refuse(format_args!("is for /v1/kv/{{bucket}} and its keys")));
+            return Err(self.refuse(format_args!(
+                "is for /v1/kv, /v1/kv/{{bucket}} and its keys"
+            )));
         };
         let reads = matches!(*method, Method::GET | Method::HEAD);
         match self.buckets.get(bucket) {
@@ -247,6 +261,8 @@ mod tests {
     #[tokio::test]
     async fn a_token_is_good_for_its_buckets_and_for_nothing_else() {
         for (method, path) in [
+            // It has the token's own buckets only.
+            (Method::GET, "/v1/kv"),
             (Method::GET, "/v1/kv/ids"),
             (Method::GET, "/v1/kv/ids?watch=1"),
             (Method::GET, "/v1/kv/ids/a/b"),
@@ -265,7 +281,7 @@ mod tests {
             (Method::POST, "/v1/kv/names/batch"),
             (Method::GET, "/"),
             (Method::GET, "/metrics"),
-            (Method::GET, "/v1/kv"),
+            (Method::POST, "/v1/kv"),
             (Method::GET, "/v1/kv/"),
             (Method::GET, "/v1/kv/other/k"),
             (Method::GET, "/v1/kv/ids%2Fk"),

@@ -1,5 +1,6 @@
 //! `Throwbar-Staleness`: how old what is read of a bucket that proxies share may be.
 
+use super::rights::Caller;
 use crate::store::{Bucket, Store};
 use axum::RequestExt;
 use axum::extract::{RawPathParams, Request, State};
@@ -17,7 +18,8 @@ pub(super) async fn tell(State(store): State<Store>, mut request: Request, next:
     let fields = match reads {
         true => {
             let params = request.extract_parts::<RawPathParams>().await.ok();
-            of_path(&store, request.uri().path(), params.as_ref())
+            let caller = request.extensions().get().unwrap_or(&Caller::Admin);
+            of_path(&store, request.uri().path(), params.as_ref(), caller)
         }
         false => HeaderMap::new(),
     };
@@ -26,7 +28,12 @@ pub(super) async fn tell(State(store): State<Store>, mut request: Request, next:
     response
 }
 
-fn of_path(store: &Store, path: &str, params: Option<&RawPathParams>) -> HeaderMap {
+fn of_path(
+    store: &Store,
+    path: &str,
+    params: Option<&RawPathParams>,
+    caller: &Caller,
+) -> HeaderMap {
     let snapshot = store.snapshot();
     let params = params.filter(|_| path.starts_with("/v1/kv/"));
     let mut params = params.into_iter().flatten();
@@ -35,7 +42,11 @@ fn of_path(store: &Store, path: &str, params: Option<&RawPathParams>) -> HeaderM
             let bucket = snapshot.bucket_id(name).and_then(|id| snapshot.bucket(id));
             staleness(store, bucket.into_iter())
         }
-        None if path == "/v1/kv" => staleness(store, snapshot.buckets().map(|(_, bucket)| bucket)),
+        None if path == "/v1/kv" => {
+            let buckets = snapshot.buckets().map(|(_, bucket)| bucket);
+            let own = buckets.filter(|bucket| caller.has_bucket(&bucket.config().name));
+            staleness(store, own)
+        }
         None => HeaderMap::new(),
     }
 }

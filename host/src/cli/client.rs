@@ -10,7 +10,7 @@ use super::problem::Problem;
 use crate::admin::Address;
 use bytes::Bytes;
 use early::Early;
-use http::{HeaderName, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
@@ -98,6 +98,8 @@ pub(crate) struct Answer {
     pub(crate) etag: Option<String>,
     /// When the key that was read ends, if it does.
     pub(crate) expires_at: Option<String>,
+    /// How old what was read may be, if proxies share it.
+    pub(crate) staleness: Option<Duration>,
     /// The body.
     pub(crate) body: Bytes,
     /// Where it came from.
@@ -228,6 +230,7 @@ impl Client {
                 Some(value.trim_matches('"').to_owned())
             };
             let (etag, expires_at) = (field("etag"), field("throwbar-expires-at"));
+            let staleness = staleness_of(response.headers());
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
                 .collect()
                 .await
@@ -237,6 +240,7 @@ impl Client {
             Ok(Answer {
                 etag,
                 expires_at,
+                staleness,
                 body,
                 address,
             })
@@ -397,12 +401,14 @@ impl Client {
             });
         }
         const PROBLEM_BYTES_MAX: usize = 16 << 20;
+        let staleness = staleness_of(response.headers());
         let body = Limited::new(response.into_body(), PROBLEM_BYTES_MAX)
             .collect()
             .await
             .map_err(|e| self.broken(format!("status {status}, and then: {e}")))?
             .to_bytes();
-        let problem = Problem::of(status, &body);
+        let mut problem = Problem::of(status, &body);
+        problem.staleness = staleness;
         // A request that the API's HTTP itself cannot take is answered without a document.
         let unread = body.is_empty() && matches!(status.as_u16(), 400 | 414 | 431);
         if problem.code.is_none() && !unread {
@@ -413,6 +419,17 @@ impl Client {
         }
         Err(ClientError::Problem(problem))
     }
+}
+
+/// How old what was read may be, as the fields of an answer say it.
+pub(crate) fn staleness_of(fields: &HeaderMap) -> Option<Duration> {
+    let seconds: f64 = fields
+        .get("throwbar-staleness")?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// An address to dial: one that listens on every interface is reached on loopback.

@@ -33,6 +33,8 @@ pub(super) fn parse_file(text: &str, name: &str) -> Result<Vec<(String, String)>
     let mut entries = Vec::new();
     let mut problems = Vec::new();
     let mut seen = AHashMap::new();
+    // A mark of the byte order is no part of the first ID.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (number, line) in text
         .lines()
         .enumerate()
@@ -80,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_map_file_gives_its_entries_without_comments_and_empty_lines() {
-        let text = "# the map\nid1 127.0.0.2\n\n  id2\t127.0.0.3:81  \r\n";
+        let text = "\u{feff}# the map\nid1 127.0.0.2\n\n  id2\t127.0.0.3:81  \r\n";
         assert_eq!(
             parse_file(text, "map.txt"),
             Ok(vec![

@@ -35,6 +35,14 @@ pub(super) fn revision(text: &str) -> Result<u64, String> {
         .map_err(|_| "expected a revision as `kv ls` shows it, a whole number".to_owned())
 }
 
+/// Reads the revision of a key that is there.
+pub(super) fn written(text: &str) -> Result<u64, String> {
+    match revision(text)? {
+        0 => Err("0 is the revision of a key that does not exist, expected that of one".to_owned()),
+        revision => Ok(revision),
+    }
+}
+
 /// Reads the port of an address that should have been as `expected`.
 pub(super) fn port(text: &str, expected: &str) -> Result<u16, String> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -69,6 +77,8 @@ mod tests {
         assert_eq!(signed("-5"), Ok(-5));
         assert!(signed("9223372036854775808").is_err());
         assert!(revision("-1").is_err_and(|why| why.contains("`kv ls`")));
+        assert_eq!((revision("0"), written("1")), (Ok(0), Ok(1)));
+        assert!(written("0").is_err_and(|why| why.contains("does not exist")));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::output;
 use http::StatusCode;
+use std::time::Duration;
 
 /// An answer of `application/problem+json`.
 #[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
@@ -21,6 +22,9 @@ pub(crate) struct Problem {
     pub(crate) key: Option<String>,
     /// Of more writes than are taken at once: how many are.
     pub(crate) writes_max: Option<u64>,
+    /// How old what was read may be, if proxies share it: a field of the answer.
+    #[serde(skip)]
+    pub(crate) staleness: Option<Duration>,
     /// Each problem, if there are several.
     pub(crate) errors: Vec<serde_json::Value>,
 }
@@ -58,6 +62,7 @@ impl std::fmt::Display for Problem {
 fn in_options(detail: &str) -> String {
     const OF_LISTS: (&str, &str) = (" only: expected them as prefix in the query", "begin with ");
     const OF_DEADLINES: &str = "expected ndjson or csv, or deadlines=false to leave that out";
+    const OF_FORMATS: &str = "does not fit this format: expected ";
     if let Some((before, after)) = detail.split_once(OF_LISTS.0)
         && let Some((_, prefix)) = before.rsplit_once(OF_LISTS.1)
     {
@@ -66,10 +71,9 @@ fn in_options(detail: &str) -> String {
             prefix.trim_matches('"')
         );
     }
-    detail.replace(
-        OF_DEADLINES,
-        "give --format ndjson or csv, or --without-deadlines",
-    )
+    let given = "give --format ndjson or csv, or --without-deadlines";
+    let detail = detail.replace(OF_DEADLINES, given);
+    detail.replace(OF_FORMATS, "does not fit this format: give --format ")
 }
 
 /// One entry of `errors`: its place, then what is wrong.
@@ -113,6 +117,10 @@ mod tests {
                 "key \"a\": it ends, which lines cannot say: expected ndjson or csv, or deadlines=false to leave that out"
             ),
             "key \"a\": it ends, which lines cannot say: give --format ndjson or csv, or --without-deadlines"
+        );
+        assert_eq!(
+            told("key \"a\": it or its value does not fit this format: expected ndjson or csv"),
+            "key \"a\": it or its value does not fit this format: give --format ndjson or csv"
         );
         assert_eq!(told("no bucket \"x\""), "no bucket \"x\"");
     }

@@ -51,6 +51,13 @@ async fn wrong_arguments_end_with_2_and_say_what_was_expected() {
             &["kv", "undo", "b", "--revision", "last"],
             "`kv ls` shows it",
         ),
+        (&["kv", "watch", "b", "--since", "abc"], "`kv ls` shows it"),
+        (&["kv", "watch", "b", "--since", "-5"], "`kv ls` shows it"),
+        (
+            &["kv", "set", "b", "id1", "127.0.0.3"],
+            "\"id1\": expected KEY=VALUE; did you mean id1=127.0.0.3",
+        ),
+        (&["kv", "set", "b", "a=1", "b"], "\"b\": expected KEY=VALUE"),
         (
             &["kv", "incr", "b", "a", "lots"],
             "whole number such as 5 or -5",

@@ -165,6 +165,23 @@ async fn without_a_data_file_a_backup_says_so_and_a_limited_token_gets_none() {
 }
 
 #[tokio::test]
+async fn a_backup_names_what_it_does_not_have_and_is_what_is_checked_of_a_file_in_use() {
+    let cache = "[buckets.cache]\nbackend = \"memory\"\nvalues = \"bytes\"\n";
+    let proxy = TestProxy::start(&format!("{cache}{NOTES}")).await;
+    let made = kv(&proxy, &["backup", "copy.redb"]).await;
+    made.refused(
+        0,
+        "copy.redb: not in it, for they are in their own backends: cache (memory)",
+    );
+    let used = kv(&proxy, &["check", "data/store.redb"]).await;
+    used.refused(
+        1,
+        "in use by another process; of a running proxy, check a backup: throwbar kv backup FILE",
+    );
+    assert!(!used.stderr.contains("data directory"), "{}", used.stderr);
+}
+
+#[tokio::test]
 async fn no_command_replaces_a_data_file_that_a_proxy_uses_under_any_name() {
     let mut proxy = TestProxy::start(NOTES).await;
     fill(&proxy, 0..10, "value").await;

@@ -57,7 +57,8 @@ impl ExportFormat {
             (Self::Csv, Some(_)) => true,
             (Self::Lines, Some(value)) => {
                 !key.contains(char::is_whitespace)
-                    && !key.starts_with('#')
+                    // The first would begin a comment, and the second be no part of the key.
+                    && !key.starts_with(['#', '\u{feff}'])
                     && !value.is_empty()
                     && *value == *value.trim()
                     && !value.contains(['\n', '\r'])
@@ -86,9 +87,13 @@ impl Export {
     /// Whether an import would read back what this writes of an entry.
     fn check(&self, key: &str, entry: &Entry) -> Result<(), Problem> {
         if !self.format.holds(key, entry) {
+            let others = match ExportFormat::Csv.holds(key, entry) {
+                true => "ndjson or csv",
+                false => "ndjson",
+            };
             return Err(Problem::invalid(
                 "format",
-                format!("key {key:?}: it or its value does not fit this format: expected ndjson"),
+                format!("key {key:?}: it or its value does not fit this format: expected {others}"),
             ));
         }
         if self.format == ExportFormat::Lines && self.deadline(entry).is_some() {

@@ -7,7 +7,7 @@ use super::batch::Content;
 use super::chunks::CHUNK_BYTES_MAX;
 use super::offload;
 use super::table::Rows;
-use crate::admin::input::{Chunks, media_type};
+use crate::admin::input::{BYTE_ORDER_MARK, Chunks, media_type};
 use crate::admin::problem::Problem;
 use crate::config::diagnostic::shorten;
 use crate::store::batch::check_key;
@@ -260,6 +260,10 @@ impl Intake {
 
     /// Reads rows that are whole.
     fn rows(&mut self, rows: &[u8]) {
+        let rows = match self.lines {
+            0 => rows.strip_prefix(BYTE_ORDER_MARK).unwrap_or(rows),
+            _ => rows,
+        };
         match self.format {
             Format::Csv => self.table(rows),
             Format::Json | Format::Text => {
@@ -437,7 +441,7 @@ fn parse_line(line: &[u8], format: Format) -> Result<Entry, String> {
     }
     match format {
         Format::Json => {
-            let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+            let line: Line = serde_json::from_slice(line).map_err(|error| said_of(&error))?;
             Ok(Entry {
                 key: line.key,
                 value: line.value.0,
@@ -455,6 +459,19 @@ fn parse_line(line: &[u8], format: Format) -> Result<Entry, String> {
                 until: None,
             })
         }
+    }
+}
+
+/// What is wrong with a line of JSON, without the line: to its reader it was the first and only one.
+fn said_of(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(&*text, |it| it.0);
+    match what.starts_with("unknown field `ttl`") {
+        true => {
+            "unknown field `ttl`: an import says when an entry ends, in `expires_at`".to_owned()
+        }
+        false if error.is_data() => what.to_owned(),
+        false => format!("{what} at column {}", error.column()),
     }
 }
 

@@ -1,11 +1,14 @@
 //! `throwbar kv batch`: sets, deletes, increments and renewals of a file, in any buckets, with conditions, all or none.
 
 use super::source::Source;
-use super::write::{refused, report};
+use super::write::{condition, refused, report, unmet};
 use super::{flag, segment};
 use crate::admin::{check_batch, check_write};
 use crate::cli::client::{Client, ClientError, with_query};
+use crate::cli::number::revision;
 use crate::cli::{Ended, Exit};
+use http::{Method, header};
+use http_body_util::Full;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -21,6 +24,7 @@ use std::path::PathBuf;
 Examples:
   throwbar kv batch move.ndjson
   throwbar kv batch move.ndjson --dry-run
+  throwbar kv batch move.ndjson --if-revision 12    only if nobody changed the bucket since
   make-writes | throwbar kv batch -
 
 where move.ndjson is, for example:
@@ -30,6 +34,9 @@ where move.ndjson is, for example:
 pub(super) struct Args {
     /// The file, or - for standard input
     file: PathBuf,
+    /// Only if the bucket, one for the whole file, was last changed at this revision, 0: if it holds no key
+    #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = revision)]
+    if_revision: Option<u64>,
     /// Check only; change nothing
     #[arg(long)]
     dry_run: bool,
@@ -60,6 +67,11 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
     let mut batch = Batch::read(&text).map_err(|problem| invalid(&problem))?;
     let shown: Vec<_> = batch.buckets.keys().map(String::as_str).collect();
     let shown = shown.join(", ");
+    if args.if_revision.is_some() && batch.buckets.len() != 1 {
+        let why = format!("--if-revision is that of one bucket, and {name} writes to {shown}");
+        return Err(Ended::error(Exit::Usage, why));
+    }
+    let condition = condition(args.if_revision, false);
     let query = [("dry_run", flag(args.dry_run))];
     // A token may be good for one bucket only.
     let (path, body) = match batch.buckets.pop_first() {
@@ -72,10 +84,16 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
             ("/v1/batch".to_owned(), json!({ "writes": batch.buckets }))
         }
     };
-    let answer = client.post_json(&with_query(path, &query), &body).await;
+    let mut headers = vec![(header::CONTENT_TYPE, "application/json".to_owned())];
+    headers.extend(condition.clone());
+    let (path, body) = (with_query(path, &query), Full::new(body.to_string().into()));
+    let answer = client.upload_all(Method::POST, &path, &headers, body).await;
     let answer = answer.map_err(|error| {
         let place = format!("{name}{}", batch.place_of(&error));
-        refused(&shown, error).context(place)
+        // A key has a condition of its own.
+        let is_of_key = matches!(&error, ClientError::Problem(problem) if problem.key.is_some());
+        let condition = condition.as_ref().filter(|_| !is_of_key);
+        refused(&shown, unmet(&shown, condition, error)).context(place)
     })?;
     report(&shown, &answer.json()?, args.dry_run, args.json)
 }

@@ -1,8 +1,8 @@
 //! `throwbar kv export`: a whole bucket, as of one revision.
 
-use super::segment;
 use super::target::{Content, Target};
-use crate::cli::client::{Client, with_query};
+use super::{segment, stale};
+use crate::cli::client::{Client, staleness_of, with_query};
 use crate::cli::output::{self, Out};
 use anyhow::Context;
 use http_body_util::BodyExt;
@@ -80,6 +80,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         Some(file) => Some((file, Target::open(file, args.force, Content::Export)?)),
     };
     let response = client.stream(&path, &[]).await?;
+    stale::tell(Some(bucket), staleness_of(response.headers()));
     let keys = response.headers().get("throwbar-keys");
     let keys = keys.and_then(|keys| keys.to_str().ok()?.parse::<u64>().ok());
     let mut body = response.into_body();

@@ -8,11 +8,13 @@ use crate::store::data_file::{Contents, check_data_file};
 use anyhow::Context;
 use http_body_util::BodyExt;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 
 /// Copy the data file of a running proxy, as it is at one revision, and check the copy
+///
+/// Buckets in memory and those that proxies share are not in the data file; they are named.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -69,7 +71,28 @@ pub(super) async fn backup(client: &Client, args: &BackupArgs) -> anyhow::Result
     })?;
     target.keep()?;
     output::aside(format_args!("{name}: {}, {}", said(&contents), size(bytes)));
+    // What is copied is whole without it: a proxy that does not answer now is no failure of the backup.
+    if let Ok(answer) = client.get("/v1/kv").await
+        && let Some(text) = answer.json().ok().and_then(|listed| not_in_it(&listed))
+    {
+        output::aside(format_args!("{name}: {text}"));
+    }
     Ok(())
+}
+
+/// The buckets whose keys are not in the data file, if there are any.
+fn not_in_it(listed: &Value) -> Option<String> {
+    let buckets = super::listed(listed, "buckets").iter();
+    let others = buckets.filter(|bucket| bucket["backend"] != "embedded");
+    let others: Vec<_> = others
+        .map(|bucket| {
+            let text = |name: &str| bucket[name].as_str().unwrap_or("-");
+            format!("{} ({})", text("name"), text("backend"))
+        })
+        .collect();
+    let buckets = others.join(", ");
+    (!others.is_empty())
+        .then(|| format!("not in it, for they are in their own backends: {buckets}"))
 }
 
 /// What the proxy answers.
@@ -107,6 +130,10 @@ pub(super) fn check(args: &CheckArgs) -> anyhow::Result<()> {
             "data file {}: corrupt or not a data file of this program: {reason}",
             path.display()
         ),
+        OpenError::InUse { path } => anyhow::anyhow!(
+            "data file {}: in use by another process; of a running proxy, check a backup: throwbar kv backup FILE",
+            path.display()
+        ),
         other => other.into(),
     })?;
     let mut out = Out::stdout();
@@ -133,4 +160,18 @@ fn said(contents: &Contents) -> String {
         counted(contents.buckets, "bucket"),
         contents.revision
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_that_a_backup_does_not_have_are_named() {
+        let own = json!({ "name": "ids", "backend": "embedded" });
+        let shared = json!({ "name": "notes", "backend": "redis" });
+        assert_eq!(not_in_it(&json!({ "buckets": [own] })), None);
+        let told = not_in_it(&json!({ "buckets": [own, shared] })).expect("told");
+        assert!(told.ends_with(": notes (redis)"), "{told}");
+    }
 }

@@ -20,45 +20,85 @@ pub(super) enum Kind {
 /// Media type of lines of JSON.
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
-/// Whether the beginning of a file shows what it is.
+/// Whether the beginning of a file shows what it is: it has the whole line of the first entry.
 pub(super) fn is_shown(head: &[u8]) -> bool {
-    match head.trim_ascii_start() {
-        [] => false,
-        [b'{', rest @ ..] => rest.contains(&b'\n'),
-        _ => true,
-    }
+    first_line(head).is_some_and(|(_, is_whole)| is_whole)
+}
+
+/// The first line that is neither empty nor a comment, and whether it has its end.
+fn first_line(head: &[u8]) -> Option<(&[u8], bool)> {
+    head.split_inclusive(|b| *b == b'\n').find_map(|line| {
+        let text = line.trim_ascii();
+        let is_entry = !text.is_empty() && text[0] != b'#';
+        is_entry.then(|| (text, line.ends_with(b"\n")))
+    })
 }
 
 /// What a file to import is, found from its beginning.
 ///
 /// # Errors
-/// If it begins as JSON and is none of the forms.
+/// If that would write keys that nobody meant: what is missing, or which format to name.
 pub(super) fn kind_of(head: &[u8]) -> Result<Kind, String> {
-    let head = head.trim_ascii_start();
-    match head.first() {
-        Some(b'{') => {}
-        Some(b'[') => {
-            return Err(
-                "is a JSON array: expected lines `KEY VALUE`, lines of JSON \
-                {\"key\":…,\"value\":…}, or one JSON object {\"KEY\":\"VALUE\"}"
-                    .to_owned(),
-            );
+    let Some((line, _)) = first_line(head) else {
+        return Ok(Kind::Text);
+    };
+    match line[0] {
+        b'{' => {}
+        b'[' => {
+            return Err(format!(
+                "is a JSON array: expected lines `KEY VALUE`, lines of JSON {{\"key\":…,\"value\":…}}, or one JSON object \
+                 {{\"KEY\":\"VALUE\"}}; {LINES}"
+            ));
+        }
+        _ if is_table(line) => {
+            return Err(format!(
+                "its first line {:?} is that of a table: give --format csv, whose first line names the columns key and \
+                 value, or --format lines if it is a key and a value",
+                shorten(&String::from_utf8_lossy(line))
+            ));
         }
         _ => return Ok(Kind::Text),
     }
-    let first_line = head.split(|b| *b == b'\n').next().unwrap_or_default();
-    let is_entry = serde_json::from_slice::<Value>(first_line)
-        .is_ok_and(|value| value.get("key").is_some() && value.get("value").is_some());
-    Ok(if is_entry { Kind::Ndjson } else { Kind::Object })
+    let entry: Value = serde_json::from_slice(line).unwrap_or_default();
+    match (entry.get("key"), entry.get("value")) {
+        (Some(_), Some(_)) => Ok(Kind::Ndjson),
+        // One JSON object of such keys is rarer than a line of JSON with a mistake in it.
+        (Some(_), None) => Err(
+            "its first line has `key` and no `value`: expected lines of JSON {\"key\":…,\"value\":…}; give --format \
+             json if it is one JSON object, and `key` one of its keys"
+                .to_owned(),
+        ),
+        (None, _) => Ok(Kind::Object),
+    }
 }
+
+/// Whether a line is that of a table in CSV: the names of its columns, or cells without a blank to end a key.
+fn is_table(line: &[u8]) -> bool {
+    let cells = line.split(|b| *b == b',').map(|cell| {
+        let cell = cell.trim_ascii();
+        let unquoted = cell
+            .strip_prefix(b"\"")
+            .and_then(|it| it.strip_suffix(b"\""));
+        unquoted.unwrap_or(cell)
+    });
+    let named = |wanted: &[u8]| cells.clone().any(|cell| cell.eq_ignore_ascii_case(wanted));
+    let is_header = named(b"key") && named(b"value");
+    is_header || (line.contains(&b',') && !line.iter().any(|b| matches!(b, b' ' | b'\t')))
+}
+
+/// What to do about a key that looks like the beginning of JSON.
+const LINES: &str = "give --format lines if it is lines whose first key begins so";
 
 /// One JSON object of keys as lines of JSON.
 ///
 /// # Errors
-/// If it is none.
-pub(super) fn lines_of(object: &[u8]) -> Result<Vec<u8>, String> {
-    let Entries(entries) = serde_json::from_slice(object).map_err(|e| {
-        format!("is neither lines of JSON {{\"key\":…,\"value\":…}} nor one JSON object: {e}")
+/// If it is none; of one that nobody said to be one, what else it might be.
+pub(super) fn lines_of(object: &[u8], is_told: bool) -> Result<Vec<u8>, String> {
+    let Entries(entries) = serde_json::from_slice(object).map_err(|e| match is_told {
+        true => format!("is not one JSON object {{\"KEY\":\"VALUE\"}}: {e}"),
+        false => format!(
+            "is neither lines of JSON {{\"key\":…,\"value\":…}} nor one JSON object: {e}; {LINES}"
+        ),
     })?;
     let mut lines = Vec::with_capacity(object.len() + entries.len() * 16);
     let mut seen = AHashMap::with_capacity(entries.len());
@@ -134,16 +174,31 @@ mod tests {
         match kind_of(&text)? {
             Kind::Text => Ok(("text/plain", text)),
             Kind::Ndjson => Ok((NDJSON, text)),
-            Kind::Object => Ok((NDJSON, lines_of(&text)?)),
+            Kind::Object => Ok((NDJSON, lines_of(&text, false)?)),
         }
     }
 
     #[test]
     fn the_beginning_of_a_file_shows_what_it_is_or_more_is_needed() {
-        for more in ["", " \n", "{\"key\": 1", " {"] {
+        for more in [
+            "",
+            " \n",
+            "{\"key\": 1",
+            " {",
+            "a",
+            "key,",
+            "# a\n",
+            "# a\nb",
+        ] {
             assert!(!is_shown(more.as_bytes()), "{more:?}");
         }
-        for enough in ["a", " \n[", "{\n", "{\"key\":\"a\",\"value\":\"b\"}\n"] {
+        for enough in [
+            "a\n",
+            " \n[\n",
+            "# a\nb\n",
+            "{\n",
+            "{\"key\":\"a\",\"value\":\"b\"}\n",
+        ] {
             assert!(is_shown(enough.as_bytes()), "{enough:?}");
         }
     }
@@ -192,9 +247,40 @@ mod tests {
     }
 
     #[test]
-    fn a_map_whose_first_key_is_named_key_is_still_a_map() {
-        let (_, body) = body_of(b"{\"key\": \"10.0.0.1\"}".to_vec()).expect("a map");
-        let line: Value = serde_json::from_slice(&body).expect("one line");
+    fn what_would_write_keys_that_nobody_meant_is_refused_with_the_format_to_name() {
+        let refused = |text: &str| kind_of(text.as_bytes()).expect_err(text);
+        for text in ["{\"key\":\"n1\"}", "# a\n{\"key\":\"n1\",\"val\":\"x\"}\n"] {
+            let why = refused(text);
+            assert!(
+                why.contains("no `value`") && why.contains("--format json"),
+                "{why}"
+            );
+        }
+        for text in [
+            "key, value\nid1, a\n",
+            "\"Value\",x,\"Key\"\n",
+            "id1,127.0.0.1\n",
+        ] {
+            let why = refused(text);
+            assert!(why.contains("give --format csv"), "{text}: {why}");
+        }
+        for text in ["id1 a,b\n", "key value\n", "keys, values\n"] {
+            assert_eq!(kind_of(text.as_bytes()), Ok(Kind::Text), "{text}");
+        }
+        assert!(refused("[a] b\n").contains("--format lines"));
+        let no_object = lines_of(b"{a} b", false).expect_err("no object");
+        assert!(no_object.contains("--format lines"), "{no_object}");
+        assert_eq!(
+            kind_of(b"# a\n{\"key\":\"a\",\"value\":\"b\"}"),
+            Ok(Kind::Ndjson)
+        );
+    }
+
+    #[test]
+    fn a_map_that_is_said_to_be_one_may_have_a_key_named_key() {
+        let lines = lines_of(b"{\"key\": \"10.0.0.1\"}", true).expect("a map");
+        let line: Value = serde_json::from_slice(&lines).expect("one line");
         assert_eq!(line, json!({"key": "key", "value": "10.0.0.1"}));
+        assert!(lines_of(b"{oops", true).is_err_and(|why| !why.contains("lines")));
     }
 }

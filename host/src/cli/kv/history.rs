@@ -2,7 +2,7 @@
 
 use super::import::show_changes;
 use super::write::{refused, report};
-use super::{flag, listed, path_of, segment};
+use super::{flag, listed, path_of, segment, stale};
 use crate::cli::client::{Client, with_query};
 use crate::cli::number::revision;
 use crate::cli::output::{Align, Out, Table};
@@ -72,9 +72,11 @@ pub(super) struct UndoArgs {
 /// If the proxy cannot be reached or refuses.
 pub(super) async fn history(client: &Client, args: &HistoryArgs) -> anyhow::Result<()> {
     let path = format!("{}?history=true", path_of(&args.bucket, &args.key)?);
-    let answer: Value = client.get(&path).await?.json()?;
+    let read = stale::read(client, Some(&args.bucket), &path).await?;
+    let mut answer: Value = read.json()?;
     let mut out = Out::stdout();
     if args.json {
+        stale::put(read.staleness, &mut answer);
         out.json(&answer)?;
         return out.flush();
     }

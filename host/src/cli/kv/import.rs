@@ -4,10 +4,10 @@ use super::foreign::Found;
 use super::format::{Kind, NDJSON, has_entry, has_row, is_shown, kind_of, lines_of};
 use super::parting::Way;
 use super::source::Source;
-use super::write::{refused, report};
+use super::write::{condition, refused, report, unmet};
 use super::{chunks, flag, foreign, segment};
 use crate::cli::client::{Client, ClientError, with_query};
-use crate::cli::number::whole;
+use crate::cli::number::{revision, whole};
 use crate::cli::output::{self, Out, Style};
 use crate::cli::progress::watch_rows;
 use crate::cli::{Ended, Exit};
@@ -18,7 +18,7 @@ use std::path::PathBuf;
 /// Write a whole file into a bucket, all or none, under one revision
 ///
 /// The format is found by itself if it is one of: lines `KEY VALUE` (`#` begins a comment line), lines of JSON
-/// {"key":…,"value":…}, or one JSON object {"KEY":"VALUE",…}.
+/// {"key":…,"value":…}, or one JSON object {"KEY":"VALUE",…}. `--format` says it, as that of `kv export` does.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,6 +26,7 @@ Examples:
   throwbar kv import upstreams map.txt --replace     the file becomes the whole bucket
   throwbar kv import upstreams map.txt --diff        show what would be changed
   throwbar kv import upstreams sheet.csv --format csv
+  throwbar kv import upstreams export.ndjson --format ndjson
   throwbar kv import upstreams huge.ndjson --chunk 10000   any length, written 10,000 rows at a time
   throwbar kv import upstreams hosts.map --format haproxy-map
   throwbar kv import upstreams paths.map --format haproxy-map --match beg
@@ -59,6 +60,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "ROWS", allow_negative_numbers = true, value_parser = whole::<u64>(1, 65_536),
           conflicts_with = "replace")]
     chunk: Option<u64>,
+    /// Only if the bucket was last changed at this revision, 0: if it holds no key
+    #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = revision, conflicts_with = "chunk")]
+    if_revision: Option<u64>,
     /// Check only; change nothing
     #[arg(long)]
     dry_run: bool,
@@ -75,6 +79,12 @@ pub(super) struct Args {
 enum Format {
     /// Lines or JSON, found by itself
     Auto,
+    /// Lines `KEY VALUE`
+    Lines,
+    /// One JSON object {"KEY":"VALUE",…}
+    Json,
+    /// Lines of JSON {"key":…,"value":…}
+    Ndjson,
     /// A table whose first line names the columns key and value
     Csv,
     /// A map file of HAProxy
@@ -106,15 +116,22 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
     if args.map.is_some() && args.format != Format::NginxMap {
         return Err(Ended::error(Exit::Usage, "--map is for --format nginx-map"));
     }
-    let (content_type, mut content) = match args.format {
+    let format = match args.format {
         Format::Auto => match kind_of(source.peek(is_shown)?).map_err(invalid)? {
-            Kind::Text => ("text/plain", Content::Streamed(source)),
-            Kind::Ndjson => (NDJSON, Content::Streamed(source)),
-            Kind::Object => {
-                let lines = lines_of(&source.whole()?).map_err(invalid)?;
-                (NDJSON, Content::Made(lines))
-            }
+            Kind::Text => Format::Lines,
+            Kind::Ndjson => Format::Ndjson,
+            Kind::Object => Format::Json,
         },
+        told => told,
+    };
+    let (content_type, mut content) = match format {
+        Format::Auto | Format::Lines => ("text/plain", Content::Streamed(source)),
+        Format::Ndjson => (NDJSON, Content::Streamed(source)),
+        Format::Json => {
+            let is_told = args.format == Format::Json;
+            let lines = lines_of(&source.whole()?, is_told).map_err(invalid)?;
+            (NDJSON, Content::Made(lines))
+        }
         Format::Csv => ("text/csv", Content::Streamed(source)),
         Format::HaproxyMap | Format::NginxMap => {
             let text = String::from_utf8(source.whole()?)
@@ -194,7 +211,9 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         };
         return chunks::report((&args.bucket, &name), way, &answer, args.json);
     }
-    let headers = [(header::CONTENT_TYPE, content_type.to_owned())];
+    let condition = condition(args.if_revision, false);
+    let mut headers = vec![(header::CONTENT_TYPE, content_type.to_owned())];
+    headers.extend(condition.clone());
     let work = client.upload_all(Method::POST, &path, &headers, upload);
     let answer = tokio::select! {
         answer = watch_rows(&sent, "writing", work) => answer,
@@ -210,7 +229,9 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
         }
     };
     let answer = answer
-        .map_err(|error| told(refused(&args.bucket, explained(way, error))))?
+        .map_err(|error| guessed(args.format, explained(way, error)))
+        .map_err(|error| unmet(&args.bucket, condition.as_ref(), error))
+        .map_err(|error| told(refused(&args.bucket, error)))?
         .json()?;
     if args.diff && !args.json {
         show_changes(&answer)?;
@@ -238,6 +259,20 @@ fn explained(way: Way, mut error: ClientError) -> ClientError {
         way.explain(problem);
     }
     error
+}
+
+/// Lines that are none may be of another format than the one that was found.
+fn guessed(format: Format, error: ClientError) -> ClientError {
+    match error {
+        ClientError::Problem(mut problem)
+            if format == Format::Auto && problem.code.as_deref() == Some("invalid-import") =>
+        {
+            let detail = problem.detail.take().unwrap_or_default();
+            problem.detail = Some(format!("{detail}: --format says what the file is"));
+            ClientError::Problem(problem)
+        }
+        other => other,
+    }
 }
 
 /// The entries of a foreign map as lines of JSON.

@@ -1,6 +1,6 @@
 //! `throwbar kv ls` and `kv lookup`: the buckets, the keys of one, or the entry that a key finds.
 
-use super::{listed, path_of, segment, shown};
+use super::{listed, path_of, segment, shown, stale};
 use crate::cli::client::{Client, with_query};
 use crate::cli::output::{self, Align, Out, Table};
 use serde::Deserialize;
@@ -22,9 +22,11 @@ struct Page {
 /// # Errors
 /// If the proxy cannot be reached or refuses.
 pub(super) async fn buckets(client: &Client, json: bool) -> anyhow::Result<()> {
-    let answer: Value = client.get("/v1/kv").await?.json()?;
+    let read = stale::read(client, None, "/v1/kv").await?;
+    let mut answer: Value = read.json()?;
     let mut out = Out::stdout();
     if json {
+        stale::put(read.staleness, &mut answer);
         out.json(&answer)?;
         return out.flush();
     }
@@ -65,7 +67,7 @@ pub(super) async fn keys(
 ) -> anyhow::Result<()> {
     let base = format!("/v1/kv/{}", segment("bucket", bucket)?);
     let mut entries: Vec<Value> = Vec::new();
-    let mut revision = 0;
+    let (mut revision, mut age) = (0, None);
     while (entries.len() as u64) < limit {
         let wanted = (limit - entries.len() as u64).min(PAGE);
         let path = with_query(
@@ -76,7 +78,13 @@ pub(super) async fn keys(
                 ("cursor", cursor.take()),
             ],
         );
-        let page: Page = client.get(&path).await?.json()?;
+        // The first page tells how old it is, for those after it.
+        let read = match entries.is_empty() {
+            true => stale::read(client, Some(bucket), &path).await?,
+            false => client.get(&path).await?,
+        };
+        age = age.max(read.staleness);
+        let page: Page = read.json()?;
         revision = page.revision;
         entries.extend(page.entries);
         cursor = page.cursor;
@@ -86,7 +94,9 @@ pub(super) async fn keys(
     }
     let mut out = Out::stdout();
     if json {
-        out.json(&json!({ "revision": revision, "entries": entries, "cursor": cursor }))?;
+        let mut page = json!({ "revision": revision, "entries": entries, "cursor": cursor });
+        stale::put(age, &mut page);
+        out.json(&page)?;
         return out.flush();
     }
     let mut columns = vec![
@@ -130,9 +140,11 @@ pub(super) async fn found(
     json: bool,
 ) -> anyhow::Result<()> {
     let path = format!("{}?lookup=true", path_of(bucket, key)?);
-    let answer: Value = client.get(&path).await?.json()?;
+    let read = stale::read(client, Some(bucket), &path).await?;
+    let mut answer: Value = read.json()?;
     let mut out = Out::stdout();
     if json {
+        stale::put(read.staleness, &mut answer);
         out.json(&answer)?;
         return out.flush();
     }

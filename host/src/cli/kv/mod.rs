@@ -11,6 +11,7 @@ mod import;
 mod list;
 mod parting;
 mod source;
+mod stale;
 mod target;
 mod watch;
 mod write;
@@ -19,6 +20,8 @@ use super::client::{Client, Connect, encode};
 use super::output::Out;
 use super::{Ended, Exit, number};
 use crate::config::decode::units;
+use crate::config::diagnostic::shorten;
+use crate::store::Position;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
@@ -77,9 +80,9 @@ Examples:
         /// The bucket
         bucket: String,
         /// Keys with their values; the first `=` ends the key
-        #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse_pair)]
-        pairs: Vec<(String, String)>,
-        /// Only if the key was last written at this revision (one key only)
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        pairs: Vec<String>,
+        /// Only if the key was last written at this revision, 0: if it does not exist (one key only)
         #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::revision)]
         if_revision: Option<u64>,
         /// Only if the key does not exist (one key only)
@@ -107,7 +110,7 @@ Examples:
         #[arg(required = true, value_name = "KEY")]
         keys: Vec<String>,
         /// Only if the key was last written at this revision (one key only)
-        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::revision)]
+        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::written)]
         if_revision: Option<u64>,
         /// Check only; change nothing
         #[arg(long)]
@@ -120,7 +123,8 @@ Examples:
     #[command(group = clap::ArgGroup::new("until").required(true), after_help = "\
 Examples:
   throwbar kv touch upstreams id1 --ttl 30s
-  throwbar kv touch upstreams id1 --forever    until it is deleted")]
+  throwbar kv touch upstreams id1 --forever    until it is deleted
+  throwbar kv touch upstreams id1 --ttl 30s --if-revision 12    only if nobody changed it since")]
     Touch {
         /// The bucket
         bucket: String,
@@ -133,6 +137,9 @@ Examples:
         /// They stay until they are deleted
         #[arg(long, group = "until")]
         forever: bool,
+        /// Only if the key was last written at this revision (one key only)
+        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::written)]
+        if_revision: Option<u64>,
         /// Check only; change nothing
         #[arg(long)]
         dry_run: bool,
@@ -145,7 +152,8 @@ Examples:
 Examples:
   throwbar kv incr counters visits
   throwbar kv incr counters seats -5
-  throwbar kv incr counters tries --ttl 1m    a new one ends after a minute")]
+  throwbar kv incr counters tries --ttl 1m    a new one ends after a minute
+  throwbar kv incr counters seats -5 --dry-run    the sum it would be")]
     Incr {
         /// The bucket, one of bytes
         bucket: String,
@@ -157,6 +165,15 @@ Examples:
         /// If this makes the entry, it ends after this time
         #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_ttl)]
         ttl: Option<String>,
+        /// Only if the key was last written at this revision, 0: if it does not exist
+        #[arg(long, value_name = "REVISION", allow_negative_numbers = true, value_parser = number::revision)]
+        if_revision: Option<u64>,
+        /// Only if the key does not exist
+        #[arg(long, conflicts_with = "if_revision")]
+        if_absent: bool,
+        /// Print the sum it would be; change nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Print what was done as JSON
         #[arg(long)]
         json: bool,
@@ -182,7 +199,7 @@ Examples:
         #[arg(long)]
         prefix: Option<String>,
         /// Begin after this revision, or after the id of an event
-        #[arg(long, value_name = "REVISION")]
+        #[arg(long, value_name = "REVISION", allow_hyphen_values = true, value_parser = parse_since)]
         since: Option<String>,
         /// End after so many revisions
         #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::whole::<u64>(1, u64::MAX))]
@@ -230,12 +247,29 @@ fn parse_ttl(text: &str) -> Result<String, String> {
     units::ttl(text).map(|_| text.to_owned())
 }
 
-fn parse_pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some(("", _)) => Err("the key is empty: expected KEY=VALUE".to_owned()),
+/// Where a watch begins, for the proxy to read.
+fn parse_since(text: &str) -> Result<String, String> {
+    let place: Result<Position, String> = text.parse();
+    place.map(|_| text.to_owned()).map_err(|_| {
+        "expected a revision as `kv ls` shows it, or the `id` of an event as `kv watch --json` prints it"
+            .to_owned()
+    })
+}
+
+/// Keys with their values, as they are given.
+fn parse_pairs(texts: &[String]) -> Result<Vec<(String, String)>, String> {
+    let pair = |(at, text): (usize, &String)| match text.split_once('=') {
+        Some(("", _)) => Err(format!("{text:?}: the key is empty: expected KEY=VALUE")),
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
-        None => Err("expected KEY=VALUE".to_owned()),
-    }
+        None => Err(match texts.get(at + 1) {
+            Some(value) => format!(
+                "{text:?}: expected KEY=VALUE; did you mean {text}={}",
+                shorten(value)
+            ),
+            None => format!("{text:?}: expected KEY=VALUE"),
+        }),
+    };
+    texts.iter().enumerate().map(pair).collect()
 }
 
 /// Runs the command.
@@ -262,6 +296,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         } => {
             let condition = write::condition(if_revision, if_absent);
             let how = How { dry_run, json };
+            let pairs = parse_pairs(&pairs).map_err(|why| Ended::error(Exit::Usage, why))?;
             write::set(&client, &bucket, pairs, condition, ttl, how).await
         }
         Command::Del {
@@ -279,16 +314,28 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             keys,
             ttl,
             forever: _,
+            if_revision,
             dry_run,
             json,
-        } => write::touch(&client, &bucket, keys, ttl, How { dry_run, json }).await,
+        } => {
+            let condition = write::condition(if_revision, false);
+            let how = How { dry_run, json };
+            write::touch(&client, &bucket, keys, ttl, condition, how).await
+        }
         Command::Incr {
             bucket,
             key,
             by,
             ttl,
+            if_revision,
+            if_absent,
+            dry_run,
             json,
-        } => write::increment(&client, &bucket, &key, by, ttl, json).await,
+        } => {
+            let condition = write::condition(if_revision, if_absent);
+            let how = How { dry_run, json };
+            write::increment(&client, &bucket, &key, (by, ttl), condition, how).await
+        }
         Command::Exists { bucket, key } => exists(&client, &bucket, &key).await,
         Command::Watch {
             bucket,
@@ -319,7 +366,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Result<()> {
-    let answer = client.get(&path_of(bucket, key)?).await?;
+    let answer = stale::read(client, Some(bucket), &path_of(bucket, key)?).await?;
     let mut out = Out::stdout();
     if json {
         let revision = answer
@@ -334,6 +381,7 @@ async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Re
         if let Some(expires_at) = answer.expires_at {
             entry["expires_at"] = expires_at.into();
         }
+        stale::put(answer.staleness, &mut entry);
         out.json(&entry)?;
     } else {
         out.bytes(&answer.body)?;
@@ -347,7 +395,7 @@ async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Re
 
 /// Ends with an error if the key is not there, and says nothing else.
 async fn exists(client: &Client, bucket: &str, key: &str) -> anyhow::Result<()> {
-    match client.get(&path_of(bucket, key)?).await {
+    match stale::read(client, Some(bucket), &path_of(bucket, key)?).await {
         Ok(_) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -395,10 +443,16 @@ mod tests {
 
     #[test]
     fn a_pair_is_split_at_its_first_equals_sign() {
-        assert_eq!(parse_pair("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert_eq!(parse_pair("a="), Ok(("a".into(), String::new())));
-        assert!(parse_pair("=b").is_err());
-        assert!(parse_pair("ab").is_err());
+        let parsed = |texts: &[&str]| {
+            let texts: Vec<_> = texts.iter().map(|text| String::from(*text)).collect();
+            parse_pairs(&texts)
+        };
+        let expected = vec![("a".into(), "b=c".into()), ("a".into(), String::new())];
+        assert_eq!(parsed(&["a=b=c", "a="]), Ok(expected));
+        assert!(parsed(&["=b"]).is_err_and(|why| why.contains("empty")));
+        assert!(parsed(&["a=b", "ab"]).is_err_and(|why| why == "\"ab\": expected KEY=VALUE"));
+        let two = parsed(&["id1", "127.0.0.3"]);
+        assert!(two.is_err_and(|why| why.ends_with("did you mean id1=127.0.0.3")));
     }
 
     #[test]

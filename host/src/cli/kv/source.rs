@@ -1,5 +1,6 @@
 //! A file to import, or standard input, read while it is sent.
 
+use crate::admin::BYTE_ORDER_MARK;
 use crate::cli::output;
 use crate::cli::progress::Sent;
 use crate::cli::{Ended, Exit};
@@ -36,12 +37,13 @@ impl Source {
     /// If it cannot be opened.
     pub(super) fn open(file: &Path) -> anyhow::Result<Self> {
         if file == Path::new("-") {
-            return Ok(Self {
+            let source = Self {
                 name: "standard input".to_owned(),
                 head: Vec::new(),
                 rest: Box::new(io::stdin()),
                 length: None,
-            });
+            };
+            return source.without_mark();
         }
         let name = file.display().to_string();
         let unread =
@@ -51,12 +53,27 @@ impl Source {
         if kind.is_dir() {
             return Err(unread(io::Error::other("is a directory, expected a file")));
         }
-        Ok(Self {
+        let source = Self {
             name,
             head: Vec::new(),
             rest: Box::new(open),
             length: kind.is_file().then_some(kind.len()),
-        })
+        };
+        source.without_mark()
+    }
+
+    /// It without a mark of its byte order: it is no part of what the file says.
+    fn without_mark(mut self) -> anyhow::Result<Self> {
+        let mut beginning = (&mut self.rest).take(BYTE_ORDER_MARK.len() as u64);
+        let read = beginning.read_to_end(&mut self.head);
+        read.with_context(|| self.name.clone())?;
+        if self.head == BYTE_ORDER_MARK {
+            self.head.clear();
+            self.length = self
+                .length
+                .map(|length| length.saturating_sub(BYTE_ORDER_MARK.len() as u64));
+        }
+        Ok(self)
     }
 
     /// What was made of a file.
@@ -258,6 +275,19 @@ mod tests {
         assert!(body == text.as_bytes());
         assert_eq!((sent.bytes(), sent.rows()), (text.len() as u64, 50_000));
         assert!(sent.is_whole());
+    }
+
+    #[tokio::test]
+    async fn a_mark_of_the_byte_order_is_neither_looked_at_nor_sent() {
+        for (text, expected) in [("\u{feff}a b", "a b"), ("\u{feff}", ""), ("a", "a")] {
+            let (_file, mut source) = source(text.as_bytes());
+            let head = source.peek(|head| !head.is_empty()).expect("read");
+            assert!(expected.as_bytes().starts_with(head), "{text:?}");
+            let (upload, _) = source.sent();
+            assert_eq!(upload.size_hint().exact(), Some(expected.len() as u64));
+            let body = upload.collect().await.expect("read").to_bytes();
+            assert_eq!(body, expected.as_bytes(), "{text:?}");
+        }
     }
 
     #[tokio::test]

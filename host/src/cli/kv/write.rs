@@ -1,7 +1,7 @@
 //! `throwbar kv set`, `del`, `touch` and `incr`.
 
 use super::{flag, path_of, segment};
-use crate::cli::client::{Client, ClientError, with_query};
+use crate::cli::client::{Answer, Client, ClientError, with_query};
 use crate::cli::output::{self, Out};
 use crate::cli::{Ended, Exit};
 use crate::config::diagnostic::shorten;
@@ -30,11 +30,11 @@ struct Committed {
     expires_at: Option<String>,
 }
 
-/// What may go wrong for somebody else having been faster.
+/// What may go wrong for somebody else having been faster. As in batches, what was written at 0 does not exist.
 pub(super) fn condition(if_revision: Option<u64>, if_absent: bool) -> Option<(HeaderName, String)> {
     match (if_revision, if_absent) {
-        (Some(revision), _) => Some((header::IF_MATCH, format!("\"{revision}\""))),
-        (None, true) => Some((header::IF_NONE_MATCH, "*".to_owned())),
+        (Some(revision @ 1..), _) => Some((header::IF_MATCH, format!("\"{revision}\""))),
+        (Some(0), _) | (None, true) => Some((header::IF_NONE_MATCH, "*".to_owned())),
         (None, false) => None,
     }
 }
@@ -42,9 +42,12 @@ pub(super) fn condition(if_revision: Option<u64>, if_absent: bool) -> Option<(He
 /// A condition that did not hold, in words of the options that asked for it.
 pub(super) fn unmet(
     bucket: &str,
-    (field, wanted): &(HeaderName, String),
+    condition: Option<&(HeaderName, String)>,
     error: ClientError,
 ) -> ClientError {
+    let Some((field, wanted)) = condition else {
+        return error;
+    };
     let ClientError::Problem(mut problem) = error else {
         return error;
     };
@@ -54,6 +57,7 @@ pub(super) fn unmet(
                 "expected {}: it was changed since",
                 wanted.trim_matches('"')
             ),
+            false if problem.key.is_none() => "expected it to hold no key".to_owned(),
             false => "it exists already".to_owned(),
         };
         let found = problem.detail.take().unwrap_or_default();
@@ -116,7 +120,7 @@ pub(super) async fn set(
             None,
         )
         .await
-        .map_err(|error| refused(bucket, unmet(bucket, &condition, error)))?;
+        .map_err(|error| refused(bucket, unmet(bucket, Some(&condition), error)))?;
     let body: Value = answer.json()?;
     let ends = body["expires_at"].as_str();
     told_of_one(bucket, &key, "set", (answer.etag, ends), how)
@@ -133,12 +137,7 @@ pub(super) async fn delete(
     let Some((name, revision)) = condition else {
         return batch(client, bucket, &json!({ "delete": keys }), how).await;
     };
-    let Ok([key]) = <[String; 1]>::try_from(keys) else {
-        return Err(Ended::error(
-            Exit::Usage,
-            "--if-revision needs exactly one KEY: kv batch takes a condition for each of many",
-        ));
-    };
+    let key = only_key(keys)?;
     let path = with_query(path_of(bucket, &key)?, &[("dry_run", flag(how.dry_run))]);
     let condition = (name, revision);
     let body = Full::default();
@@ -151,18 +150,27 @@ pub(super) async fn delete(
             None,
         )
         .await
-        .map_err(|error| refused(bucket, unmet(bucket, &condition, error)))?;
+        .map_err(|error| refused(bucket, unmet(bucket, Some(&condition), error)))?;
     told_of_one(bucket, &key, "deleted", (None, None), how)
 }
 
-/// Renews keys, all or none.
+/// Renews keys, all or none: with a condition one, by itself.
 pub(super) async fn touch(
     client: &Client,
     bucket: &str,
     keys: Vec<String>,
     ttl: Option<String>,
+    condition: Option<(HeaderName, String)>,
     how: How,
 ) -> anyhow::Result<()> {
+    if let Some(condition) = condition {
+        let key = only_key(keys)?;
+        let sent = json!({ "ttl": ttl });
+        let answer = patch(client, bucket, &key, &sent, Some(condition), how).await?;
+        let body: Value = answer.json()?;
+        let ends = body["expires_at"].as_str();
+        return told_of_one(bucket, &key, "renewed", (answer.etag, ends), how);
+    }
     let touched = |key: String| json!({ "key": key, "ttl": ttl });
     let writes: Vec<Value> = keys.into_iter().map(touched).collect();
     batch(client, bucket, &json!({ "writes": writes }), how).await
@@ -173,28 +181,52 @@ pub(super) async fn increment(
     client: &Client,
     bucket: &str,
     key: &str,
-    by: i64,
-    ttl: Option<String>,
-    json: bool,
+    (by, ttl): (i64, Option<String>),
+    condition: Option<(HeaderName, String)>,
+    how: How,
 ) -> anyhow::Result<()> {
     let mut body = json!({ "increment": by });
     if let Some(ttl) = ttl {
         body["ttl"] = ttl.into();
     }
-    let headers = [(header::CONTENT_TYPE, "application/json".to_owned())];
-    let body = Full::new(body.to_string().into());
-    let path = path_of(bucket, key)?;
-    let answer = client
-        .send(Method::PATCH, &path, &headers, body, None)
-        .await
-        .map_err(|error| refused(bucket, error))?;
+    let answer = patch(client, bucket, key, &body, condition, how).await?;
     let answer: Value = answer.json()?;
     let mut out = Out::stdout();
-    match json {
+    match how.json {
         true => out.json(&answer)?,
         false => out.line(&answer["value"])?,
     }
     out.flush()
+}
+
+/// Changes a key by what it is.
+async fn patch(
+    client: &Client,
+    bucket: &str,
+    key: &str,
+    body: &Value,
+    condition: Option<(HeaderName, String)>,
+    how: How,
+) -> anyhow::Result<Answer> {
+    let mut headers = vec![(header::CONTENT_TYPE, "application/json".to_owned())];
+    headers.extend(condition.clone());
+    let path = with_query(path_of(bucket, key)?, &[("dry_run", flag(how.dry_run))]);
+    let body = Full::new(body.to_string().into());
+    let answer = client.send(Method::PATCH, &path, &headers, body, None);
+    answer
+        .await
+        .map_err(|error| refused(bucket, unmet(bucket, condition.as_ref(), error)))
+}
+
+/// The key that a condition is of.
+fn only_key(keys: Vec<String>) -> anyhow::Result<String> {
+    let Ok([key]) = <[String; 1]>::try_from(keys) else {
+        return Err(Ended::error(
+            Exit::Usage,
+            "--if-revision needs exactly one KEY: kv batch takes a condition for each of many",
+        ));
+    };
+    Ok(key)
 }
 
 fn told_of_one(

@@ -83,3 +83,20 @@ fn redis_is_reached_as_it_is_written() {
         );
     }
 }
+
+#[test]
+fn a_place_that_is_written_and_cannot_be_read_is_not_said_to_be_missing() {
+    let users =
+        "[buckets.notes]\nbackend = \"redis\"\nvalues = \"bytes\"\n[fleet]\nbackend = \"redis\"\n";
+    let text = format!("{LISTENER}[store.redis]\nendpoints = [\"127.0.0.1:6379\"]\n{users}");
+    let found = problems(&text);
+    assert!(
+        found.iter().all(|it| it.contains(" store.redis")),
+        "{found:?}"
+    );
+    let missing = problems(&format!("{LISTENER}{users}"));
+    let missing = missing
+        .iter()
+        .filter(|it| it.contains("does not say where that is"));
+    assert_eq!(missing.count(), 2);
+}

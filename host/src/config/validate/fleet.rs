@@ -28,6 +28,8 @@ pub(super) fn fleet(config: &Config, found: &mut Vec<Finding>) {
             message,
             format!("there is no [store.{name}]"),
         );
+        // One that is there and could not be read is told by itself.
+        let finding = finding.other(join("store", name));
         found.push(finding.help(format!("write `[store.{name}]` with `{example}`")));
     }
     if let Some(node) = fleet.node.as_ref().filter(|node| !is_name(node)) {

@@ -34,6 +34,8 @@ pub(super) fn shared(config: &Config, found: &mut Vec<Finding>) {
             } else if !is_there {
                 let message = what("the config does not say where that is");
                 let finding = Finding::new(&path, message, format!("there is no [store.{name}]"));
+                // One that is there and could not be read is told by itself.
+                let finding = finding.other(join("store", name));
                 found.push(finding.help(format!("write `[store.{name}]` with `{example}`")));
             }
         }

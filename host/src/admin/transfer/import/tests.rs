@@ -34,6 +34,42 @@ fn imports_are_read_as_lines_of_text_or_json() {
 }
 
 #[test]
+fn a_mark_of_the_byte_order_is_no_part_of_the_first_key() {
+    let expected = [write("id1", b"a"), write("id2", b"b")];
+    for (text, format) in [
+        ("\u{feff}id1 a\nid2 b\n", Format::Text),
+        ("\u{feff}\"key\",\"value\"\nid1,a\nid2,b\n", Format::Csv),
+        (
+            "\u{feff}{\"key\":\"id1\",\"value\":\"a\"}\n{\"key\":\"id2\",\"value\":\"b\"}",
+            Format::Json,
+        ),
+    ] {
+        assert_eq!(import(text.as_bytes(), format).unwrap(), expected, "{text}");
+    }
+    assert_eq!(
+        import("\u{feff}# a\n".as_bytes(), Format::Text).unwrap(),
+        []
+    );
+}
+
+#[test]
+fn a_bad_line_of_json_is_told_with_its_number_and_with_no_other() {
+    let said = |line: &str| {
+        let problem = import(line.as_bytes(), Format::Json).unwrap_err();
+        problem.errors[0]["message"].as_str().unwrap().to_owned()
+    };
+    let unknown = said("{\"key\":\"a\",\"value\":\"b\",\"x\":1}");
+    assert!(
+        unknown.starts_with("unknown field `x`, expected one of"),
+        "{unknown}"
+    );
+    assert!(unknown.ends_with('`'), "{unknown}");
+    let ttl = said("{\"key\":\"a\",\"value\":\"b\",\"ttl\":\"30s\"}");
+    assert!(ttl.ends_with("in `expires_at`"), "{ttl}");
+    assert_eq!(said("  x"), "expected value at column 1");
+}
+
+#[test]
 fn every_bad_line_is_told_with_its_number() {
     let problem = import(b"id1 a\nid2\n\n\xff b\nid3 c", Format::Text).unwrap_err();
     assert_eq!(problem.status, 422);
