@@ -3,7 +3,6 @@
 //! What is held is the beginning of a row (at most [`ROW_BYTES_MAX`]), what has just arrived, and the writes that were made
 //! of the rows before: all of them if the import is to be applied whole, a chunk if it is not.
 
-use super::batch::Content;
 use super::chunks::CHUNK_BYTES_MAX;
 use super::offload;
 use super::table::Rows;
@@ -11,12 +10,14 @@ use crate::admin::input::{BYTE_ORDER_MARK, Chunks, media_type};
 use crate::admin::problem::Problem;
 use crate::config::diagnostic::shorten;
 use crate::store::batch::check_key;
-use crate::store::{BucketId, Deadline, Value, ValueKind, Write, WriteBatch};
+use crate::store::{BucketId, Value, ValueKind, Write, WriteBatch};
 use ahash::AHashMap;
 use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
-use serde::Deserialize;
+use row::{Columns, Entry, columns, parse_line, parse_row};
 use serde_json::json;
+
+mod row;
 
 /// Bad rows of an import that are told one by one.
 const ERRORS_MAX: usize = 100;
@@ -127,23 +128,6 @@ pub(super) struct Chunk {
     pub(super) writes: Vec<Write>,
     /// The line of the last.
     pub(super) line: u64,
-}
-
-/// Where the cells of a table are.
-#[derive(Clone, Copy)]
-struct Columns {
-    key: usize,
-    value: usize,
-    expires_at: Option<usize>,
-    /// How many there are.
-    all: usize,
-}
-
-/// A row that was read.
-struct Entry {
-    key: String,
-    value: Box<[u8]>,
-    until: Option<Deadline>,
 }
 
 impl Intake {
@@ -394,111 +378,12 @@ impl Intake {
     }
 }
 
-fn columns(names: &csv::ByteRecord) -> Option<Columns> {
-    let column = |wanted: &str| {
-        let mut names = names.iter().map(<[u8]>::trim_ascii);
-        names.position(|name| name.eq_ignore_ascii_case(wanted.as_bytes()))
-    };
-    Some(Columns {
-        key: column("key")?,
-        value: column("value")?,
-        expires_at: column("expires_at"),
-        all: names.len(),
-    })
-}
-
-fn parse_row(row: &csv::ByteRecord, columns: Columns) -> Result<Entry, String> {
-    let (key, value) = match (row.get(columns.key), row.get(columns.value)) {
-        (Some(key), Some(value)) if row.len() == columns.all => (key, value),
-        _ => {
-            return Err(format!(
-                "{} columns, expected {}, as many as line 1 names",
-                row.len(),
-                columns.all
-            ));
-        }
-    };
-    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned());
-    let until = columns.expires_at.and_then(|at| row.get(at));
-    let until = until.filter(|until| !until.is_empty());
-    Ok(Entry {
-        key: text(key)?.to_owned(),
-        value: value.into(),
-        until: until.map(text).transpose()?.map(parse_until).transpose()?,
-    })
-}
-
-fn parse_line(line: &[u8], format: Format) -> Result<Entry, String> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Line {
-        key: String,
-        value: Content,
-        /// Exports have it; it is not imported.
-        #[serde(rename = "revision")]
-        _revision: Option<u64>,
-        expires_at: Option<String>,
-    }
-    match format {
-        Format::Json => {
-            let line: Line = serde_json::from_slice(line).map_err(|error| said_of(&error))?;
-            Ok(Entry {
-                key: line.key,
-                value: line.value.0,
-                until: line.expires_at.as_deref().map(parse_until).transpose()?,
-            })
-        }
-        Format::Text | Format::Csv => {
-            let line = std::str::from_utf8(line).map_err(|_| "not UTF-8".to_owned())?;
-            let (key, value) = line
-                .split_once([' ', '\t'])
-                .ok_or_else(|| format!("{}: expected a key, a space and a value", quoted(line)))?;
-            Ok(Entry {
-                key: key.to_owned(),
-                value: value.trim_start().as_bytes().into(),
-                until: None,
-            })
-        }
-    }
-}
-
-/// What is wrong with a line of JSON, without the line: to its reader it was the first and only one.
-fn said_of(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let what = text.rsplit_once(" at line ").map_or(&*text, |it| it.0);
-    match what.starts_with("unknown field `ttl`") {
-        true => {
-            "unknown field `ttl`: an import says when an entry ends, in `expires_at`".to_owned()
-        }
-        false if error.is_data() => what.to_owned(),
-        false => format!("{what} at column {}", error.column()),
-    }
-}
-
-/// A text of a message, with its length if it is cut.
-fn quoted(text: &str) -> String {
-    let shown = shorten(text);
-    match shown.len() < text.len() {
-        true => format!("{shown:?} ({} bytes)", text.len()),
-        false => format!("{shown:?}"),
-    }
-}
-
 /// A message about a row, which may quote all of it.
 fn cut(message: &str) -> String {
     match message.char_indices().nth(MESSAGE_CHARS_MAX) {
         Some((at, _)) => format!("{}… ({} bytes)", &message[..at], message.len()),
         None => message.to_owned(),
     }
-}
-
-/// When an entry ends, as exports say it.
-fn parse_until(text: &str) -> Result<Deadline, String> {
-    let time: Option<Timestamp> = text.parse().ok();
-    let millis = time.and_then(|time| u64::try_from(time.as_millisecond()).ok());
-    millis.and_then(Deadline::from_millis).ok_or_else(|| {
-        format!("expires_at {text:?}: expected a time such as 2027-01-31T12:00:00.000Z")
-    })
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ use super::{EngineError, Links, Outcome};
 use crate::store::Late;
 use crate::store::clock::Clock;
 use crate::store::{BackendKind, CommitError, Committed, Revision, Snapshot, WriteBatch};
+use patience::Patience;
+
+mod patience;
 
 /// Pauses before a batch is tried again that was not refused, nor could be written yet. Short: what it waits for is mostly
 /// here sooner, and ends the pause.
@@ -358,68 +361,6 @@ enum Until<'n> {
     /// The same, however late; who is told once it is. With nobody to tell it was handed over: no one waits for the answer,
     /// and it must not be taken for refused.
     SeenAtLast(&'n [Arc<AtomicU64>], Option<&'n Late<'n>>),
-}
-
-/// How long a commit goes on: for the engine's timeout, and while something waits at the gate (`gate.rs`), which says itself
-/// for how long. Not so what is written for the fleet: the gate may wait for whoever writes it.
-struct Patience<'l> {
-    link: &'l Link,
-    is_of_fleet: bool,
-    began: Instant,
-}
-
-impl<'l> Patience<'l> {
-    /// The same, for what begins now.
-    fn anew(&self) -> Self {
-        Self {
-            began: Instant::now(),
-            ..*self
-        }
-    }
-
-    /// As it is now: it is later, if something waits by then.
-    fn deadline(&self) -> Instant {
-        let from = match self.link.held() {
-            _ if self.is_of_fleet => self.began,
-            Held::Never | Held::Closed => self.began,
-            Held::Now => Instant::now(),
-            Held::Until(end) => self.began.max(end),
-        };
-        from + self.link.timeout()
-    }
-
-    fn is_over(&self) -> bool {
-        Instant::now() >= self.deadline()
-    }
-
-    /// Whether there is time for one more try.
-    fn check(&self) -> Result<(), CommitError> {
-        match self.is_over() {
-            false => Ok(()),
-            true => Err(CommitError::Unavailable(format!(
-                "writes before it, to the same keys or to a bucket close to a limit, took all of {:?}",
-                self.link.timeout()
-            ))),
-        }
-    }
-
-    /// Waits as long as something waits at the gate: what a batch depends on does not come any nearer meanwhile.
-    async fn until_open(
-        &self,
-        progress: &mut watch::Receiver<Progress>,
-    ) -> Result<(), CommitError> {
-        if self.link.held() != Held::Now {
-            return Ok(());
-        }
-        if self.is_of_fleet {
-            return Err(CommitError::Unavailable(
-                "what it depends on was changed, and waits until this process is ready for what the fleet has agreed on".into(),
-            ));
-        }
-        // If the store is closed, the next try says so.
-        let _ = progress.wait_for(|it| it.held != Held::Now).await;
-        Ok(())
-    }
 }
 
 /// Waits until this process has seen what a batch depended on, for a moment only: the engine's revision may count what is

@@ -1,6 +1,7 @@
 //! Imports as they are read, by themselves.
 
 use super::*;
+use crate::store::Deadline;
 use http::{HeaderValue, header};
 
 const BUCKET: BucketId = BucketId(3);
