@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p throwbar-benches --bin put-visible` puts one entry of 100,000 after the other, in memory and on disk.
 //! Meanwhile a thread for each core looks at the store as a worker does, through a reader of its own, 100 µs after it has
-//! looked last, and what the timer adds. A put is visible when the last of them has seen it. On disk it is told beside, in turns with
-//! the puts, what the disk alone takes for as much: as many pages, overwritten anywhere in another file, and synced.
+//! looked last, and what the timer adds. A put is visible when the last of them has seen it. On disk it is told beside, in turns
+//! with the puts, what the disk alone takes for as much: as many pages, overwritten anywhere in another file, and synced.
 
 use anyhow::{Context, Result};
 use std::fs::File;

@@ -19,7 +19,7 @@ pub struct Problem {
     pub detail: String,
     /// The bucket and the key that it is about, if it is about one.
     pub entry: Option<Box<(String, String)>>,
-    /// As many writes, each as large as the largest of those that are too much at once, are taken for sure.
+    /// As many plain puts to one bucket, each as large as the largest of those that are too much at once, are taken for sure.
     pub writes_max: Option<usize>,
     /// Single problems of a text that has several.
     pub errors: Vec<Value>,

@@ -224,7 +224,8 @@ pub enum CommitError {
     TooLarge {
         /// Names the limit.
         reason: String,
-        /// As many puts it takes for sure, if each is as large as the largest of these; none if that is not known, or none.
+        /// As many plain puts to one bucket it takes for sure, if each is as large as the largest of these; none if that is not
+        /// known, or none.
         writes_max: Option<usize>,
         /// Of a dry run: what the batch would do if it were not too large.
         would: Option<Box<Committed>>,

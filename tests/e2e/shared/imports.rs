@@ -26,6 +26,13 @@ async fn import(proxy: &TestProxy, arguments: &[&str]) -> (String, String) {
     (done.stdout, done.stderr)
 }
 
+/// What one that is only tried says to both, if it would be refused for its size.
+async fn tried(proxy: &TestProxy, arguments: &[&str]) -> (String, String) {
+    let done = proxy.kv(&[&["import", "notes"], arguments].concat()).await;
+    assert_eq!(done.code, 1, "{arguments:?}: {}", done.stdout);
+    (done.stdout, done.stderr)
+}
+
 async fn refused(proxy: &TestProxy, arguments: &[&str]) -> String {
     let ended = proxy.kv(&[&["import", "notes"], arguments].concat()).await;
     assert_eq!(ended.code, 1, "{arguments:?}: {}", ended.stdout);
@@ -39,14 +46,14 @@ async fn a_dry_run_shows_more_than_a_transaction_of_etcd_takes() {
     };
     let proxy = &fleet.proxies[0];
     write(proxy, "rows.txt", lines(0..1_000, 0));
-    let note = "note: rows.txt: transaction of 1000 writes or conditions is too large, expected at most 128";
-    let (shown, aside) = import(proxy, &["rows.txt", "--diff"]).await;
+    let note = "error: rows.txt: transaction of 1000 writes or conditions is too large, expected at most 128";
+    let (shown, aside) = tried(proxy, &["rows.txt", "--diff"]).await;
     assert!(shown.contains("+ k00999 v\n"), "{shown}");
     let sum = "notes: would be 1,000 added; nothing changed\n";
     assert!(shown.ends_with(sum), "{shown}");
     assert!(aside.starts_with(note), "{aside}");
     assert!(aside.ends_with(": give --chunk 128\n"), "{aside}");
-    let (told, _) = import(proxy, &["rows.txt", "--dry-run", "--json"]).await;
+    let (told, _) = tried(proxy, &["rows.txt", "--dry-run", "--json"]).await;
     let told: Value = serde_json::from_str(&told).expect("JSON");
     assert_eq!(
         (&told["created"], &told["writes_max"]),
@@ -58,9 +65,9 @@ async fn a_dry_run_shows_more_than_a_transaction_of_etcd_takes() {
         assert!(told.ends_with(sum), "{told}");
         assert_eq!(aside, "");
     }
-    let (_, aside) = import(proxy, &["rows.txt", "--chunk", "129", "--diff"]).await;
+    let (_, aside) = tried(proxy, &["rows.txt", "--chunk", "129", "--diff"]).await;
     assert!(aside.ends_with(": give --chunk 128\n"), "{aside}");
-    let (told, aside) = import(proxy, &["rows.txt", "--replace", "--dry-run"]).await;
+    let (told, aside) = tried(proxy, &["rows.txt", "--replace", "--dry-run"]).await;
     assert_eq!(told, sum);
     assert!(
         aside.contains("give --chunk 128 in place of --replace"),
@@ -199,7 +206,7 @@ async fn a_dry_run_shows_more_than_a_transaction_of_redis_takes() {
     };
     let proxy = &fleet.proxies[0];
     write(proxy, "rows.txt", lines(0..20_001, 0));
-    let (told, aside) = import(proxy, &["rows.txt", "--diff"]).await;
+    let (told, aside) = tried(proxy, &["rows.txt", "--diff"]).await;
     assert!(
         told.ends_with("and 10,001 more\nnotes: would be 20,001 added; nothing changed\n"),
         "{told}"

@@ -46,7 +46,7 @@ pub(super) fn kind_of(head: &[u8]) -> Result<Kind, String> {
         b'{' => {}
         b'[' => {
             return Err(format!(
-                "is a JSON array: expected lines `KEY VALUE`, lines of JSON {{\"key\":…,\"value\":…}}, or one JSON object \
+                "begins as a JSON array does: expected lines `KEY VALUE`, lines of JSON {{\"key\":…,\"value\":…}}, or one JSON object \
                  {{\"KEY\":\"VALUE\"}}; {LINES}"
             ));
         }

@@ -239,8 +239,9 @@ pub(super) async fn run(client: &Client, args: &Args) -> anyhow::Result<()> {
     report(&args.bucket, &answer, dry_run, args.json)?;
     if let Some(reason) = answer["too_large"].as_str() {
         let most = answer["writes_max"].as_u64();
-        if let Some(note) = way.note(reason, most) {
-            output::aside(format_args!("note: {name}: {note}"));
+        if let Some(why) = way.note(reason, most) {
+            // What is only tried ends as it would end.
+            return Err(anyhow::anyhow!("{name}: {why}"));
         }
     }
     Ok(())

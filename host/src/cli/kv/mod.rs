@@ -393,7 +393,7 @@ async fn get(client: &Client, bucket: &str, key: &str, json: bool) -> anyhow::Re
     out.flush()
 }
 
-/// Ends with an error if the key is not there, and says nothing else.
+/// Ends with an error if the key is not there; says nothing else but how old what it read is, if that is much.
 async fn exists(client: &Client, bucket: &str, key: &str) -> anyhow::Result<()> {
     match stale::read(client, Some(bucket), &path_of(bucket, key)?).await {
         Ok(_) => Ok(()),

@@ -50,8 +50,8 @@ fn said(bucket: Option<&str>, age: Duration) -> Option<String> {
 
 /// Puts the age of what was read, in seconds, into what is printed as JSON.
 pub(super) fn put(age: Option<Duration>, json: &mut Value) {
-    if let Some(age) = age {
-        json["staleness"] = age.as_secs_f64().into();
+    if let (Some(age), Some(json)) = (age, json.as_object_mut()) {
+        json.insert("staleness".to_owned(), age.as_secs_f64().into());
     }
 }
 

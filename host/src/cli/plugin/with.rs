@@ -34,10 +34,12 @@ pub(super) async fn activate(
     let shown = writes.display();
     let invalid = |why: String| Ended::error(Exit::ConfigInvalid, format!("{shown}: {why}"));
     let text = read_text(writes).map_err(|error| invalid(error.to_string()))?;
+    // A mark of the byte order is no part of it.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     // The proxy takes them as part of a request, where places of this file mean nothing.
-    let checked = check_writes(&text);
+    let checked = check_writes(text);
     let writes: Value =
-        serde_json::from_str(&text).map_err(|error| invalid(format!("no JSON: {error}")))?;
+        serde_json::from_str(text).map_err(|error| invalid(format!("no JSON: {error}")))?;
     checked.map_err(|why| match writes.get("writes") {
         Some(_) => invalid(format!(
             "{why}\n  expected what is under \"writes\" in POST /v1/batch: {{\"BUCKET\": {{\"set\": {{\"KEY\": \"VALUE\"}}}}}}"

@@ -5,9 +5,9 @@
 //! hold, the outcome is the right one at that moment, a refusal as much as a success; if not, this process was behind, waits
 //! for its turn (`turns.rs`) and until it has seen more, and begins anew, as long as the engine's timeout. Then it waits until
 //! its own readers see the write. A put or delete that requires nothing depends on nothing, unless there is nothing to change,
-//! or it makes a bucket grow that is close to a limit (`room.rs`). If what is to stay as it is has more keys than a transaction
-//! has room for, it depends on its bucket. A dry run is the same without the writes; one of more than the engine takes tells what
-//! it would do in its refusal.
+//! or it makes a bucket grow that is close to a limit (`room.rs`). If what is to stay as it is, and does not end, has more keys
+//! than a transaction has room for, it depends on its bucket. A dry run is the same without the writes; one of more than the
+//! engine takes tells what it would do in its refusal.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

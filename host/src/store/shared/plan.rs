@@ -242,7 +242,19 @@ impl Plan {
     /// Asks of whole buckets what it would ask of each key that is only to stay as it is, if there is no room for each: then it
     /// meets a conflict also when somebody writes other keys.
     pub(super) fn fit(&mut self, takes: impl Fn(&Transaction) -> bool) {
-        if self.staying < self.transaction.conditions.len() && !takes(&self.transaction) {
+        let asked = self.transaction.conditions.len();
+        if self.staying == asked {
+            return;
+        }
+        // Of each bucket it may be asked what it holds, beside: see [`Self::guard`].
+        let beside = self.known.iter().map(|(_, name, since)| {
+            let (bucket, since) = (name.clone(), *since);
+            SharedCondition::Unchanged { bucket, since }
+        });
+        self.transaction.conditions.extend(beside);
+        let has_room = takes(&self.transaction);
+        self.transaction.conditions.truncate(asked);
+        if !has_room {
             self.ask_of_buckets(self.staying);
         }
     }

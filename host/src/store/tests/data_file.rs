@@ -379,7 +379,7 @@ fn a_past_of_which_something_is_missing_or_changed_is_reported() {
     const ORDER: TableDefinition<(&[u8], u64, &[u8]), u64> = TableDefinition::new("history_order");
     const SIZES: TableDefinition<&[u8], u64> = TableDefinition::new("history_sizes");
     type Damage = fn(&redb::WriteTransaction);
-    let damages: [(&str, Damage); 4] = [
+    let damages: [(&str, Damage); 5] = [
         ("1 values of the past were found, of 2", |transaction| {
             let mut rows = transaction.open_table(ROWS).unwrap();
             rows.remove((&b"e"[..], &b"k"[..], 1)).unwrap().unwrap();
@@ -397,6 +397,10 @@ fn a_past_of_which_something_is_missing_or_changed_is_reported() {
         ("values of the past take", |transaction| {
             let mut sizes = transaction.open_table(SIZES).unwrap();
             sizes.insert(&b"e"[..], 1).unwrap().unwrap();
+        }),
+        ("bytes, not the 0 that were written", |transaction| {
+            let mut sizes = transaction.open_table(SIZES).unwrap();
+            sizes.remove(&b"e"[..]).unwrap().unwrap();
         }),
     ];
     for (expected, damage) in damages {

@@ -31,7 +31,8 @@ pub(super) const ROWS: TableDefinition<Key, Value> = TableDefinition::new("histo
 pub(super) const ORDER: TableDefinition<OrderKey, u64> = TableDefinition::new("history_order");
 pub(super) const SIZES: TableDefinition<&[u8], u64> = TableDefinition::new("history_sizes");
 
-/// Of a row: what it counts against the limit, in the lower half, and a hash of what is in it.
+/// Of a row: what it counts against the limit, in the lower half, and a hash of what is in it. Releases before rows had a hash
+/// read all of it as a size: what they write beside it no longer adds up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sealed(u64);
 

@@ -31,8 +31,8 @@ const UNUSED_MAX: usize = 4096;
 /// Leases given back at once.
 const GIVEN_BACK_AT_ONCE: usize = 16;
 
-/// A lease that lasts longer than a second is asked for again when at least so much is left of it, so that the answer "less than a
-/// second" is late by no more than the rest.
+/// A lease that lasts longer than a second is asked for again when at least so much is left of it, so that the answer "less than
+/// a second" is late by no more than the rest.
 const INTO_LAST_SECOND: Duration = Duration::from_millis(500);
 /// Leases asked for at once how long they last.
 const ASKED_AT_ONCE: usize = 64;

@@ -26,6 +26,7 @@ use leases::{Granted, Leases};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use transaction::{keeps_lease, signed};
@@ -347,6 +348,7 @@ impl Inner {
             let ttl = write.value.as_ref()?.life.ttl()?;
             Some((index, ttl))
         });
+        let deadline = Instant::now() + self.settings.timeout;
         let mut asked = JoinSet::new();
         let mut failed = None;
         loop {
@@ -355,7 +357,7 @@ impl Inner {
                 && let Some((index, ttl)) = ending.next()
             {
                 let (known, connection) = (Arc::clone(&self.leases), connection.clone());
-                let timeout = self.settings.timeout;
+                let timeout = deadline.saturating_duration_since(Instant::now());
                 asked.spawn(async move { (index, known.grant(&connection, timeout, ttl).await) });
             }
             match asked.join_next().await {

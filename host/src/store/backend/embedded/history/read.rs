@@ -67,19 +67,24 @@ pub(in super::super) fn check(transaction: &ReadTransaction) -> Result<(), redb:
             )));
         }
     }
-    let Some(expected) = opened(transaction.open_table(SIZES))? else {
-        return Ok(());
+    let differs = |bucket: &[u8], found: u64, expected: u64| {
+        redb::Error::Corrupted(format!(
+            "bucket {:?}: values of the past take {found} bytes, not the {expected} that were written",
+            String::from_utf8_lossy(bucket)
+        ))
     };
-    for row in expected.iter()? {
-        let (bucket, expected) = row?;
-        let found = sizes.remove(bucket.value()).unwrap_or(0);
-        if found != expected.value() {
-            return Err(redb::Error::Corrupted(format!(
-                "bucket {:?}: values of the past take {found} bytes, not the {} that were written",
-                String::from_utf8_lossy(bucket.value()),
-                expected.value()
-            )));
+    if let Some(expected) = opened(transaction.open_table(SIZES))? {
+        for row in expected.iter()? {
+            let (bucket, expected) = row?;
+            let found = sizes.remove(bucket.value()).unwrap_or(0);
+            if found != expected.value() {
+                return Err(differs(bucket.value(), found, expected.value()));
+            }
         }
+    }
+    // Nothing was written of these.
+    if let Some((bucket, found)) = sizes.into_iter().next() {
+        return Err(differs(&bucket, found, 0));
     }
     Ok(())
 }
@@ -114,11 +119,9 @@ impl Histories for Read {
                 let text = std::str::from_utf8(key);
                 let text = text.map_err(|_| redb::Error::Corrupted("a key is not UTF-8".into()))?;
                 let mut all = kept.rows.range(all_of(bucket, key))?;
-                let Some(last) = all.next_back() else {
-                    continue;
-                };
-                let last = last?.0.value().2;
                 let at = (bucket, key, revision.0);
+                let last = all.next_back().ok_or_else(|| not_as_written(at))?;
+                let last = last?.0.value().2;
                 let after = kept.rows.get(at)?;
                 let after = after.ok_or_else(|| not_as_written(at))?;
                 let mut until = kept.rows.range((bucket, key, 0)..at)?;
@@ -143,7 +146,8 @@ impl Histories for Read {
 
 fn not_as_written((bucket, key, revision): (&[u8], &[u8], u64)) -> redb::Error {
     redb::Error::Corrupted(format!(
-        "bucket {:?}: what is kept of key {:?} at revision {revision} is not what was written",
+        "bucket {:?}: what is kept of key {:?} at revision {revision} is not what was written; it goes when later writes of \
+         the key take its place",
         String::from_utf8_lossy(bucket),
         String::from_utf8_lossy(key)
     ))
