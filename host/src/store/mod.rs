@@ -155,6 +155,15 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What was acknowledged last is in the journal of the data file, which is damaged or of another data file.
+    #[error("journal {}: {reason}; it was left as it is: restore it together with its data file, or move it away to start \
+             without the newest writes", path.display())]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Something that proxies share is away, and there is no copy of it to begin with, or its settings are wrong.
     #[error("{}{reason}", if reason.starts_with(backend.as_str()) { String::new() } else { format!("{}: ", backend.as_str()) })]
     Shared {

@@ -19,6 +19,7 @@ pub(crate) mod engine;
 mod fleet;
 mod gate;
 pub(super) mod histories;
+mod journal;
 pub(crate) mod nodes;
 mod over;
 mod past;

@@ -49,7 +49,8 @@ async fn a_damaged_data_file_is_refused_or_read_but_never_wrong() {
             .set("upstreams", &format!("key-{n}"), &format!("10.0.0.{n}"))
             .await;
     }
-    proxy.kill().await;
+    proxy.signal(Signal::TERM);
+    assert!(proxy.ended().await.success());
     let file = proxy.file("data/store.redb");
     let good = std::fs::read(&file).expect("the data file");
     let mut bad = good.clone();

@@ -27,19 +27,27 @@ pub(super) async fn export(proxy: &TestProxy) -> BTreeMap<String, String> {
     lines.lines().map(entry).collect()
 }
 
+/// Copies a data file, which nobody writes to, and its journal to a data directory.
+pub(super) fn copy_files(file: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("made");
+    std::fs::copy(file, to.join("store.redb")).expect("copied");
+    let journal = file.with_file_name("store.journal");
+    if journal.exists() {
+        std::fs::copy(journal, to.join("store.journal")).expect("copied");
+    }
+}
+
 /// What another proxy finds in this one's data file, as it is at one moment: what a kill -9 then would leave.
 pub(super) async fn export_of_a_copy(proxy: &TestProxy, file: &Path) -> BTreeMap<String, String> {
     let copy = tempfile::tempdir().expect("a directory");
-    std::fs::create_dir(copy.path().join("data")).expect("made");
     // It may write by itself at any time.
     proxy.signal(Signal::STOP);
     eventually("all its threads are stopped", async || {
         are_stopped(proxy.pid()).then_some(())
     })
     .await;
-    let from = std::fs::read(file).expect("the data file");
+    copy_files(file, &copy.path().join("data"));
     proxy.signal(Signal::CONT);
-    std::fs::write(copy.path().join("data/store.redb"), from).expect("written");
     let text = Setup::new(NOTES).text();
     std::fs::write(copy.path().join("throwbar.toml"), text).expect("written");
     let other = TestProxy::start_in(copy, &["serve", "throwbar.toml"]).await;
@@ -82,8 +90,9 @@ async fn until_refused(
     assert_eq!(refused.status, 503, "{}", refused.text());
     let refused = refused.json();
     let detail = refused["detail"].as_str().expect("a reason");
+    let is_named = ["store.redb", "store.journal"].map(|file| detail.contains(file));
     assert!(
-        detail.contains("store.redb") && detail.contains(reason),
+        is_named.contains(&true) && detail.contains(reason),
         "{detail}"
     );
     assert!(!acknowledged.is_empty());

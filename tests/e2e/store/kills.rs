@@ -1,6 +1,6 @@
 //! kill -9 at any moment: what was acknowledged is there, whole, and nothing that was never written.
 
-use super::faults::{NOTES, export};
+use super::faults::{NOTES, copy_files, export};
 use crate::harness::{Request, Setup, TestProxy, soon};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -145,7 +145,7 @@ async fn a_killed_proxys_file_with_a_torn_tail_has_every_write_or_is_refused_and
         let when = format!("{bytes} bytes of {length}");
         let mut dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("data/store.redb");
-        std::fs::create_dir(dir.path().join("data")).expect("made");
+        copy_files(&proxy.file("data/store.redb"), &dir.path().join("data"));
         std::fs::write(&file, &torn).expect("written");
         let text = Setup::new(NOTES).text();
         std::fs::write(dir.path().join("throwbar.toml"), text).expect("written");

@@ -63,13 +63,15 @@ async fn remount(proxy: &TestProxy, how: &str) {
     .await;
 }
 
-/// Lets these system calls on a proxy's data file say that it is on a read-only disk, until the tracer ends. None if nothing
+/// Lets these system calls on a proxy's data file and its journal say that it is on a read-only disk, until the tracer ends. None if nothing
 /// can be traced here; says that aloud.
 async fn refusing(proxy: &TestProxy, calls: &str) -> Option<Child> {
     let mut strace = beside(proxy, &["-U", "strace", "-f", "-qq", "-o", "/dev/null"]);
     strace
         .arg("-P")
         .arg(proxy.file("data/store.redb"))
+        .arg("-P")
+        .arg(proxy.file("data/store.journal"))
         .args(["-e", &format!("trace={calls}")])
         .args(["-e", &format!("inject={calls}:error=EROFS")])
         .args(["-p", &proxy.pid().to_string()]);
@@ -163,7 +165,7 @@ impl Running {
             assert_eq!(refused["code"], "store-unavailable");
             let detail = refused["detail"].as_str().expect("a reason");
             assert!(
-                detail.contains("store.redb") && detail.contains("Read-only file system"),
+                detail.contains("data/store.") && detail.contains("Read-only file system"),
                 "{detail}"
             );
             assert_eq!(self.routed("here").await, (200, "old".to_owned()));
@@ -233,7 +235,7 @@ async fn a_disk_that_turns_read_only_refuses_writes_beside_routing_and_takes_the
     turns_read_only(calls, false).await;
 }
 
-/// The bytes of the write were taken, and are found in the file when it is opened anew.
+/// The bytes of the write were taken, and are found when the files are opened anew.
 #[tokio::test]
 async fn a_disk_that_turns_read_only_beneath_a_sync_gives_back_nothing_of_the_refused_write() {
     turns_read_only("fsync,fdatasync", true).await;

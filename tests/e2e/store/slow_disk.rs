@@ -1,6 +1,6 @@
 //! A disk on which each sync takes long: with a real process, whose system calls a tracer holds up.
 
-use super::faults::{NOTES, export};
+use super::faults::{NOTES, copy_files, export};
 use crate::harness::servers::missing;
 use crate::harness::{Setup, TestProxy, eventually};
 use std::collections::BTreeMap;
@@ -100,9 +100,7 @@ async fn a_slow_disk_holds_up_writers_who_share_its_syncs_and_no_request() {
 
     proxy.kill().await;
     let copy = tempfile::tempdir().expect("a directory");
-    std::fs::create_dir(copy.path().join("data")).expect("made");
-    let from = proxy.file("data/store.redb");
-    std::fs::copy(from, copy.path().join("data/store.redb")).expect("copied");
+    copy_files(&proxy.file("data/store.redb"), &copy.path().join("data"));
     std::fs::write(copy.path().join("throwbar.toml"), Setup::new(NOTES).text()).expect("written");
     let other = TestProxy::start_in(copy, &["serve", "throwbar.toml"]).await;
     assert_eq!(export(&other).await, acknowledged);

@@ -21,7 +21,8 @@ Examples:
   throwbar kv backup store-monday.redb
   throwbar kv backup store.redb.backup --force    replace the one of before
 
-To restore one, end the proxy, move the file to store.redb of its data directory, and start it again.")]
+To restore one, end the proxy, move the file to store.redb of its data directory, remove a store.journal that a killed
+proxy has left there, and start it again.")]
 pub(super) struct BackupArgs {
     /// The file to write; it appears when it is whole
     file: PathBuf,

@@ -5,15 +5,17 @@
 //! noticed when it is loaded and not when a request goes astray; `meta` has the format, the store's revision and the number
 //! of transactions. Each group of batches is one transaction.
 //!
-//! After a failed write the file is opened anew before the next one, because the engine refuses everything after an
-//! I/O error. Whether the failed transaction reached the disk is only known then: if it did, it is undone first, so
-//! that a write reported as failed does not come back. (Only if the process ends before that can it be found applied.)
+//! With [`SyncPolicy::Always`] a transaction is on disk when it is in the [`journal`]; the file gets it with a [`checkpoint`], at
+//! most a second later, and before anything else is done with the file. One that is too large for the journal goes to the file.
 //!
 //! With [`SyncPolicy::Interval`] transactions wait in the engine's memory for the next one that is synced. What they changed is
 //! remembered until then, at most [`UNSYNCED_MAX`] of it: if the sync fails, it is written again when the file is opened
 //! anew, so that what readers see and what is on disk do not part.
+//!
+//! After a failed write both files are closed, and opened anew before the next one, because the engine refuses everything
+//! after an I/O error. Whether the failed transaction reached the disk is only known then: if it did, it is undone, so
+//! that a write reported as failed does not come back. (Only if the process ends before that can it be found applied.)
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -27,21 +29,30 @@ use crate::store::data_file::{Compacted, FileError, Source, SyncPolicy};
 use crate::store::history::Histories;
 use crate::store::{BucketConfig, OpenError, Revision};
 
+mod checkpoint;
 mod copy;
 mod deadlines;
 mod file;
 mod history;
+mod journal;
 mod read;
 mod sum;
+mod transact;
 
+use checkpoint::{Checkpoint, Covered};
 pub(in crate::store) use copy::{check, copy};
 pub(super) use file::FILE;
+pub(super) use file::io_error;
 #[cfg(test)]
 pub(super) use file::open_error;
 pub(in crate::store) use file::use_of;
-use file::{corrupt, create, guarded, io_error, open_database};
-use read::{read_bucket, read_meta};
-use sum::Sum;
+use file::{corrupt, create, guarded, open_database};
+#[cfg(test)]
+pub(super) use journal::Disk;
+use journal::Journal;
+use journal::Through;
+use read::{read_bucket, read_id, read_meta};
+use transact::{reversed, transact};
 
 /// How long the file of a process that was killed is waited for: one that it was just starting has a copy of the lock until
 /// it runs a program of its own.
@@ -66,6 +77,8 @@ const BUCKETS: TableDefinition<&[u8], (u64, u64, u64)> = TableDefinition::new("b
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 const META_REVISION: &str = "revision";
+/// Of the file and its backups, by chance. Files of before it was given have none.
+const META_ID: &str = "id";
 /// Counts transactions, for not each moves the revision. Files of before it was counted have none.
 const META_WRITES: &str = "writes";
 
@@ -84,17 +97,23 @@ pub(super) struct Embedded {
     path: PathBuf,
     opener: Opener,
     sync: SyncPolicy,
-    /// None after a failed write, until the next.
+    /// None while a checkpoint has it, and after a failed write, until the next.
     db: Option<Database>,
+    journal: Journal,
     /// Of the last write that succeeded.
     mark: Mark,
-    /// Of the last one that was synced.
+    /// Of the last one that the file has on disk.
     synced: Mark,
     /// What was written between the two.
     unsynced: Vec<Change>,
     /// When that is to be synced; none if there is nothing.
     sync_by: Option<Instant>,
-    /// The write that failed since, if any.
+    checkpoint: Option<Checkpoint>,
+    /// Of the last checkpoint, if it failed.
+    covered: Option<Covered>,
+    /// Whether the file is to have everything before the journal takes more.
+    is_behind: bool,
+    /// The write to the file that failed since, if any.
     failed: Vec<Change>,
     /// The backup that is under way, if one is.
     backup: Weak<()>,
@@ -120,36 +139,52 @@ impl Embedded {
             create(dir)?;
         }
         let file = path.clone();
-        Self::with_opener(path, sync, Box::new(move || open_database(&file)))
+        let opener = Box::new(move || open_database(&file));
+        Self::with_opener(path, sync, opener, Box::new(|file| Box::new(file)))
     }
 
     pub(super) fn with_opener(
         path: PathBuf,
         sync: SyncPolicy,
         opener: Opener,
+        through: Through,
     ) -> Result<Self, OpenError> {
         let db = opener()?;
-        let mark = guarded(|| read_meta(&db)).map_err(|reason| corrupt(&path, reason))?;
+        let synced = guarded(|| read_meta(&db)).map_err(|reason| corrupt(&path, reason))?;
         // What is wrong with it is told when it is read.
         if let Ok(keys @ TOLD_FROM..) = guarded(|| keys_of(&db)) {
             tracing::info!(keys, "reading {}: {keys} keys", path.display());
         }
-        Ok(Self {
+        let id = guarded(|| read_id(&db)).map_err(|reason| corrupt(&path, reason))?;
+        let mut journal = Journal::beside(&path, id, through);
+        let (mark, unsynced) = journal.read(synced)?;
+        let mut opened = Self {
             path,
             opener,
             sync,
-            db: Some(db),
+            db: None,
+            journal,
             mark,
-            synced: mark,
-            unsynced: Vec::new(),
+            synced,
+            unsynced,
             sync_by: None,
+            checkpoint: None,
+            covered: None,
+            is_behind: false,
             failed: Vec::new(),
             backup: Weak::new(),
-        })
+        };
+        // What a full disk does not take now stays in the journal, and can be read.
+        match opened.cover(db) {
+            Ok(db) => opened.db = Some(db),
+            Err(reason) => tracing::error!(reason, "store cannot write what its journal has"),
+        }
+        Ok(opened)
     }
 
     /// The file, opened anew if a write has failed.
     fn take(&mut self) -> Result<Database, String> {
+        self.end_checkpoint();
         match self.db.take() {
             Some(db) => Ok(db),
             None => self.reopen(),
@@ -162,9 +197,11 @@ impl Embedded {
         let db = (self.opener)().map_err(|error| error.to_string())?;
         let found = guarded(|| read_meta(&db))?;
         if found == self.mark {
-            // As it should be.
+            self.is_synced();
         } else if found == self.synced {
-            guarded(|| transact(&db, self.mark, &self.unsynced, Durability::Immediate))?;
+            // As it was before.
+        } else if let Some(covered) = self.covered.filter(|it| it.mark == found) {
+            self.is_covered(covered);
         } else if self.failed.is_empty() {
             return Err(format!(
                 "data file {} was changed by someone else",
@@ -173,30 +210,80 @@ impl Embedded {
         } else {
             let undo: Vec<Change> = self.failed.iter().rev().map(reversed).collect();
             guarded(|| transact(&db, self.mark, &undo, Durability::Immediate))?;
+            self.is_synced();
         }
-        self.failed.clear();
-        self.is_synced();
-        Ok(db)
+        (self.covered, self.failed) = (None, Vec::new());
+        let mended = self.journal.mend();
+        mended.map_err(|error| format!("writing {}: {error}", self.journal.path().display()))?;
+        match self.sync {
+            SyncPolicy::Always => Ok(db),
+            SyncPolicy::Interval(_) => self.cover(db),
+        }
     }
 
     /// Everything that was written is on disk.
     fn is_synced(&mut self) {
-        self.synced = self.mark;
-        self.unsynced.clear();
-        self.sync_by = None;
+        self.is_covered(Covered {
+            mark: self.mark,
+            changes: self.unsynced.len(),
+        });
     }
 
-    /// Closes the file after something failed.
-    fn give_up(&mut self, db: Database) {
-        // What has to be written or undone is tried again, also if nobody writes.
-        if !self.failed.is_empty() || !self.unsynced.is_empty() {
-            self.sync_by = Some(Instant::now() + SYNC_RETRY);
-        }
+    /// Closes the files after something failed. What has to be written or undone is tried again, also if nobody writes.
+    fn give_up(&mut self) {
+        self.is_behind = true;
+        self.sync_by = Some(Instant::now() + SYNC_RETRY);
+        self.journal.close();
+        let db = self.db.take();
         // Closing writes, which fails like the write before it.
         let _ = guarded(|| {
             drop(db);
             Ok(())
         });
+    }
+}
+
+impl Drop for Embedded {
+    /// A file that is closed has everything.
+    fn drop(&mut self) {
+        let closed = self.take_whole().and_then(|db| {
+            guarded(|| {
+                drop(db);
+                Ok(())
+            })
+        });
+        let removed =
+            closed.and_then(|()| self.journal.remove().map_err(|error| error.to_string()));
+        if let Err(reason) = removed {
+            let journal = self.journal.path().display();
+            tracing::warn!(reason, "what store.redb does not have stays in {journal}");
+        }
+    }
+}
+
+impl Embedded {
+    /// Syncs what waits in the engine's memory.
+    fn sync_file(&mut self) -> Result<(), String> {
+        if self.sync_by.is_none() {
+            return Ok(());
+        }
+        // Opening it anew syncs, too.
+        let Some(db) = self.db.take() else {
+            self.db = Some(self.reopen()?);
+            return Ok(());
+        };
+        let synced = guarded(|| Ok(db.begin_write()?.commit()?));
+        self.db = Some(db);
+        match synced {
+            Ok(()) => {
+                self.is_synced();
+                Ok(())
+            }
+            Err(reason) => {
+                self.give_up();
+                Err(format!("syncing {}: {reason}", self.path.display()))
+            }
+        }
     }
 }
 
@@ -221,8 +308,13 @@ impl Backend for Embedded {
             reason,
         })?;
         let db = self.db.insert(db);
-        let (loaded, refused) =
-            guarded(|| read_bucket(db, bucket)).map_err(|reason| corrupt(&self.path, reason))?;
+        let waiting: &[Change] = match self.sync {
+            SyncPolicy::Always => &self.unsynced,
+            // The file shows them already.
+            SyncPolicy::Interval(_) => &[],
+        };
+        let (loaded, refused) = guarded(|| read_bucket(db, bucket, waiting))
+            .map_err(|reason| corrupt(&self.path, reason))?;
         match refused {
             None => Ok(loaded),
             Some((key, reason)) => Err(OpenError::Value {
@@ -234,11 +326,21 @@ impl Backend for Embedded {
     }
 
     fn write(&mut self, revision: Revision, changes: &[Change]) -> Result<(), WriteError> {
-        let db = self.take().map_err(WriteError)?;
         let mark = Mark {
             revision,
             writes: self.mark.writes.wrapping_add(1),
         };
+        if self.sync == SyncPolicy::Always {
+            if self.is_behind {
+                self.db = Some(self.take_whole().map_err(WriteError)?);
+            }
+            let payload = journal::encode(self.mark.revision, revision, changes);
+            let payload = payload.map_err(|error| WriteError(error.to_string()))?;
+            if payload.len() <= journal::RECORD_BYTES_MAX {
+                return self.write_ahead(mark, &payload, changes);
+            }
+        }
+        let db = self.take_whole().map_err(WriteError)?;
         let later = match self.sync {
             SyncPolicy::Interval(interval)
                 if self.unsynced.len() + changes.len() <= UNSYNCED_MAX =>
@@ -266,7 +368,8 @@ impl Backend for Embedded {
             }
             Err(reason) => {
                 self.failed = changes.to_vec();
-                self.give_up(db);
+                self.db = Some(db);
+                self.give_up();
                 let reason = format!("writing {}: {reason}", self.path.display());
                 Err(WriteError(reason))
             }
@@ -274,35 +377,18 @@ impl Backend for Embedded {
     }
 
     fn sync_by(&self) -> Option<Instant> {
-        self.sync_by
+        match &self.checkpoint {
+            Some(under_way) => Some(under_way.look_at),
+            None => self.sync_by,
+        }
     }
 
     fn sync(&mut self) -> Result<(), String> {
-        if self.sync_by.is_none() {
-            return Ok(());
-        }
-        // Opening it anew syncs, too.
-        let db = match self.db.take() {
-            Some(db) => db,
-            None => {
-                let opened = self.reopen();
-                self.db = opened
-                    .inspect_err(|_| self.sync_by = Some(Instant::now() + SYNC_RETRY))
-                    .map(Some)?;
-                return Ok(());
-            }
+        let done = match self.sync {
+            SyncPolicy::Always => self.go_on(),
+            SyncPolicy::Interval(_) => self.sync_file(),
         };
-        match guarded(|| Ok(db.begin_write()?.commit()?)) {
-            Ok(()) => {
-                self.db = Some(db);
-                self.is_synced();
-                Ok(())
-            }
-            Err(reason) => {
-                self.give_up(db);
-                Err(format!("syncing {}: {reason}", self.path.display()))
-            }
-        }
+        done.inspect_err(|_| self.sync_by = Some(Instant::now() + SYNC_RETRY))
     }
 
     fn compact(&mut self) -> Result<Compacted, FileError> {
@@ -310,7 +396,7 @@ impl Backend for Embedded {
             let found = std::fs::metadata(path);
             found.map_or(0, |found| found.len())
         };
-        let mut db = self.take().map_err(FileError::Failed)?;
+        let mut db = self.take_whole().map_err(FileError::Failed)?;
         let before = size(&self.path);
         let mut busy = false;
         let compacted = guarded(|| match db.compact() {
@@ -333,7 +419,8 @@ impl Backend for Embedded {
                 Ok(Compacted { before, after })
             }
             Err(reason) => {
-                self.give_up(db);
+                self.db = Some(db);
+                self.give_up();
                 let reason = format!("compacting {}: {reason}", self.path.display());
                 Err(FileError::Failed(reason))
             }
@@ -344,7 +431,7 @@ impl Backend for Embedded {
         if self.backup.strong_count() > 0 {
             return Err(FileError::Busy);
         }
-        let db = self.take().map_err(FileError::Failed)?;
+        let db = self.take_whole().map_err(FileError::Failed)?;
         let db = self.db.insert(db);
         let transaction = guarded(|| Ok(db.begin_read()?)).map_err(FileError::Failed)?;
         let under_way = Arc::new(());
@@ -357,70 +444,8 @@ impl Backend for Embedded {
     }
 
     fn histories(&mut self) -> Result<Box<dyn Histories>, String> {
-        let db = self.take()?;
+        let db = self.take_whole()?;
         let read = guarded(|| Ok(self.db.insert(db).begin_read()?))?;
         Ok(Box::new(history::Read(read)))
     }
-}
-
-fn reversed(change: &Change) -> Change {
-    Change {
-        before: change.after.clone(),
-        after: change.before.clone(),
-        bucket_before: change.bucket_after,
-        bucket_after: change.bucket_before,
-        origin: None,
-        ..change.clone()
-    }
-}
-
-fn transact(
-    db: &Database,
-    mark: Mark,
-    changes: &[Change],
-    durability: Durability,
-) -> Result<(), redb::Error> {
-    // In order of place in the file; the changes of one key keep their order.
-    let mut ordered: Vec<&Change> = changes.iter().collect();
-    ordered.sort_by_key(|change| (change.bucket.name.as_bytes(), change.key()));
-    let mut transaction = db.begin_write()?;
-    transaction.set_durability(durability)?;
-    deadlines::write(&transaction, &ordered)?;
-    history::write(&transaction, &ordered)?;
-    {
-        let mut entries = transaction.open_table(ENTRIES)?;
-        for change in ordered.into_iter().filter(|change| !change.is_touch()) {
-            let key = (change.bucket.name.as_bytes(), change.key());
-            match &change.after {
-                Some(record) => {
-                    let entry = &record.entry;
-                    entries.insert(key, (entry.revision.0, entry.value.to_bytes().as_ref()))?;
-                }
-                None => {
-                    entries.remove(key)?;
-                }
-            }
-        }
-        let mut buckets = transaction.open_table(BUCKETS)?;
-        let mut sums: HashMap<&[u8], Sum> = HashMap::new();
-        for change in changes {
-            let name = change.bucket.name.as_bytes();
-            let sum = match sums.entry(name) {
-                std::collections::hash_map::Entry::Occupied(sum) => sum.into_mut(),
-                std::collections::hash_map::Entry::Vacant(sum) => {
-                    let stored = buckets.get(name)?.map(|sum| Sum::from(sum.value()));
-                    sum.insert(stored.unwrap_or_default())
-                }
-            };
-            sum.change(change);
-        }
-        for (name, sum) in sums {
-            buckets.insert(name, (sum.revision, sum.entries, sum.hashes))?;
-        }
-        let mut meta = transaction.open_table(META)?;
-        meta.insert(META_REVISION, mark.revision.0)?;
-        meta.insert(META_WRITES, mark.writes)?;
-    }
-    transaction.commit()?;
-    Ok(())
 }

@@ -11,7 +11,7 @@ use redb::backends::FileBackend;
 use redb::{BackendError, Builder, StorageBackend};
 
 use super::Backend;
-use super::embedded::{Embedded, FILE, open_error};
+use super::embedded::{Disk, Embedded, FILE, io_error, open_error};
 use crate::store::SyncPolicy;
 
 /// What the disk under [`faulty`] fails at, from now on.
@@ -19,38 +19,70 @@ use crate::store::SyncPolicy;
 pub(in crate::store) struct Faults {
     pub(in crate::store) write: AtomicBool,
     pub(in crate::store) sync: AtomicBool,
-    /// Whether a sync takes until this is over, and how many wait for that.
-    stalled: Mutex<(bool, usize)>,
-    moved: Condvar,
+    /// The data file alone takes no write.
+    pub(in crate::store) data_file: AtomicBool,
+    /// Its syncs alone say that they failed.
+    pub(in crate::store) data_file_sync: AtomicBool,
+    /// It takes none from when it has been opened.
+    pub(in crate::store) full: AtomicBool,
+    syncs: Gate,
+    data_file_syncs: Gate,
 }
 
 impl Faults {
-    /// A disk that takes nothing any more: for the file it is as if its process was killed at this moment.
+    /// A disk that takes nothing any more: for the files it is as if their process was killed at this moment.
     pub(in crate::store) fn kill(&self) {
         self.write.store(true, Ordering::SeqCst);
         self.sync.store(true, Ordering::SeqCst);
+        self.stall(false);
+        self.stall_data_file(false);
     }
 
     /// Lets no sync end, or lets them go on.
     pub(in crate::store) fn stall(&self, stalled: bool) {
-        self.stalled.lock().unwrap().0 = stalled;
-        self.moved.notify_all();
+        self.syncs.close(stalled);
+    }
+
+    /// The same, for syncs of the data file alone.
+    pub(in crate::store) fn stall_data_file(&self, stalled: bool) {
+        self.data_file_syncs.close(stalled);
     }
 
     /// Waits until a sync is stalled.
     pub(in crate::store) fn is_stalled(&self) {
-        let state = self.stalled.lock().unwrap();
+        self.syncs.is_waited_for();
+    }
+
+    /// Waits until one of the data file is.
+    pub(in crate::store) fn is_data_file_stalled(&self) {
+        self.data_file_syncs.is_waited_for();
+    }
+}
+
+/// What some wait for, as long as it is closed.
+#[derive(Debug, Default)]
+struct Gate {
+    /// Whether it is, and how many wait.
+    state: Mutex<(bool, usize)>,
+    moved: Condvar,
+}
+
+impl Gate {
+    fn close(&self, closed: bool) {
+        self.state.lock().unwrap().0 = closed;
+        self.moved.notify_all();
+    }
+
+    fn is_waited_for(&self) {
+        let state = self.state.lock().unwrap();
         drop(self.moved.wait_while(state, |(_, waiting)| *waiting == 0));
     }
 
     fn pass(&self) {
-        let mut state = self.stalled.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         state.1 += 1;
         self.moved.notify_all();
-        let mut state = self
-            .moved
-            .wait_while(state, |(stalled, _)| *stalled)
-            .unwrap();
+        let mut state = self.moved.wait_while(state, |(closed, _)| *closed).unwrap();
         state.1 -= 1;
     }
 }
@@ -61,31 +93,59 @@ pub(in crate::store) fn faulty(
     sync: SyncPolicy,
     faults: Arc<Faults>,
 ) -> Box<dyn Backend> {
-    drop(Embedded::open(dir, sync).unwrap());
     let path = dir.join(FILE);
+    if !path.exists() {
+        drop(Embedded::open(dir, sync).unwrap());
+    }
     let opener = {
-        let path = path.clone();
+        let (path, faults) = (path.clone(), Arc::clone(&faults));
         move || {
+            if faults.full.load(Ordering::SeqCst) {
+                faults.data_file.store(false, Ordering::SeqCst);
+            }
             let file = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .open(&path)
-                .unwrap();
+                .map_err(|error| io_error(&path, error))?;
             let disk = FaultyDisk {
                 file: FileBackend::new(file).unwrap(),
+                is_data_file: true,
                 faults: Arc::clone(&faults),
             };
-            Builder::new()
+            let opened = Builder::new()
                 .create_with_backend(disk)
-                .map_err(|error| open_error(error, &path))
+                .map_err(|error| open_error(error, &path))?;
+            if faults.full.load(Ordering::SeqCst) {
+                faults.data_file.store(true, Ordering::SeqCst);
+            }
+            Ok(opened)
         }
     };
-    Box::new(Embedded::with_opener(path, sync, Box::new(opener)).unwrap())
+    let through = move |file| -> Box<dyn Disk> {
+        Box::new(FaultyDisk {
+            file: FileBackend::new(file).unwrap(),
+            is_data_file: false,
+            faults: Arc::clone(&faults),
+        })
+    };
+    let opened = Embedded::with_opener(path, sync, Box::new(opener), Box::new(through));
+    Box::new(opened.unwrap())
+}
+
+impl Disk for FaultyDisk {
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        StorageBackend::write(self, at, bytes)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
 }
 
 #[derive(Debug)]
 struct FaultyDisk {
     file: FileBackend,
+    is_data_file: bool,
     faults: Arc<Faults>,
 }
 
@@ -100,15 +160,20 @@ impl StorageBackend for FaultyDisk {
         self.file.set_len(len)
     }
     fn sync_data(&self) -> Result<(), io::Error> {
-        self.faults.pass();
+        self.faults.syncs.pass();
+        if self.is_data_file {
+            self.faults.data_file_syncs.pass();
+        }
         self.file.sync_data()?;
-        if self.faults.sync.load(Ordering::SeqCst) {
+        let fails = |fault: &AtomicBool| fault.load(Ordering::SeqCst);
+        if fails(&self.faults.sync) || self.is_data_file && fails(&self.faults.data_file_sync) {
             return Err(io::Error::other("sync fails"));
         }
         Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        if self.faults.write.load(Ordering::SeqCst) {
+        let fails = |fault: &AtomicBool| fault.load(Ordering::SeqCst);
+        if fails(&self.faults.write) || self.is_data_file && fails(&self.faults.data_file) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.file.write(offset, data)

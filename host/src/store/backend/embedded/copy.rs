@@ -9,7 +9,8 @@ use redb::{
 };
 
 use super::deadlines::DEADLINES;
-use super::file::{corrupt, database, guarded, open_read_only};
+use super::file::{FILE, corrupt, database, guarded, open_read_only};
+use super::journal::path_beside;
 use super::read::read_meta;
 use super::sum::Sum;
 use super::{BUCKETS, ENTRIES, META, history};
@@ -37,9 +38,14 @@ pub(in crate::store) fn copy(source: &Source, to: &File) -> Result<Contents, Fil
     guarded(|| contents(&copied)).map_err(failed)
 }
 
-/// Reads a whole file that nobody has open, and changes nothing of it.
+/// Reads a whole file that nobody has open, and changes nothing of it. One beside which there is a journal is not all there is.
 pub(in crate::store) fn check(path: &Path) -> Result<Contents, OpenError> {
     let db = open_read_only(path)?;
+    if path.ends_with(FILE) && path_beside(path).exists() {
+        return Err(OpenError::NotClosed {
+            path: path.to_owned(),
+        });
+    }
     guarded(|| contents(&db)).map_err(|reason| corrupt(path, reason))
 }
 

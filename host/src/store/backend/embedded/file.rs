@@ -9,7 +9,8 @@ use std::sync::Once;
 
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase};
 
-use super::{BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_REVISION};
+use super::journal::is_journal;
+use super::{BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_ID, META_REVISION};
 use crate::store::OpenError;
 use crate::store::data_file::Use;
 
@@ -55,7 +56,7 @@ pub(super) fn guarded<T>(operation: impl FnOnce() -> Result<T, redb::Error>) -> 
     }
 }
 
-pub(super) fn io_error(path: &Path, error: impl std::fmt::Display) -> OpenError {
+pub(in crate::store::backend) fn io_error(path: &Path, error: impl std::fmt::Display) -> OpenError {
     OpenError::Io {
         path: path.to_owned(),
         reason: error.to_string(),
@@ -104,6 +105,8 @@ fn initialise(db: &Database) -> Result<(), redb::Error> {
         let mut meta = transaction.open_table(META)?;
         meta.insert(META_FORMAT, FORMAT)?;
         meta.insert(META_REVISION, 0)?;
+        // Without chance it has none.
+        meta.insert(META_ID, getrandom::u64().unwrap_or(0))?;
     }
     transaction.commit()?;
     Ok(())
@@ -142,6 +145,8 @@ pub(in crate::store) fn use_of(path: &Path) -> io::Result<Use> {
     let mut magic = [0; MAGIC.len()];
     match File::open(path)?.read_exact(&mut magic) {
         Ok(()) if magic == MAGIC => {}
+        // It is there only while a proxy runs, or holds what one that was killed has acknowledged.
+        Ok(()) if is_journal(&magic) => return Ok(Use::ByProxy),
         Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
         _ => return Ok(Use::None),
     }

@@ -4,9 +4,10 @@ use redb::{Database, ReadableDatabase};
 
 use super::sum::Sum;
 use super::{
-    BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_REVISION, META_WRITES, Mark, deadlines,
+    BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_ID, META_REVISION, META_WRITES, Mark,
+    deadlines,
 };
-use crate::store::backend::Loaded;
+use crate::store::backend::{Change, Loaded};
 use crate::store::bucket::KEY_BYTES_MAX;
 use crate::store::record::Record;
 use crate::store::table::Table;
@@ -31,12 +32,21 @@ pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Mark, redb::Error>
     }
 }
 
+/// The file's own number; 0 if it has none.
+pub(super) fn read_id(db: &impl ReadableDatabase) -> Result<u64, redb::Error> {
+    let meta = db.begin_read()?.open_table(META)?;
+    let id = meta.get(META_ID)?;
+    Ok(id.map_or(0, |id| id.value()))
+}
+
 /// A key and why its value is not one of the bucket's kind.
 type Refused = (String, String);
 
+/// A bucket of the file, and what waits to be written to it.
 pub(super) fn read_bucket(
     db: &Database,
     bucket: &BucketConfig,
+    waiting: &[Change],
 ) -> Result<(Loaded, Option<Refused>), redb::Error> {
     let transaction = db.begin_read()?;
     let name = bucket.name.as_bytes();
@@ -55,7 +65,7 @@ pub(super) fn read_bucket(
     let end = end_of(name);
     let entries = entries.range((name, &[][..])..(end.as_slice(), &[][..]))?;
     let about = usize::try_from(expected.entries.min(1 << 24)).unwrap_or(0);
-    let (table, read) = Table::load_beside(about, |add| {
+    let (mut table, read) = Table::load_beside(about, |add| {
         for entry in entries {
             let (key, value) = entry?;
             let (_, key) = key.value();
@@ -89,7 +99,29 @@ pub(super) fn read_bucket(
             bucket.name, found.entries, expected.entries
         )));
     }
-    let revision = Revision(found.revision);
+    let mut revision = Revision(found.revision);
+    for change in waiting.iter().filter(|it| it.bucket.name == bucket.name) {
+        revision = change.bucket_after;
+        let Some(record) = &change.after else {
+            if let Some(record) = &change.before {
+                table.remove(record.key());
+            }
+            continue;
+        };
+        // In a journal that was read values are bytes.
+        match Value::parse(bucket.values, &record.entry.value.to_bytes()) {
+            Ok(value) => {
+                let entry = Entry {
+                    value,
+                    ..record.entry.clone()
+                };
+                table.insert(&Record::new(record.key(), entry));
+            }
+            Err(error) => {
+                refused.get_or_insert((record.key().to_owned(), error.0));
+            }
+        }
+    }
     Ok((Loaded { table, revision }, refused))
 }
 
