@@ -81,7 +81,7 @@ async fn connected(
     };
     let ended = tokio::select! {
         ended = watcher.run(stream) => ended,
-        never = inner.leases.run(&connection) => match never {},
+        never = inner.leases.run(inner, &connection) => match never {},
         never = overdue::run(inner, &connection) => match never {},
     };
     if let Ended::Lost(_) = ended {

@@ -1,8 +1,9 @@
 //! Where entries are in etcd: `prefix/bucket/key`, the value as it is, so that any program can read and write them.
 //!
-//! Keys of the store are not empty, so two kinds of keys are free: `prefix/bucket/` is written by each transaction that
-//! deletes, because a deleted key leaves no revision that a later condition could be compared with, and by each that is to
-//! tell who made it, with that as its value; `prefix/` is written to learn how far the log has come, where the server cannot be asked.
+//! Keys of the store are not empty, nor are names of buckets, so three kinds of keys are free: `prefix/bucket/` is written by
+//! each transaction that deletes, because a deleted key leaves no revision that a later condition could be compared with, and by
+//! each that is to tell who made it, with that as its value; `prefix/` is written to learn how far the log has come, where the
+//! server cannot be asked; `prefix//lease` is given a lease to learn what else has it (`unused.rs`).
 
 /// Makes and reads keys.
 #[derive(Debug, Clone)]
@@ -32,6 +33,11 @@ impl Keys {
         format!("{}{bucket}/{key}", self.prefix)
     }
 
+    /// The key that is given a lease to learn what else has it.
+    pub(super) fn mark_of_lease(&self, lease: i64) -> String {
+        format!("{}/{lease:x}", self.prefix)
+    }
+
     /// The bucket whose mark this key is; none for any other key.
     pub(super) fn marked<'k>(&self, key: &'k [u8]) -> Option<&'k str> {
         let rest = key.strip_prefix(self.prefix.as_bytes())?;
@@ -43,6 +49,9 @@ impl Keys {
     pub(super) fn parse<'k>(&self, key: &'k [u8]) -> Option<(&'k str, &'k str)> {
         let rest = key.strip_prefix(self.prefix.as_bytes())?;
         let (bucket, key) = std::str::from_utf8(rest).ok()?.split_once('/')?;
+        if bucket.is_empty() {
+            return None;
+        }
         crate::store::check_key(key).ok()?;
         Some((bucket, key))
     }
@@ -81,6 +90,12 @@ mod tests {
         for other in [&b"a/b/"[..], b"a/b/c", b"a/b/c/d/", b"a/c/"] {
             assert_eq!(keys.marked(other), None, "{other:?}");
         }
+        let mark = keys.mark_of_lease(0x5a8);
+        assert_eq!(mark, "a/b//5a8");
+        assert_eq!(
+            (keys.parse(mark.as_bytes()), keys.marked(mark.as_bytes())),
+            (None, None)
+        );
         assert_eq!(end("a/b/c/"), b"a/b/c0");
     }
 }

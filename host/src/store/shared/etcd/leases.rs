@@ -1,23 +1,27 @@
-//! Times to live: a lease for each entry that has one, whose number says when it ends.
+//! Times to live: leases, whose numbers say when they end.
 //!
 //! Values stay as they are, so that other programs can write them. What other proxies need to know, when an entry ends,
-//! is in the number of its lease, which whoever asks for a lease may choose. The number also says that the lease is one
-//! of ours, with one entry, and may be given back when that entry is written anew.
+//! is in the number of its lease, which whoever asks for a lease may choose. Entries that one transaction gives the same time
+//! to live have one lease together, since a server ends some hundred leases in a second, and any number of entries of one. The
+//! number also says that the lease is one of ours, and whether it is of one entry, so that it may be given back when that is
+//! written anew, or of several, see [`super::unused`]. A lease is of one transaction: no entry gets it later.
 
 use super::connect::{Connection, Failure, answered};
 use super::overdue::Known;
-use super::{EngineError, Left};
+use super::unused::Unused;
+use super::{EngineError, Inner, Left};
 use crate::store::shared::{END_TICK_MS, TTL_MAX};
 use etcd_client::LeaseGrantOptions;
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-/// What numbers of ours begin with: 12 of 63 bits.
-const OURS: i64 = 0x5a7;
+/// What numbers of ours begin with: 12 of 63 bits. Proxies of before know the first, and leave others to who made them.
+const OF_ONE: i64 = 0x5a7;
+const OF_SEVERAL: i64 = 0x5a8;
 /// Of the number of ticks after which it ends: up to the year 2106.
 const TICK_BITS: u32 = 34;
 /// What tells leases apart that end at the same time.
@@ -26,10 +30,6 @@ const CHANCE_BITS: u32 = 17;
 const PAST_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Numbers tried until one is free.
 const ATTEMPTS: usize = 8;
-/// Leases that wait to be given back. What is beyond ends by itself.
-const UNUSED_MAX: usize = 4096;
-/// Leases given back at once.
-const GIVEN_BACK_AT_ONCE: usize = 16;
 
 /// A lease that lasts longer than a second is asked for again when at least so much is left of it, so that the answer "less than
 /// a second" is late by no more than the rest.
@@ -41,8 +41,7 @@ const ASKED_AT_ONCE: usize = 64;
 pub(super) struct Leases {
     /// Of entries in buckets that were loaded, as long as they are followed; only ours.
     known: Mutex<Known>,
-    unused: Mutex<VecDeque<i64>>,
-    added: Notify,
+    unused: Unused,
     /// The shortest time that the server grants, once known.
     shortest_s: AtomicI64,
 }
@@ -51,29 +50,30 @@ impl Leases {
     pub(super) fn new() -> Self {
         Self {
             known: Mutex::default(),
-            unused: Mutex::default(),
-            added: Notify::new(),
+            unused: Unused::default(),
             shortest_s: AtomicI64::new(1),
         }
     }
 
-    /// A lease for one entry.
+    /// A lease of so many whole seconds.
     pub(super) async fn grant(
         &self,
         connection: &Connection,
         timeout: Duration,
-        ttl: Duration,
+        whole: u64,
+        of: Of,
     ) -> Result<i64, Granted> {
-        if ttl > TTL_MAX {
+        if whole > TTL_MAX.as_secs() {
             return Err(Granted::Never(EngineError::Refused(format!(
-                "time to live of {ttl:?} is too long, expected at most {TTL_MAX:?}"
+                "time to live of {:?} is too long, expected at most {TTL_MAX:?}",
+                Duration::from_secs(whole)
             ))));
         }
-        let whole = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
+        let whole = whole.cast_signed();
         let mut failed = None;
         for _ in 0..ATTEMPTS {
             let seconds = whole.max(self.shortest_s.load(Relaxed));
-            let id = number(now_ms() + seconds.unsigned_abs() * 1000);
+            let id = number(now_ms() + seconds.unsigned_abs() * 1000, of);
             let mut client = connection.leases();
             let asked = client.grant(seconds, Some(LeaseGrantOptions::new().with_id(id)));
             match answered(&connection.endpoint, timeout, asked).await {
@@ -102,7 +102,10 @@ impl Leases {
             let left = Duration::from_millis(end.saturating_sub(now_ms()));
             (lease, Instant::now() + left)
         });
-        self.known().learn(key, ours);
+        let unused = self.known().learn(key, ours);
+        if let Some(lease) = unused {
+            self.unused.add(lease, Of::Several);
+        }
     }
 
     /// Nothing is known of keys that begin so, since they are loaded again.
@@ -121,74 +124,83 @@ impl Leases {
     }
 
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
-        locked(&self.known)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing has this lease any longer.
+    /// Nothing has this lease, nor ever had.
     pub(super) fn give_back(&self, lease: i64) {
-        let mut unused = locked(&self.unused);
-        if unused.len() < UNUSED_MAX {
-            unused.push_back(lease);
-            self.added.notify_one();
+        self.unused.add(lease, Of::One);
+    }
+
+    /// An entry that had this lease has another now, or none. One of several entries is given back once no entry has it that
+    /// is known.
+    pub(super) fn replaced(&self, lease: i64) {
+        match of(lease) {
+            Some(Of::Several) => {
+                if self.known().replaced(lease) {
+                    self.unused.add(lease, Of::Several);
+                }
+            }
+            Some(Of::One) => self.unused.add(lease, Of::One),
+            None => {}
         }
     }
 
     /// Gives back what is no longer used, for as long as it is polled.
-    pub(super) async fn run(&self, connection: &Connection) -> std::convert::Infallible {
-        let mut running = JoinSet::new();
-        loop {
-            while running.len() >= GIVEN_BACK_AT_ONCE {
-                running.join_next().await;
-            }
-            let lease = locked(&self.unused).pop_front();
-            match lease {
-                Some(lease) => {
-                    let mut client = connection.leases();
-                    // What cannot be given back ends by itself.
-                    running.spawn(async move { client.revoke(lease).await.is_ok() });
-                }
-                None => self.added.notified().await,
-            }
-        }
+    pub(super) async fn run(&self, inner: &Inner, connection: &Connection) -> Infallible {
+        self.unused.run(inner, connection).await
     }
 }
 
-/// How long leases last. The server revokes no more than some hundred in a second, so what is over may be there for long.
+/// How many entries a lease is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    One,
+    /// Of one transaction.
+    Several,
+}
+
+/// How long leases last; each is asked for once. The server revokes no more than some hundred in a second, so what is over may
+/// be there for long.
 pub(super) async fn left(
     connection: &Connection,
     timeout: Duration,
     leases: Vec<Option<i64>>,
 ) -> Result<Vec<Left>, Failure> {
-    let mut answers = vec![None; leases.len()];
+    let mut answers = HashMap::new();
     let mut asked = JoinSet::new();
-    let mut next = leases.into_iter().enumerate();
+    let distinct: HashSet<i64> = leases.iter().flatten().copied().collect();
+    let mut next = distinct.into_iter();
     loop {
         let more = asked.len() < ASKED_AT_ONCE;
-        if let Some((index, lease)) = more.then(|| next.next()).flatten() {
-            let Some(lease) = lease else { continue };
+        if let Some(lease) = more.then(|| next.next()).flatten() {
             let connection = connection.clone();
             asked.spawn(async move {
                 let mut client = connection.leases();
                 let question = client.time_to_live(lease, None);
                 let answer = answered(&connection.endpoint, timeout, question).await;
-                (index, answer, Instant::now())
+                (lease, answer, Instant::now())
             });
             continue;
         }
         match asked.join_next().await {
-            Some(Ok((index, answer, at))) => {
+            Some(Ok((lease, answer, at))) => {
                 let answer = answer?;
                 // One that is gone already has no length.
-                answers[index] = (answer.granted_ttl() > 0).then(|| (answer.ttl(), at));
+                if answer.granted_ttl() > 0 {
+                    answers.insert(lease, (answer.ttl(), at));
+                }
             }
             // It panicked, which was logged: nothing is known of it.
             Some(Err(_)) => {}
             None => break,
         }
     }
-    let left = answers.into_iter().map(|answer| match answer {
-        Some((seconds, at)) => left_of(seconds, at.elapsed()),
-        None => Left::Unknown,
+    let left = leases.into_iter().map(|lease| {
+        let answer = lease.and_then(|lease| answers.get(&lease));
+        answer.map_or(Left::Unknown, |(seconds, at)| {
+            left_of(*seconds, at.elapsed())
+        })
     });
     Ok(left.collect())
 }
@@ -209,29 +221,36 @@ pub(super) enum Granted {
     Never(EngineError),
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A number for a lease that ends then.
-fn number(end_ms: u64) -> i64 {
+fn number(end_ms: u64, of: Of) -> i64 {
+    let begins = match of {
+        Of::One => OF_ONE,
+        Of::Several => OF_SEVERAL,
+    };
     let tick = end_ms.div_ceil(END_TICK_MS) & ((1 << TICK_BITS) - 1);
     let chance = getrandom::u64().unwrap_or(end_ms) & ((1 << CHANCE_BITS) - 1);
     let tail = (tick << CHANCE_BITS) | chance;
     // 51 bits.
-    (OURS << (TICK_BITS + CHANCE_BITS)) | tail.cast_signed()
+    (begins << (TICK_BITS + CHANCE_BITS)) | tail.cast_signed()
+}
+
+/// What a lease of ours is of; none for one of somebody else's, by what its number begins with.
+fn of(lease: i64) -> Option<Of> {
+    match lease >> (TICK_BITS + CHANCE_BITS) {
+        OF_ONE => Some(Of::One),
+        OF_SEVERAL => Some(Of::Several),
+        _ => None,
+    }
 }
 
 /// When a lease of ours ends; none for one of somebody else's.
 pub(super) fn end_ms(lease: i64) -> Option<u64> {
-    if lease <= 0 || lease >> (TICK_BITS + CHANCE_BITS) != OURS {
-        return None;
-    }
+    of(lease)?;
     let tick = (lease >> CHANCE_BITS).unsigned_abs() & ((1 << TICK_BITS) - 1);
     let end = tick * END_TICK_MS;
     let now = now_ms();
@@ -250,13 +269,25 @@ mod tests {
     #[test]
     fn the_number_of_a_lease_says_when_it_ends() {
         for ttl_ms in [1000, 86_400_123, millis(TTL_MAX)] {
-            let end = now_ms() + ttl_ms;
-            let lease = number(end);
-            assert!(lease > 0);
-            let told = end_ms(lease).expect("it is ours");
-            assert!((end..end + END_TICK_MS).contains(&told), "{end} {told}");
+            for kind in [Of::One, Of::Several] {
+                let end = now_ms() + ttl_ms;
+                let lease = number(end, kind);
+                assert!(lease > 0);
+                assert_eq!(of(lease), Some(kind));
+                let told = end_ms(lease).expect("it is ours");
+                assert!((end..end + END_TICK_MS).contains(&told), "{end} {told}");
+            }
         }
-        assert_ne!(number(1), number(1));
+        assert_ne!(number(1, Of::One), number(1, Of::One));
+    }
+
+    /// Those of before give back whatever begins as a lease of one entry does, with all that has it.
+    #[test]
+    fn a_lease_of_several_is_nothing_that_proxies_of_before_know() {
+        let several = number(now_ms() + 5000, Of::Several);
+        assert_ne!(several >> (TICK_BITS + CHANCE_BITS), 0x5a7);
+        let alone = number(now_ms() + 5000, Of::One);
+        assert_eq!(alone >> (TICK_BITS + CHANCE_BITS), 0x5a7);
     }
 
     #[test]
@@ -284,9 +315,9 @@ mod tests {
 
     #[test]
     fn a_lease_of_somebody_else_says_nothing() {
-        let ours = number(now_ms() + 5000);
-        let too_late = number(now_ms() + 2 * millis(TTL_MAX));
-        let long_ago = number(now_ms() - 2 * millis(PAST_MAX));
+        let ours = number(now_ms() + 5000, Of::Several);
+        let too_late = number(now_ms() + 2 * millis(TTL_MAX), Of::One);
+        let long_ago = number(now_ms() - 2 * millis(PAST_MAX), Of::Several);
         for other in [
             0,
             1,
@@ -299,12 +330,5 @@ mod tests {
         ] {
             assert_eq!(end_ms(other), None, "{other}");
         }
-    }
-
-    #[test]
-    fn leases_that_wait_to_be_given_back_are_bounded() {
-        let leases = Leases::new();
-        (0..2 * UNUSED_MAX as i64).for_each(|lease| leases.give_back(lease));
-        assert_eq!(locked(&leases.unused).len(), UNUSED_MAX);
     }
 }

@@ -10,6 +10,7 @@ mod keys;
 mod leases;
 mod overdue;
 mod transaction;
+mod unused;
 
 use super::kept::Kept;
 use super::settings::EtcdSettings;
@@ -22,8 +23,8 @@ use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
 };
 use keys::Keys;
-use leases::{Granted, Leases};
-use std::collections::BTreeSet;
+use leases::{Granted, Leases, Of};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -293,7 +294,7 @@ impl Inner {
     ) -> Result<Outcome, Uncommitted> {
         let leases = self.grant(connection, &transaction.writes).await?;
         // Looked up now: a follower may tell of the new ones before the answer is here.
-        let replaced: Vec<i64> = transaction
+        let replaced: BTreeSet<i64> = transaction
             .writes
             .iter()
             .filter(|write| !keeps_lease(write))
@@ -309,10 +310,7 @@ impl Inner {
             Err(failure) => {
                 // If it may have been applied, its entries may have them.
                 if failure.again() {
-                    leases
-                        .into_iter()
-                        .flatten()
-                        .for_each(|lease| self.leases.give_back(lease));
+                    self.give_back(leases);
                 }
                 return Err(Uncommitted::Failed(failure));
             }
@@ -323,46 +321,66 @@ impl Inner {
                 .map_or(0, |header| revision(header.revision())),
         );
         if !answer.succeeded() {
-            leases
-                .into_iter()
-                .flatten()
-                .for_each(|lease| self.leases.give_back(lease));
+            self.give_back(leases);
             return Ok(Outcome::Conflict(at));
         }
         // Its entries have others now, or none.
         replaced
             .into_iter()
-            .for_each(|lease| self.leases.give_back(lease));
+            .for_each(|lease| self.leases.replaced(lease));
         Ok(Outcome::Applied(at))
     }
 
-    /// A lease for each write that needs one.
+    /// Gives back leases that no entry has got.
+    fn give_back(&self, leases: Vec<Option<i64>>) {
+        let leases: BTreeSet<i64> = leases.into_iter().flatten().collect();
+        leases
+            .into_iter()
+            .for_each(|lease| self.leases.give_back(lease));
+    }
+
+    /// A lease for each write that needs one: the same for all that live as long, in the whole seconds that it is granted for.
     async fn grant(
         &self,
         connection: &Connection,
         writes: &[SharedWrite],
     ) -> Result<Vec<Option<i64>>, Uncommitted> {
         let mut leases = vec![None; writes.len()];
-        let ending = writes.iter().enumerate();
-        let mut ending = ending.filter_map(|(index, write)| {
-            let ttl = write.value.as_ref()?.life.ttl()?;
-            Some((index, ttl))
-        });
+        let mut lives: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        for (index, write) in writes.iter().enumerate() {
+            if let Some(ttl) = write.value.as_ref().and_then(|value| value.life.ttl()) {
+                let seconds = u64::try_from(ttl.as_millis().div_ceil(1000));
+                let alike = lives.entry(seconds.unwrap_or(u64::MAX));
+                alike.or_default().push(index);
+            }
+        }
+        let mut lives = lives.into_iter();
         let deadline = Instant::now() + self.settings.timeout;
         let mut asked = JoinSet::new();
         let mut failed = None;
         loop {
             while failed.is_none()
                 && asked.len() < GRANTED_AT_ONCE
-                && let Some((index, ttl)) = ending.next()
+                && let Some((seconds, writes)) = lives.next()
             {
                 let (known, connection) = (Arc::clone(&self.leases), connection.clone());
                 let timeout = deadline.saturating_duration_since(Instant::now());
-                asked.spawn(async move { (index, known.grant(&connection, timeout, ttl).await) });
+                let of = match writes.len() {
+                    1 => Of::One,
+                    _ => Of::Several,
+                };
+                asked.spawn(async move {
+                    let granted = known.grant(&connection, timeout, seconds, of).await;
+                    (writes, granted)
+                });
             }
             match asked.join_next().await {
                 None => break,
-                Some(Ok((index, Ok(lease)))) => leases[index] = Some(lease),
+                Some(Ok((writes, Ok(lease)))) => {
+                    writes
+                        .into_iter()
+                        .for_each(|index| leases[index] = Some(lease));
+                }
                 Some(Ok((_, Err(error)))) => failed = Some(error),
                 Some(Err(error)) => {
                     let reason = format!("asking for a lease: {error}");
@@ -373,10 +391,7 @@ impl Inner {
         let Some(failed) = failed else {
             return Ok(leases);
         };
-        leases
-            .into_iter()
-            .flatten()
-            .for_each(|lease| self.leases.give_back(lease));
+        self.give_back(leases);
         Err(match failed {
             Granted::Never(error) => Uncommitted::Never(error),
             // Nothing that anybody sees was done.

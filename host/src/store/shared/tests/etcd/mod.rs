@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+mod leases;
 mod members;
 mod reach;
 
@@ -30,6 +31,20 @@ fn the_store_conforms() {
 #[test]
 fn thousands_are_absent_soon_after_their_end() {
     through_store::thousands_are_absent_soon_after_their_end::<EtcdServer>();
+}
+
+#[test]
+fn ten_thousand_of_one_batch_are_absent_within_a_second_of_their_end() {
+    let more = ["--max-txn-ops=12000", "--max-request-bytes=4000000"];
+    let server = through_store::runtime().block_on(EtcdServer::alone(&more, false));
+    let Some(server) = server else { return };
+    let settings = EtcdSettings {
+        transaction_writes_max: 12_000,
+        transaction_bytes_max: 3_000_000,
+        ..server.settings(&server.address(), "ten-thousand")
+    };
+    let engine = Etcd::new(settings).expect("the settings are right");
+    through_store::a_batch_is_absent_within_a_second_of_its_end(engine, 10_000);
 }
 
 #[test]
@@ -264,92 +279,6 @@ fn other_programs_read_and_write_values_as_they_are() {
 }
 
 #[test]
-fn a_lease_is_given_back_when_its_entry_is_written_anew() {
-    with_server(async |server: EtcdServer| {
-        let engine = server.engine(&server.address(), "leases");
-        let mut follower = Follower::start(&engine).await;
-        let mut client = server.client(None).await;
-        let hour = Duration::from_secs(3600);
-        for round in 0..4 {
-            let at = write(
-                &engine,
-                vec![
-                    set_for(ONE, "touched", &format!("{round}"), hour),
-                    set_for(ONE, &format!("{round}"), "v", hour),
-                ],
-            )
-            .await;
-            follower.reaches(at).await;
-        }
-        let refused = commit(
-            &engine,
-            vec![at(ONE, "0", None)],
-            vec![set_for(ONE, "0", "v", hour)],
-        )
-        .await;
-        assert!(matches!(refused, Ok(Outcome::Conflict(_))), "{refused:?}");
-        write(&engine, vec![delete(ONE, "1"), set(ONE, "2", "stays")]).await;
-        // `touched`, `0` and `3` have one each.
-        let given_back = async {
-            while client.leases().await.expect("it answers").leases().len() != 3 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(SOON, given_back)
-            .await
-            .expect("they are given back");
-        assert_eq!(load(&engine).await.entries.len(), 4);
-    });
-}
-
-/// As a proxy loads at its start, and at a reload that adds a bucket.
-#[test]
-fn to_load_one_bucket_forgets_no_lease_of_another() {
-    with_server(async |server: EtcdServer| {
-        let engine = server.engine(&server.address(), "apart");
-        let hour = Duration::from_secs(3600);
-        let writes = [ONE, TWO].map(|bucket| set_for(bucket, "k", "v", hour));
-        write(&engine, writes.into()).await;
-        let loading = server.engine(&server.address(), "apart");
-        let mut endings = Vec::new();
-        for bucket in buckets() {
-            let loaded = loading.load(std::slice::from_ref(&bucket)).await;
-            let entries = loaded.expect("it is loaded").entries;
-            endings.extend(entries.into_iter().map(|entry| Ending {
-                bucket: entry.bucket,
-                key: entry.key,
-                revision: entry.revision,
-                expires_at_ms: entry.expires_at_ms.expect("it ends"),
-            }));
-        }
-        let left = loading.left(&endings).await.expect("it answers");
-        let are_known = left.iter().all(|left| matches!(left, Left::Longer(_)));
-        assert!(left.len() == 2 && are_known, "{left:?}");
-    });
-}
-
-/// As after a reload that failed: what it loaded is followed by nobody, so the log tells of no end.
-#[test]
-fn a_lease_that_is_gone_is_forgotten_though_nobody_follows_its_entry() {
-    with_server(async |server: EtcdServer| {
-        let writing = server.engine(&server.address(), "gone");
-        let short = Duration::from_secs(5);
-        let writes = [set_for(ONE, "k", "v", short), set(TWO, "k", "v")];
-        write(&writing, writes.into()).await;
-        let engine = server.engine(&server.address(), "gone");
-        let loaded = load(&engine).await;
-        assert_eq!((loaded.entries.len(), engine.known_leases()), (2, 1));
-        let mut follower = Follower::from(&engine, &[TWO.into()], &loaded);
-        let forgotten = async {
-            while engine.known_leases() > 0 {
-                assert!(follower.next().await, "a gap instead of an end");
-            }
-        };
-        timeout(SOON, forgotten).await.expect("it is forgotten");
-    });
-}
-
-#[test]
 fn a_time_shorter_than_the_server_grants_is_told_as_it_is_granted() {
     with_server(async |server: EtcdServer| {
         let engine = server.engine(&server.address(), "short");
@@ -436,22 +365,5 @@ fn a_limit_that_the_server_has_is_named_when_it_is_lower_than_ours() {
             );
         }
         write(&engine, vec![set(ONE, "small", "v")]).await;
-    });
-}
-
-/// Asked for so many leases at once, a server refuses everything: "too many requests".
-#[test]
-fn as_many_entries_that_end_as_a_raised_limit_takes_are_written_at_once() {
-    run(async {
-        let Some(server) = EtcdServer::alone(&["--max-txn-ops=12000"], false).await else {
-            return;
-        };
-        let mut settings = server.settings(&server.address(), "many");
-        settings.transaction_writes_max = 12_000;
-        let engine = Etcd::new(settings).expect("the settings are right");
-        let hour = Duration::from_secs(3600);
-        let writes = (0..10_000).map(|key| set_for(ONE, &key.to_string(), "v", hour));
-        write(&engine, writes.collect()).await;
-        assert_eq!(load(&engine).await.entries.len(), 10_000);
     });
 }
