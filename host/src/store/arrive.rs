@@ -23,6 +23,8 @@ pub(super) struct Arrived {
     pub(super) anew: Vec<(BucketId, usize)>,
     /// How long entries live.
     pub(super) left: Vec<(Ending, Left)>,
+    /// Whether that was all that was asked.
+    pub(super) has_left: bool,
     /// The engine's newest revision.
     pub(super) revision: Option<Revision>,
     /// What was loaded, to be freed by whoever has the time.
@@ -85,7 +87,10 @@ pub(super) fn arrive(
             }
         }
         Incoming::Current(revision) => arrived.revision = arrived.revision.max(Some(revision)),
-        Incoming::Left(left) => arrived.left.extend(left),
+        Incoming::Left(left, is_last) => {
+            arrived.left.extend(left);
+            arrived.has_left |= is_last;
+        }
     }
     settle(snapshot);
 }

@@ -163,7 +163,7 @@ fn ask(
                 ask_for(record.key(), &record.entry.value.to_bytes());
             }
         }
-        Incoming::Current(_) | Incoming::Left(_) => {}
+        Incoming::Current(_) | Incoming::Left(..) => {}
     }
     if let Some(until) = waits {
         return Err(until);

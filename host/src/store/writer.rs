@@ -213,7 +213,7 @@ impl Writer {
             link.free(std::mem::take(&mut arrived.used));
         }
         let left = std::mem::take(&mut arrived.left);
-        if !left.is_empty() {
+        if arrived.has_left {
             link.has_left();
         }
         if let Some(revision) = arrived.revision {

@@ -46,8 +46,8 @@ pub(in crate::store) enum Incoming {
     Content(Content),
     /// Everything up to here has arrived.
     Current(Revision),
-    /// How long entries live that were asked for.
-    Left(Vec<(Ending, Left)>),
+    /// How long entries live that were asked for; and whether those were the last of them.
+    Left(Vec<(Ending, Left)>, bool),
 }
 
 /// What arrived and was not looked at.
@@ -141,7 +141,7 @@ struct Shared {
     /// Loads that the writer has taken.
     loads: AtomicU64,
     health: Mutex<Health>,
-    /// How long entries live was asked, and the writer has no answer yet.
+    /// How long entries live was asked, and the writer has not the whole answer yet.
     asks_left: AtomicBool,
     notes: Notes,
 }
@@ -269,7 +269,7 @@ impl Link {
         done
     }
 
-    /// The answer is taken. The writer's.
+    /// The whole answer is taken. The writer's.
     pub(in crate::store) fn has_left(&self) {
         self.shared.asks_left.store(false, Ordering::Release);
     }
@@ -282,7 +282,7 @@ impl Link {
         }
     }
 
-    /// Asks how long entries live. The answer arrives like what the log tells; there may be none.
+    /// Asks how long entries live. The answer arrives like what the log tells, piece by piece; there may be none.
     pub(in crate::store) fn ask_left(&self, entries: Vec<Ending>) {
         self.shared.asks_left.store(true, Ordering::Release);
         let _ = self.asks.send(Ask::Left(entries));

@@ -296,7 +296,7 @@ pub(super) enum Left {
 
 /// A place that several proxies share. Clones are handles of one connection.
 pub(super) trait Engine: Clone + Send + Sync + 'static {
-    /// Most entries that [`Self::left`] is asked for at once.
+    /// Most entries that [`Self::left`] is given at once.
     const ENDING_MAX: usize;
 
     /// Whether a write that it has answered can be lost, in a failover to a replica that does not have it.
@@ -340,7 +340,8 @@ pub(super) trait Engine: Clone + Send + Sync + 'static {
         transaction: &Transaction,
     ) -> impl Future<Output = Result<Outcome, EngineError>> + Send;
 
-    /// How long each of these entries lives: what engines remove by themselves, they may remove late when there is much.
+    /// How long the first of these entries live, in their order; at least one if there is any, the others are asked for again at
+    /// once. What engines remove by themselves, they may remove late when there is much.
     fn left(
         &self,
         entries: &[Ending],

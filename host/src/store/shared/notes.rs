@@ -71,7 +71,7 @@ impl Notes {
     fn is_awaited(&self, incoming: &Incoming) -> bool {
         let state = self.state();
         match incoming {
-            Incoming::Current(_) | Incoming::Left(_) => false,
+            Incoming::Current(_) | Incoming::Left(..) => false,
             Incoming::Content(_) => !state.awaited.is_empty(),
             Incoming::Changes { changes, .. } => state.awaited.iter().any(|places| {
                 let mut changes = changes.iter();

@@ -12,6 +12,8 @@ use tokio::sync::{mpsc, watch};
 
 /// Most writes of a transaction.
 pub(super) const WRITES_MAX: usize = 4096;
+/// Entries of which it tells at once how long they live.
+const LEFT_MAX: usize = 300;
 
 /// What several stores share.
 #[derive(Clone)]
@@ -364,7 +366,7 @@ impl Engine for Shelf {
             left @ 3001.. => Left::Longer(Duration::from_millis(left - 1000)),
             left => Left::Until(Duration::from_millis(left)),
         };
-        Ok(entries.iter().map(left).collect())
+        Ok(entries.iter().take(LEFT_MAX).map(left).collect())
     }
 
     async fn follow(&self, buckets: Vec<Box<str>>, from: Revision, events: mpsc::Sender<Event>) {

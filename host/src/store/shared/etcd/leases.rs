@@ -34,7 +34,8 @@ const ATTEMPTS: usize = 8;
 /// A lease that lasts longer than a second is asked for again when at least so much is left of it, so that the answer "less than
 /// a second" is late by no more than the rest.
 const INTO_LAST_SECOND: Duration = Duration::from_millis(500);
-/// Leases asked for at once how long they last.
+/// Leases asked for how long they last until what was answered is told, and at once.
+const ASKED_MAX: usize = 1024;
 const ASKED_AT_ONCE: usize = 64;
 
 /// The leases that this proxy knows of.
@@ -158,6 +159,18 @@ pub(super) enum Of {
     One,
     /// Of one transaction.
     Several,
+}
+
+/// As many of the first leases of entries as it is asked for at once.
+pub(super) fn first(leases: impl Iterator<Item = Option<i64>>) -> Vec<Option<i64>> {
+    let mut distinct = HashSet::new();
+    let first = leases.take_while(|lease| {
+        lease.is_none_or(|lease| {
+            let has_room = distinct.len() < ASKED_MAX;
+            distinct.contains(&lease) || has_room && distinct.insert(lease)
+        })
+    });
+    first.collect()
 }
 
 /// How long leases last; each is asked for once. The server revokes no more than some hundred in a second, so what is over may
@@ -311,6 +324,19 @@ mod tests {
         assert_eq!(left_of(0, ms(1300)), Left::Until(ms(0)));
         assert_eq!(left_of(2, ms(300)), Left::Longer(ms(1200)));
         assert_eq!(left_of(-1, ms(0)), Left::Until(ms(0)));
+    }
+
+    #[test]
+    fn leases_are_asked_for_some_at_a_time_however_many_entries_have_them() {
+        let many = ASKED_MAX as i64;
+        let all = first((0..10 * many).map(|_| Some(1)).chain([None]));
+        assert_eq!(all.len(), 10 * ASKED_MAX + 1);
+        let each = first((0..2 * many).map(Some));
+        assert_eq!(each.last(), Some(&Some(many - 1)));
+        // What has no lease, or one that is asked for, needs no other question.
+        let others = [None, Some(0), Some(many), Some(1)];
+        let some = first((0..many).map(Some).chain(others));
+        assert_eq!(some[ASKED_MAX..], [None, Some(0)]);
     }
 
     #[test]

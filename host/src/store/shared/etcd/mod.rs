@@ -101,8 +101,8 @@ impl Etcd {
 }
 
 impl Engine for Etcd {
-    // One question each.
-    const ENDING_MAX: usize = 1024;
+    // As many as end together with a lease; of leases, it is bounded for how many at once is asked.
+    const ENDING_MAX: usize = 16_384;
     const LOSES_WRITES: bool = false;
 
     async fn load_within(
@@ -164,7 +164,7 @@ impl Engine for Etcd {
         let keys = entries
             .iter()
             .map(|entry| inner.keys.entry(&entry.bucket, &entry.key));
-        let leases = keys.map(|key| inner.leases.of(&key)).collect();
+        let leases = leases::first(keys.map(|key| inner.leases.of(&key)));
         match leases::left(&connection, inner.settings.timeout, leases).await {
             Ok(left) => Ok(left),
             Err(failure) => {

@@ -53,8 +53,11 @@ pub(super) async fn answer<E: Engine>(
             Ask::Left(entries) => {
                 let shared = Arc::clone(&shared);
                 drop(tokio::spawn(async move {
-                    let left = engine.left(&entries).await;
-                    shared.left(entries, left);
+                    let mut entries = entries;
+                    while !entries.is_empty() {
+                        let left = engine.left(&entries).await;
+                        entries = shared.left(entries, left);
+                    }
                 }));
             }
             Ask::Free(large) => drop(tokio::task::spawn_blocking(move || drop(large))),
@@ -202,7 +205,7 @@ impl Shared {
             Incoming::Changes { revision, .. } | Incoming::Current(revision) => *revision,
             Incoming::Content(content) => content.revision,
             // It says nothing of how far the log has come.
-            Incoming::Left(_) => return,
+            Incoming::Left(..) => return,
         };
         locked(&self.health).there(revision);
         let mut inbox = locked(&self.inbox);
@@ -212,14 +215,19 @@ impl Shared {
         self.wake.wake();
     }
 
-    fn left(&self, entries: Vec<Ending>, left: Result<Vec<Left>, EngineError>) {
+    /// Delivers how long the first of these entries live. Returns those that are yet to be asked for.
+    fn left(&self, mut entries: Vec<Ending>, left: Result<Vec<Left>, EngineError>) -> Vec<Ending> {
+        let mut others = Vec::new();
         match left {
-            // One of these at most waits beside what the log tells: the next is asked for when the writer has this one.
+            // The pieces of one answer at most wait beside what the log tells: the next is asked for when the writer has them.
             Ok(left) => {
+                if !left.is_empty() {
+                    others = entries.split_off(left.len().min(entries.len()));
+                }
                 let answers = entries.into_iter().zip(left).collect();
                 locked(&self.inbox)
                     .arrivals
-                    .push_back(Incoming::Left(answers));
+                    .push_back(Incoming::Left(answers, others.is_empty()));
             }
             Err(error) => {
                 tracing::debug!(%error, "how long entries live was not answered");
@@ -227,6 +235,7 @@ impl Shared {
             }
         }
         self.wake.wake();
+        others
     }
 
     fn lost(&self, reason: String) {
