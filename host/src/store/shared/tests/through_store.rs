@@ -218,7 +218,7 @@ pub(super) fn a_batch_is_absent_within_a_second_of_its_end(engine: impl Engine, 
     let store = store_on(engine, dir.path(), &[bucket]);
     let mut late = Vec::new();
     for _ in 0..ROUNDS {
-        let latest = latest_of(&runtime, &store, (1, count), Duration::from_secs(5));
+        let latest = latest_of(&runtime, &store, (1, count), Duration::from_secs(10));
         if latest < LATE_MAX / 2 {
             return;
         }

@@ -95,34 +95,51 @@ fn entries_of_a_transaction_share_a_lease_if_they_live_as_long() {
 #[test]
 fn what_is_written_anew_takes_nothing_with_it_that_had_the_same_lease() {
     with_server(async |server: EtcdServer| {
-        let engine = server.engine(&server.address(), "anew");
-        let mut follower = Follower::start(&engine).await;
-        let mut client = server.client(None).await;
-        let three = ["a", "b", "c"].map(|key| set_for(ONE, key, "v", HOUR));
-        let at = write(&engine, three.into()).await;
-        follower.reaches(at).await;
-        let lease = lease_of(&mut client, "anew/one/a").await;
-        for _ in 0..2 {
-            let at = write(&engine, vec![set_for(ONE, "a", "anew", HOUR)]).await;
-            follower.reaches(at).await;
-        }
-        until_others_are_given_back(&engine, &mut follower, &mut client, "anew").await;
-        assert_eq!(load(&engine).await.entries.len(), 3);
-        assert_eq!(
-            keys_of(&mut client, lease).await,
-            ["anew/one/b", "anew/one/c"]
-        );
-        write(&engine, vec![set(ONE, "b", "anew")]).await;
-        write(&engine, vec![delete(ONE, "c")]).await;
-        until_given_back(&mut client, lease).await;
-        let loaded = load(&engine).await.entries;
-        let keys: Vec<_> = loaded.iter().map(|entry| &*entry.key).collect();
-        assert_eq!(keys, ["a", "b"]);
-        // Of what it was asked with, nothing stays.
-        let below = GetOptions::new().with_prefix().with_keys_only();
-        let marks = client.get("anew//", Some(below)).await.expect("it answers");
-        assert_eq!(marks.count(), 0);
+        only_the_last_takes_its_lease_with_it(&server).await;
     });
+}
+
+/// What has a lease, only the leader tells.
+#[test]
+fn a_lease_of_several_is_given_back_through_a_member_that_does_not_lead() {
+    run(async {
+        let Some(program) = program("etcd") else {
+            return;
+        };
+        let members = members::cluster(&program).await;
+        let other = (members::leader(&members).await + 1) % members.len();
+        only_the_last_takes_its_lease_with_it(&members[other]).await;
+    });
+}
+
+async fn only_the_last_takes_its_lease_with_it(server: &EtcdServer) {
+    let engine = server.engine(&server.address(), "anew");
+    let mut follower = Follower::start(&engine).await;
+    let mut client = server.client(None).await;
+    let three = ["a", "b", "c"].map(|key| set_for(ONE, key, "v", HOUR));
+    let at = write(&engine, three.into()).await;
+    follower.reaches(at).await;
+    let lease = lease_of(&mut client, "anew/one/a").await;
+    for _ in 0..2 {
+        let at = write(&engine, vec![set_for(ONE, "a", "anew", HOUR)]).await;
+        follower.reaches(at).await;
+    }
+    until_others_are_given_back(&engine, &mut follower, &mut client, "anew").await;
+    assert_eq!(load(&engine).await.entries.len(), 3);
+    assert_eq!(
+        keys_of(&mut client, lease).await,
+        ["anew/one/b", "anew/one/c"]
+    );
+    write(&engine, vec![set(ONE, "b", "anew")]).await;
+    write(&engine, vec![delete(ONE, "c")]).await;
+    until_given_back(&mut client, lease).await;
+    let loaded = load(&engine).await.entries;
+    let keys: Vec<_> = loaded.iter().map(|entry| &*entry.key).collect();
+    assert_eq!(keys, ["a", "b"]);
+    // Of what it was asked with, nothing stays.
+    let below = GetOptions::new().with_prefix().with_keys_only();
+    let marks = client.get("anew//", Some(below)).await.expect("it answers");
+    assert_eq!(marks.count(), 0);
 }
 
 /// Its own are all that a proxy knows of what a transaction has written.

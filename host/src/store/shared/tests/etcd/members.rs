@@ -71,7 +71,7 @@ fn a_killed_leader_loses_no_acknowledged_write() {
     });
 }
 
-async fn cluster(program: &std::path::Path) -> Vec<EtcdServer> {
+pub(super) async fn cluster(program: &std::path::Path) -> Vec<EtcdServer> {
     loop {
         let places: Vec<_> = (0..3)
             .map(|member| (format!("m{member}"), free_port(), free_port()))
@@ -100,7 +100,7 @@ async fn cluster(program: &std::path::Path) -> Vec<EtcdServer> {
     }
 }
 
-async fn leader(members: &[EtcdServer]) -> usize {
+pub(super) async fn leader(members: &[EtcdServer]) -> usize {
     for (number, member) in members.iter().enumerate() {
         let mut client = member.client(None).await;
         let status = client.status().await.expect("it answers");

@@ -41,6 +41,7 @@ fn ten_thousand_of_one_batch_are_absent_within_a_second_of_their_end() {
     let settings = EtcdSettings {
         transaction_writes_max: 12_000,
         transaction_bytes_max: 3_000_000,
+        timeout: Duration::from_secs(30),
         ..server.settings(&server.address(), "ten-thousand")
     };
     let engine = Etcd::new(settings).expect("the settings are right");
