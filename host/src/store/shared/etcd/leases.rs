@@ -136,14 +136,10 @@ impl Leases {
     /// An entry that had this lease has another now, or none. One of several entries is given back once no entry has it that
     /// is known.
     pub(super) fn replaced(&self, lease: i64) {
-        match of(lease) {
-            Some(Of::Several) => {
-                if self.known().replaced(lease) {
-                    self.unused.add(lease, Of::Several);
-                }
-            }
-            Some(Of::One) => self.unused.add(lease, Of::One),
-            None => {}
+        if let Some(of) = of(lease)
+            && (of == Of::One || self.known().replaced(lease))
+        {
+            self.unused.add(lease, of);
         }
     }
 
