@@ -11,7 +11,7 @@
 //! | what a failover can lose | nothing | what the promoted replica had not yet received; `replicas` waits for some of them |
 //! | writes of other programs | seen, of any key below the prefix | must use this program's script |
 //! | a transaction | 128 writes, 1.5 MiB, unless the server is told otherwise | 16,384 writes, 4 MiB |
-//! | a time to live | whole seconds, 2 at least, by a clock that does not jump; a change of leader begins it anew; removed some hundred a second | milliseconds by the server's wall clock; removed 1,024 at a time |
+//! | a time to live | whole seconds, 2 at least, by a clock that does not jump; a change of leader begins it anew; removed some hundred leases a second, of one transaction one for each time to live | milliseconds by the server's wall clock; removed 1,024 at a time |
 //! | who wrote | the value of a key beside the bucket's | a field of the log |
 //! | the log | up to the compaction | the newest `log_entries` transactions |
 

@@ -205,11 +205,11 @@ pub(super) async fn left(
             None => break,
         }
     }
+    // At one time for all: entries of one lease are hidden together.
+    let now = Instant::now();
     let left = leases.into_iter().map(|lease| {
         let answer = lease.and_then(|lease| answers.get(&lease));
-        answer.map_or(Left::Unknown, |(seconds, at)| {
-            left_of(*seconds, at.elapsed())
-        })
+        answer.map_or(Left::Unknown, |(seconds, at)| left_of(*seconds, now - *at))
     });
     Ok(left.collect())
 }
