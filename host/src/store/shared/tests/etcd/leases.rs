@@ -11,13 +11,15 @@ async fn lease_of(client: &mut Client, key: &str) -> i64 {
     found.kvs()[0].lease()
 }
 
-/// The keys that have a lease.
+/// The keys that have a lease, in order.
 async fn keys_of(client: &mut Client, lease: i64) -> Vec<String> {
     let question = LeaseTimeToLiveOptions::new().with_keys();
     let answer = client.lease_time_to_live(lease, Some(question)).await;
     let keys = answer.expect("it answers").keys().to_vec();
     let keys = keys.into_iter().map(String::from_utf8);
-    keys.map(|key| key.expect("keys are text")).collect()
+    let mut keys: Vec<_> = keys.map(|key| key.expect("keys are text")).collect();
+    keys.sort();
+    keys
 }
 
 async fn leases(client: &mut Client) -> Vec<i64> {
@@ -74,7 +76,6 @@ fn entries_of_a_transaction_share_a_lease_if_they_live_as_long() {
         for lease in leases(&mut client).await {
             shared.push(keys_of(&mut client, lease).await);
         }
-        shared.iter_mut().for_each(|keys| keys.sort());
         shared.sort();
         let expected: [&[&str]; 3] = [
             &["share/one/a", "share/one/c", "share/two/b"],
