@@ -3,7 +3,7 @@
 //! `cargo run --release -p throwbar-benches --bin put-visible` puts one entry of 100,000 after the other, in memory and on disk.
 //! Meanwhile a thread for each core looks at the store as a worker does, through a reader of its own, 100 µs after it has
 //! looked last, and what the timer adds. A put is visible when the last of them has seen it. On disk it is told beside, in turns
-//! with the puts, what the disk alone takes for as much: as many pages, overwritten anywhere in another file, and synced.
+//! with the puts, what the disk alone takes for as much: a sector behind the last in another file, and a sync.
 
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -20,11 +20,10 @@ use tokio::runtime::{Builder, Runtime};
 
 const KEYS: u64 = 100_000;
 const PUTS: u64 = 5_000;
-/// Pages of a file that one put among [`KEYS`] writes before it syncs, counted with strace.
-const PAGES: u64 = 10;
-const PAGE_BYTES: u64 = 4_096;
-/// Of the file that is synced beside, about as many as the store's has.
-const PAGES_OF_FILE: u64 = 2_048;
+/// What a put writes to the journal before it syncs, counted with strace.
+const SECTOR_BYTES: u64 = 512;
+/// Of the file that is synced beside: as many as half of a journal has.
+const SECTORS: u64 = 8_192;
 /// So many puts are made in a row, and then as many bare syncs.
 const BLOCK: u64 = 500;
 /// Between two looks of a worker.
@@ -48,7 +47,7 @@ fn main() -> Result<()> {
         print_quantiles(&mut spans.visible);
         println!();
         if !spans.bare.is_empty() {
-            print!("| {PAGES} pages and a sync |");
+            print!("| a sector and a sync |");
             print_quantiles(&mut spans.bare);
             println!(" | |");
         }
@@ -129,20 +128,17 @@ struct Bare(File);
 impl Bare {
     fn create(dir: &Path) -> Result<Self> {
         let file = File::create_new(dir.join("bare"))?;
-        for page in 0..PAGES_OF_FILE {
-            file.write_all_at(&[1; PAGE_BYTES as usize], page * PAGE_BYTES)?;
+        for sector in 0..SECTORS {
+            file.write_all_at(&[1; SECTOR_BYTES as usize], sector * SECTOR_BYTES)?;
         }
         file.sync_all()?;
         Ok(Self(file))
     }
 
     fn sync(&self, turn: u64) -> Result<Duration> {
-        let bytes = [turn as u8; PAGE_BYTES as usize];
+        let bytes = [turn as u8; SECTOR_BYTES as usize];
         let began = Instant::now();
-        for number in turn * PAGES..(turn + 1) * PAGES {
-            let page = number.wrapping_mul(7_919) % PAGES_OF_FILE;
-            self.0.write_all_at(&bytes, page * PAGE_BYTES)?;
-        }
+        self.0.write_all_at(&bytes, turn % SECTORS * SECTOR_BYTES)?;
         self.0.sync_data()?;
         Ok(began.elapsed())
     }

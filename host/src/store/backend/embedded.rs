@@ -330,7 +330,7 @@ impl Backend for Embedded {
             revision,
             writes: self.mark.writes.wrapping_add(1),
         };
-        if self.sync == SyncPolicy::Always {
+        if self.sync == SyncPolicy::Always && journal::may_fit(changes) {
             if self.is_behind {
                 self.db = Some(self.take_whole().map_err(WriteError)?);
             }

@@ -21,7 +21,7 @@ use crate::store::{OpenError, Revision};
 
 mod group;
 
-pub(super) use group::encode;
+pub(super) use group::{encode, may_fit};
 
 /// Its name in the data directory.
 const FILE: &str = "store.journal";

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Group;
+use super::{Group, RECORD_BYTES_MAX};
 use crate::store::backend::Change;
 use crate::store::bucket::KEY_BYTES_MAX;
 use crate::store::history::Origin;
@@ -13,6 +13,9 @@ use crate::store::record::Record;
 use crate::store::{
     BackendKind, BucketConfig, BucketId, Deadline, Entry, Revision, Value, ValueKind,
 };
+
+/// The least that a change takes beside its values.
+const LINE_BYTES: u64 = 8;
 
 #[derive(Serialize, Deserialize)]
 struct Written<'b> {
@@ -62,6 +65,16 @@ struct By<'b> {
     by: Option<&'b str>,
     at: u64,
     undo: bool,
+}
+
+/// Whether a transaction may be small enough for a record. One that is not is not even encoded.
+pub(in super::super) fn may_fit(changes: &[Change]) -> bool {
+    let mut bytes = 0;
+    changes.iter().all(|change| {
+        let records = change.before.iter().chain(&change.after);
+        bytes += LINE_BYTES + records.map(|record| record.bytes()).sum::<u64>();
+        bytes <= RECORD_BYTES_MAX as u64
+    })
 }
 
 /// The payload of a transaction's record: the store was and is at these revisions.
