@@ -246,14 +246,15 @@ impl Embedded {
 impl Drop for Embedded {
     /// A file that is closed has everything.
     fn drop(&mut self) {
-        let closed = self.take_whole().and_then(|db| {
-            guarded(|| {
+        let removed = self.take_whole().and_then(|db| {
+            // Before another process may have the file.
+            let removed = self.journal.remove().map_err(|error| error.to_string());
+            let closed = guarded(|| {
                 drop(db);
                 Ok(())
-            })
+            });
+            removed.and(closed)
         });
-        let removed =
-            closed.and_then(|()| self.journal.remove().map_err(|error| error.to_string()));
         if let Err(reason) = removed {
             let journal = self.journal.path().display();
             tracing::warn!(reason, "what store.redb does not have stays in {journal}");

@@ -214,9 +214,15 @@ impl Journal {
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         options.read(true).write(true);
         if let Some(key) = self.key {
-            let disk = (self.through)(options.open(&self.path)?);
-            self.disk = Some(disk);
-            return Ok(key);
+            match options.open(&self.path) {
+                Ok(file) => {
+                    self.disk = Some((self.through)(file));
+                    return Ok(key);
+                }
+                // Somebody took it away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.key = None,
+                Err(error) => return Err(error),
+            }
         }
         let mut key = [0; KEY_BYTES];
         getrandom::fill(&mut key).map_err(io::Error::other)?;
@@ -239,7 +245,11 @@ impl Journal {
             return Ok(());
         };
         // Without a key there is no file with records, and a disk that is full has taken nothing of it.
-        let is_there = || Ok::<_, io::Error>(std::fs::metadata(&self.path)?.len() > at);
+        let is_there = || match std::fs::metadata(&self.path) {
+            Ok(found) => Ok(found.len() > at),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        };
         if self.key.is_some() && is_there()? {
             self.open()?;
             let disk = self.disk.as_ref().ok_or(io::ErrorKind::NotFound)?;
