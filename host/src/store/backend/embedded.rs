@@ -77,7 +77,7 @@ const BUCKETS: TableDefinition<&[u8], (u64, u64, u64)> = TableDefinition::new("b
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 const META_REVISION: &str = "revision";
-/// Of the file and its backups, by chance. Files of before it was given have none.
+/// Of the file, by chance: a journal is of one file. Files of before it was given have none.
 const META_ID: &str = "id";
 /// Counts transactions, for not each moves the revision. Files of before it was counted have none.
 const META_WRITES: &str = "writes";
@@ -109,7 +109,7 @@ pub(super) struct Embedded {
     /// When that is to be synced; none if there is nothing.
     sync_by: Option<Instant>,
     checkpoint: Option<Checkpoint>,
-    /// Of the last checkpoint, if it failed.
+    /// What was last to be written of it, if that failed.
     covered: Option<Covered>,
     /// Whether the file is to have everything before the journal takes more.
     is_behind: bool,
@@ -174,6 +174,14 @@ impl Embedded {
             failed: Vec::new(),
             backup: Weak::new(),
         };
+        if opened.mark != opened.synced {
+            let writes = opened.mark.writes - opened.synced.writes;
+            tracing::info!(
+                writes,
+                "taking over what {} has",
+                opened.journal.path().display()
+            );
+        }
         // What a full disk does not take now stays in the journal, and can be read.
         match opened.cover(db) {
             Ok(db) => opened.db = Some(db),
@@ -191,8 +199,8 @@ impl Embedded {
         }
     }
 
-    /// Opens the file after a failed write, undoes that if it reached the disk after all, and writes what was not synced
-    /// before if it did not.
+    /// Opens the file after a failed write, and undoes that if it reached the disk after all. What was not synced before is
+    /// to be written again if it did not.
     fn reopen(&mut self) -> Result<Database, String> {
         let db = (self.opener)().map_err(|error| error.to_string())?;
         let found = guarded(|| read_meta(&db))?;
@@ -215,10 +223,12 @@ impl Embedded {
         (self.covered, self.failed) = (None, Vec::new());
         let mended = self.journal.mend();
         mended.map_err(|error| format!("writing {}: {error}", self.journal.path().display()))?;
-        match self.sync {
-            SyncPolicy::Always => Ok(db),
-            SyncPolicy::Interval(_) => self.cover(db),
-        }
+        Ok(db)
+    }
+
+    /// Whether the file that is open does not show everything that was written.
+    fn has_waiting(&self) -> bool {
+        self.sync == SyncPolicy::Always || self.is_behind
     }
 
     /// Everything that was written is on disk.
@@ -257,7 +267,14 @@ impl Drop for Embedded {
         });
         if let Err(reason) = removed {
             let journal = self.journal.path().display();
-            tracing::warn!(reason, "what store.redb does not have stays in {journal}");
+            match self.sync {
+                SyncPolicy::Always => {
+                    tracing::warn!(reason, "what store.redb does not have stays in {journal}");
+                }
+                SyncPolicy::Interval(_) => {
+                    tracing::error!(reason, "what was written since the last sync is lost");
+                }
+            }
         }
     }
 }
@@ -268,9 +285,9 @@ impl Embedded {
         if self.sync_by.is_none() {
             return Ok(());
         }
-        // Opening it anew syncs, too.
-        let Some(db) = self.db.take() else {
-            self.db = Some(self.reopen()?);
+        // To write it again syncs, too.
+        let Some(db) = self.db.take_if(|_| !self.is_behind) else {
+            self.db = Some(self.take_whole()?);
             return Ok(());
         };
         let synced = guarded(|| Ok(db.begin_write()?.commit()?));
@@ -308,11 +325,11 @@ impl Backend for Embedded {
             path: self.path.clone(),
             reason,
         })?;
+        let is_part = self.has_waiting();
         let db = self.db.insert(db);
-        let waiting: &[Change] = match self.sync {
-            SyncPolicy::Always => &self.unsynced,
-            // The file shows them already.
-            SyncPolicy::Interval(_) => &[],
+        let waiting: &[Change] = match is_part {
+            true => &self.unsynced,
+            false => &[],
         };
         let (loaded, refused) = guarded(|| read_bucket(db, bucket, waiting))
             .map_err(|reason| corrupt(&self.path, reason))?;
@@ -445,7 +462,11 @@ impl Backend for Embedded {
     }
 
     fn histories(&mut self) -> Result<Box<dyn Histories>, String> {
-        let db = self.take_whole()?;
+        let keeps = |change: &Change| change.bucket.history > 0;
+        let db = match self.unsynced.iter().any(keeps) {
+            true => self.take_whole()?,
+            false => self.take()?,
+        };
         let read = guarded(|| Ok(self.db.insert(db).begin_read()?))?;
         Ok(Box::new(history::Read(read)))
     }

@@ -251,6 +251,19 @@ fn a_journal_of_another_file_or_another_time_is_reported_and_left_alone() {
     );
     fs::remove_file(disk.file("store.journal")).unwrap();
     assert_eq!(keys(disk.dir.path()), [""; 0]);
+    // What the proxy itself copied is another file, whatever its journal would follow.
+    let mut disk = Disk::new();
+    let store = opened(&[embedded("e")], disk.dir.path());
+    let mut backup = wait(store.backup()).unwrap();
+    drop(store);
+    let store = disk.open(&[embedded("e")]);
+    wait(store.commit(put(id(&store, "e"), "first", "1"))).unwrap();
+    disk.kill(store);
+    let mut copy = fs::File::create(disk.file("store.redb")).unwrap();
+    std::io::copy(&mut backup.file, &mut copy).unwrap();
+    drop(copy);
+    let error = refused(&[embedded("e")], disk.dir.path()).to_string();
+    assert!(error.contains("it is of another data file"), "{error}");
     // Something else by that name.
     fs::write(disk.file("store.journal"), vec![b'x'; 10_000]).unwrap();
     let error = refused(&[embedded("e")], disk.dir.path()).to_string();
@@ -425,6 +438,65 @@ fn a_store_that_syncs_later_begins_with_what_another_left_in_the_journal() {
         drop(store);
         assert_eq!(keys(disk.dir.path()), names);
     }
+}
+
+#[test]
+fn a_store_that_syncs_later_begins_with_it_on_a_full_disk_too() {
+    let (disk, names) = ten_writes();
+    let faults = Arc::new(Faults::default());
+    faults.full.store(true, Ordering::SeqCst);
+    let never = SyncPolicy::Interval(Duration::from_secs(3600));
+    let backends = Backends::with_embedded(faulty(disk.dir.path(), never, Arc::clone(&faults)));
+    let store = Store::with_backends(&[embedded("e")], backends, Clock::system()).unwrap();
+    let e = id(&store, "e");
+    assert_eq!(contents(&store, e).len(), names.len());
+    wait(store.commit(put(e, "more", "1"))).unwrap_err();
+    faults.full.store(false, Ordering::SeqCst);
+    faults.data_file.store(false, Ordering::SeqCst);
+    wait(store.commit(put(e, "more", "1"))).unwrap();
+    drop(store);
+    assert_eq!(keys(disk.dir.path()).len(), names.len() + 1);
+}
+
+#[test]
+fn a_damaged_row_of_the_past_keeps_no_write_out_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let keeping = BucketConfig {
+        history: 3,
+        ..embedded("e")
+    };
+    let buckets = std::slice::from_ref(&keeping);
+    let store = opened(buckets, dir.path());
+    let e = id(&store, "e");
+    let by = |key: &str, value: &str| WriteBatch {
+        by: Some("somebody-of-the-past".into()),
+        ..put(e, key, value)
+    };
+    wait(store.commit(by("k", "1"))).unwrap();
+    drop(store);
+    let mut bytes = fs::read(&path).unwrap();
+    let name = b"somebody-of-the-past";
+    let places: Vec<_> = (0..bytes.len() - name.len())
+        .filter(|at| bytes[*at..].starts_with(name))
+        .collect();
+    assert!(!places.is_empty());
+    for at in places {
+        // No text any more: the engine panics when it reads it.
+        bytes[at] = 0xff;
+    }
+    fs::write(&path, bytes).unwrap();
+    let store = opened(buckets, dir.path());
+    for value in ["2", "3"] {
+        wait(store.commit(by("k", value))).unwrap();
+        wait(store.commit(by("other", value))).unwrap();
+    }
+    wait(store.compact()).unwrap();
+    let values: Vec<_> = wait(store.history(e, "k")).unwrap();
+    let values: Vec<_> = values.iter().map(|row| row.value.as_deref()).collect();
+    assert_eq!(values[..2], [Some(&b"3"[..]), Some(b"2")]);
+    drop(store);
+    check_data_file(&path).unwrap();
 }
 
 #[cfg(unix)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use redb::{Database, Durability};
 
 use super::file::guarded;
-use super::{Change, Embedded, Mark, SyncPolicy, transact};
+use super::{Change, Embedded, Mark, transact};
 use crate::store::backend::WriteError;
 
 /// How long a transaction is in the journal alone.
@@ -43,6 +43,8 @@ impl Embedded {
             self.turn().map_err(WriteError)?;
         }
         if let Err(error) = self.journal.append(mark.writes, payload) {
+            // As soon as possible, while no other process may have the file.
+            let _ = self.journal.mend();
             self.end_checkpoint();
             self.give_up();
             let reason = format!("writing {}: {error}", self.journal.path().display());
@@ -144,10 +146,9 @@ impl Embedded {
     /// The file, with everything that was acknowledged.
     pub(super) fn take_whole(&mut self) -> Result<Database, String> {
         let db = self.take()?;
-        // With an interval it has everything already, though not on disk.
-        match self.sync {
-            SyncPolicy::Always => self.cover(db),
-            SyncPolicy::Interval(_) => Ok(db),
+        match self.has_waiting() {
+            true => self.cover(db),
+            false => Ok(db),
         }
     }
 

@@ -13,7 +13,7 @@ use super::file::{FILE, corrupt, database, guarded, open_read_only};
 use super::journal::path_beside;
 use super::read::read_meta;
 use super::sum::Sum;
-use super::{BUCKETS, ENTRIES, META, history};
+use super::{BUCKETS, ENTRIES, META, META_ID, history};
 use crate::store::data_file::{Contents, FileError, Source};
 use crate::store::{Deadline, OpenError};
 
@@ -67,6 +67,9 @@ fn copy_tables(from: &ReadTransaction, to: &Database) -> Result<(), redb::Error>
             "it has {there} tables, of which {copied} are known: it is of another release"
         )));
     }
+    // The journal of a proxy that was killed after it is not the copy's.
+    let id = getrandom::u64().unwrap_or(0);
+    to.open_table(META)?.insert(META_ID, id)?;
     to.commit()?;
     Ok(())
 }

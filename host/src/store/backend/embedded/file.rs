@@ -24,7 +24,7 @@ const CACHE_BYTES: usize = 64 << 20;
 
 /// Runs an operation of the engine, which panics on some kinds of damage instead of returning an error. The panic is not
 /// printed: what is told of it says more.
-fn caught<T>(operation: impl FnOnce() -> T) -> std::thread::Result<T> {
+pub(super) fn caught<T>(operation: impl FnOnce() -> T) -> std::thread::Result<T> {
     thread_local! {
         static IS_QUIET: Cell<bool> = const { Cell::new(false) };
     }

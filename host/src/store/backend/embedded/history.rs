@@ -7,9 +7,10 @@
 
 use std::ops::RangeInclusive;
 
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use redb::{AccessGuard, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::Change;
+use super::file::caught;
 use super::read::end_of;
 use super::sum::fnv;
 use crate::store::history::{Event, Last, Row};
@@ -114,7 +115,9 @@ pub(super) fn write(
     };
     // They are in the order of buckets.
     for changes in kept.chunk_by(|one, next| one.bucket.name == next.bucket.name) {
-        let [.., last] = changes else { continue };
+        // The config may be another since the first of them.
+        let last = changes.iter().max_by_key(|change| change.bucket_after);
+        let Some(last) = last else { continue };
         let bucket = last.bucket.name.as_bytes();
         tables.size = sizes.get(bucket)?.map_or(0, |size| size.value());
         for change in changes {
@@ -143,19 +146,7 @@ impl Tables<'_> {
             return Ok(());
         };
         let bucket = change.bucket.name.as_bytes();
-        let all = all_of(bucket, key.as_bytes());
-        let last = match self.rows.range(all)?.next_back() {
-            None => None,
-            Some(row) => {
-                let (at, row) = row?;
-                let (place, _, _, flags, ..) = row.value();
-                Some(Last {
-                    revision: Revision(at.value().2),
-                    place,
-                    is_gone: flags & GONE != 0,
-                })
-            }
-        };
+        let last = self.last(bucket, key.as_bytes())?;
         let (unseen, row) = Row::of(change, last.as_ref());
         let newest = row.place;
         for row in unseen.into_iter().chain([row]) {
@@ -168,17 +159,38 @@ impl Tables<'_> {
         }
     }
 
-    /// Lets the rows of a key go up to a place.
+    /// The last row of a key. One that is so damaged that it cannot be read goes.
+    fn last(&mut self, bucket: &[u8], key: &[u8]) -> Result<Option<Last>, redb::Error> {
+        loop {
+            let (revision, read) = match self.rows.range(all_of(bucket, key))?.next_back() {
+                None => return Ok(None),
+                Some(row) => {
+                    let (at, row) = row?;
+                    (at.value().2, place_and_flags(&row))
+                }
+            };
+            if let Some((place, flags)) = read {
+                return Ok(Some(Last {
+                    revision: Revision(revision),
+                    place,
+                    is_gone: flags & GONE != 0,
+                }));
+            }
+            self.remove(bucket, key, revision)?;
+        }
+    }
+
+    /// Lets the rows of a key go up to a place, and any before it that cannot be read.
     fn trim(&mut self, bucket: &[u8], key: &[u8], last: u64) -> Result<(), redb::Error> {
         loop {
-            let (revision, place) = match self.rows.range(all_of(bucket, key))?.next() {
+            let (revision, read) = match self.rows.range(all_of(bucket, key))?.next() {
                 None => return Ok(()),
                 Some(row) => {
                     let (at, row) = row?;
-                    (at.value().2, row.value().0)
+                    (at.value().2, place_and_flags(&row))
                 }
             };
-            if place > last {
+            if read.is_some_and(|(place, _)| place > last) {
                 return Ok(());
             }
             self.remove(bucket, key, revision)?;
@@ -250,6 +262,15 @@ impl Tables<'_> {
         }
         Ok(())
     }
+}
+
+/// None of a row that is so damaged that the engine panics.
+fn place_and_flags(row: &AccessGuard<'_, Value>) -> Option<(u64, u8)> {
+    let read = || {
+        let (place, _, _, flags, ..) = row.value();
+        (place, flags)
+    };
+    caught(read).ok()
 }
 
 fn all_of<'a>(bucket: &'a [u8], key: &'a [u8]) -> RangeInclusive<(&'a [u8], &'a [u8], u64)> {

@@ -4,13 +4,14 @@
 //! anywhere in it. A checkpoint writes what has gathered to the data file, in one transaction and on a thread of its own. The
 //! journal has two halves that take turns: while a checkpoint is under way, records go to the half that it needs no more.
 //!
-//! Nothing is erased. Records have the numbers of their transactions, and those that the data file has are of no interest;
-//! the others have to follow it without a gap. One that a crash tore was not acknowledged, and is the last. Each begins
-//! at a sector, so that no write touches the bytes of another, and has a seal that needs the key in the file's head: no
-//! value that a client writes is taken for a record.
+//! Nothing is erased but what was refused. Records have the numbers of their transactions, and those that the data file has
+//! are of no interest; the others have to follow it without a gap. One that a crash tore was not acknowledged, and is the
+//! last. Each begins at a sector, which a disk is assumed to write whole: what is written with it again is as it was. And
+//! each has a seal that needs the key in the file's head: no value that a client writes is taken for a record.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -50,7 +51,7 @@ pub(in crate::store::backend) trait Disk: Send {
 
 impl Disk for File {
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::write_all_at(self, bytes, at)
+        self.write_all_at(bytes, at)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -211,11 +212,15 @@ impl Journal {
             return Ok(key);
         }
         let mut options = OpenOptions::new();
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.read(true).write(true);
+        options.read(true).write(true).mode(0o600);
         if let Some(key) = self.key {
             match options.open(&self.path) {
                 Ok(file) => {
+                    let mut head = [0; HEAD_USED_BYTES];
+                    file.read_exact_at(&mut head, 0)?;
+                    if head != head_with(key, self.id) {
+                        return Err(io::Error::other("it was changed by someone else"));
+                    }
                     self.disk = Some((self.through)(file));
                     return Ok(key);
                 }
@@ -245,12 +250,7 @@ impl Journal {
             return Ok(());
         };
         // Without a key there is no file with records, and a disk that is full has taken nothing of it.
-        let is_there = || match std::fs::metadata(&self.path) {
-            Ok(found) => Ok(found.len() > at),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        };
-        if self.key.is_some() && is_there()? {
+        if self.key.is_some() && self.is_begun(at)? {
             self.open()?;
             let disk = self.disk.as_ref().ok_or(io::ErrorKind::NotFound)?;
             let mended = disk.write_at(&[0; SECTOR_BYTES], at);
@@ -261,6 +261,19 @@ impl Journal {
         }
         self.refused = None;
         Ok(())
+    }
+
+    /// Whether a record may be there.
+    fn is_begun(&self, at: u64) -> io::Result<bool> {
+        let mut first = [0; RECORD_MAGIC.len()];
+        let read = File::open(&self.path).and_then(|file| file.read_exact_at(&mut first, at));
+        match read {
+            Ok(()) => Ok(first == *RECORD_MAGIC),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => Ok(false),
+                _ => Err(error),
+            },
+        }
     }
 
     /// Lets go of the file.

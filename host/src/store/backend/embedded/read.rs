@@ -1,5 +1,7 @@
 //! What is read of the file: its mark, and whole buckets.
 
+use std::collections::BTreeMap;
+
 use redb::{Database, ReadableDatabase};
 
 use super::sum::Sum;
@@ -59,7 +61,7 @@ pub(super) fn read_bucket(
         revision: expected.revision,
         ..Sum::default()
     };
-    let mut refused = None;
+    let mut refused = BTreeMap::new();
     let mut deadlines = deadlines::read(&transaction, name)?.into_iter().peekable();
     let entries = transaction.open_table(ENTRIES)?;
     let end = end_of(name);
@@ -85,7 +87,7 @@ pub(super) fn read_bucket(
             match Value::parse(bucket.values, value) {
                 Ok(value) => add(Record::new(key, entry(value))),
                 Err(error) => {
-                    refused.get_or_insert((key.to_owned(), error.0));
+                    refused.insert(key.to_owned(), error.0);
                 }
             }
         }
@@ -102,6 +104,8 @@ pub(super) fn read_bucket(
     let mut revision = Revision(found.revision);
     for change in waiting.iter().filter(|it| it.bucket.name == bucket.name) {
         revision = change.bucket_after;
+        let record = change.after.as_ref().or(change.before.as_ref());
+        refused.remove(record.map_or("", |record| record.key()));
         let Some(record) = &change.after else {
             if let Some(record) = &change.before {
                 table.remove(record.key());
@@ -118,11 +122,11 @@ pub(super) fn read_bucket(
                 table.insert(&Record::new(record.key(), entry));
             }
             Err(error) => {
-                refused.get_or_insert((record.key().to_owned(), error.0));
+                refused.insert(record.key().to_owned(), error.0);
             }
         }
     }
-    Ok((Loaded { table, revision }, refused))
+    Ok((Loaded { table, revision }, refused.pop_first()))
 }
 
 /// The next string after a bucket's name: what lies between belongs to the bucket.
