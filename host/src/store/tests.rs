@@ -13,6 +13,7 @@ mod behind;
 mod changes;
 pub(super) mod conformance;
 mod crowd;
+mod damage;
 mod data_file;
 mod deadlines;
 pub(crate) mod engine;

@@ -369,68 +369,6 @@ fn what_is_in_a_file_and_counted_by_no_bucket_is_reported() {
     }
 }
 
-/// Rows of the past are of a key, a revision, and what the key became.
-type Row = (&'static [u8], &'static [u8], u64);
-type Became = (u64, u64, u64, u8, &'static str, &'static [u8]);
-
-#[test]
-fn a_past_of_which_something_is_missing_or_changed_is_reported() {
-    const ROWS: TableDefinition<Row, Became> = TableDefinition::new("history");
-    const ORDER: TableDefinition<(&[u8], u64, &[u8]), u64> = TableDefinition::new("history_order");
-    const SIZES: TableDefinition<&[u8], u64> = TableDefinition::new("history_sizes");
-    type Damage = fn(&redb::WriteTransaction);
-    let damages: [(&str, Damage); 5] = [
-        ("1 values of the past were found, of 2", |transaction| {
-            let mut rows = transaction.open_table(ROWS).unwrap();
-            rows.remove((&b"e"[..], &b"k"[..], 1)).unwrap().unwrap();
-        }),
-        ("key \"k\" at revision 2", |transaction| {
-            let mut order = transaction.open_table(ORDER).unwrap();
-            order.remove((&b"e"[..], 2, &b"k"[..])).unwrap().unwrap();
-        }),
-        ("key \"k\" at revision 1", |transaction| {
-            let mut rows = transaction.open_table(ROWS).unwrap();
-            let at = (&b"e"[..], &b"k"[..], 1);
-            let row = (1, 7, 0, 0, "", &b"another"[..]);
-            rows.insert(at, row).unwrap().unwrap();
-        }),
-        ("values of the past take", |transaction| {
-            let mut sizes = transaction.open_table(SIZES).unwrap();
-            sizes.insert(&b"e"[..], 1).unwrap().unwrap();
-        }),
-        ("bytes, not the 0 that were written", |transaction| {
-            let mut sizes = transaction.open_table(SIZES).unwrap();
-            sizes.remove(&b"e"[..]).unwrap().unwrap();
-        }),
-    ];
-    for (expected, damage) in damages {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.redb");
-        let keeping = BucketConfig {
-            history: 5,
-            ..embedded("e")
-        };
-        let store = opened(std::slice::from_ref(&keeping), dir.path());
-        let e = id(&store, "e");
-        for value in ["one", "two"] {
-            block(store.commit(put(e, "k", value))).unwrap();
-        }
-        drop(store);
-        check_data_file(&path).expect(expected);
-        let db = redb::Database::open(&path).unwrap();
-        let transaction = db.begin_write().unwrap();
-        damage(&transaction);
-        transaction.commit().unwrap();
-        drop(db);
-        let error = check_data_file(&path).expect_err(expected);
-        assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
-        assert!(error.to_string().contains(expected), "{expected}: {error}");
-        // What is there now is whole.
-        let store = opened(&[keeping], dir.path());
-        assert_eq!(store.snapshot().bucket(e).unwrap().len(), 1);
-    }
-}
-
 #[test]
 fn a_file_whose_process_was_killed_is_not_put_right_by_a_check() {
     let dir = tempfile::tempdir().unwrap();
