@@ -17,6 +17,7 @@ mod damage;
 mod data_file;
 mod deadlines;
 pub(crate) mod engine;
+mod failing_disk;
 mod fleet;
 mod gate;
 pub(super) mod histories;

@@ -46,11 +46,11 @@ pub(super) use file::io_error;
 #[cfg(test)]
 pub(super) use file::open_error;
 pub(in crate::store) use file::use_of;
-use file::{corrupt, create, guarded, open_database};
+use file::{corrupt, create, give_id, guarded, open_database};
+use history::Lost;
 #[cfg(test)]
 pub(super) use journal::Disk;
-use journal::Journal;
-use journal::Through;
+use journal::{Journal, Through, path_beside};
 use read::{read_bucket, read_id, read_meta};
 use transact::{reversed, transact};
 
@@ -77,8 +77,10 @@ const BUCKETS: TableDefinition<&[u8], (u64, u64, u64)> = TableDefinition::new("b
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 const META_REVISION: &str = "revision";
-/// Of the file, by chance: a journal is of one file. Files of before it was given have none.
+/// Of the file, by chance: a journal is of one file.
 const META_ID: &str = "id";
+/// Of files of before it was given, until they are opened.
+const NO_ID: u64 = 0;
 /// Counts transactions, for not each moves the revision. Files of before it was counted have none.
 const META_WRITES: &str = "writes";
 
@@ -115,6 +117,8 @@ pub(super) struct Embedded {
     is_behind: bool,
     /// The write to the file that failed since, if any.
     failed: Vec<Change>,
+    /// Found damaged since the file was opened first.
+    lost: Lost,
     /// The backup that is under way, if one is.
     backup: Weak<()>,
 }
@@ -149,13 +153,23 @@ impl Embedded {
         opener: Opener,
         through: Through,
     ) -> Result<Self, OpenError> {
-        let db = opener()?;
+        let mut db = opener()?;
         let synced = guarded(|| read_meta(&db)).map_err(|reason| corrupt(&path, reason))?;
         // What is wrong with it is told when it is read.
         if let Ok(keys @ TOLD_FROM..) = guarded(|| keys_of(&db)) {
             tracing::info!(keys, "reading {}: {keys} keys", path.display());
         }
-        let id = guarded(|| read_id(&db)).map_err(|reason| corrupt(&path, reason))?;
+        let mut id = guarded(|| read_id(&db)).map_err(|reason| corrupt(&path, reason))?;
+        if id == NO_ID && !path_beside(&path).exists() {
+            match guarded(|| give_id(&db)) {
+                Ok(given) => id = given,
+                // A disk that takes nothing now: the file can be read again when it is opened again.
+                Err(_) => {
+                    drop(db);
+                    db = opener()?;
+                }
+            }
+        }
         let mut journal = Journal::beside(&path, id, through);
         let (mark, unsynced) = journal.read(synced)?;
         let mut opened = Self {
@@ -172,6 +186,7 @@ impl Embedded {
             covered: None,
             is_behind: false,
             failed: Vec::new(),
+            lost: Lost::new(),
             backup: Weak::new(),
         };
         if opened.mark != opened.synced {
@@ -217,7 +232,11 @@ impl Embedded {
             ));
         } else {
             let undo: Vec<Change> = self.failed.iter().rev().map(reversed).collect();
-            guarded(|| transact(&db, self.mark, &undo, Durability::Immediate))?;
+            let undone = transact(&db, self.mark, &undo, Durability::Immediate, &self.lost);
+            undone.map_err(|failed| {
+                self.does_without(&failed);
+                failed.reason
+            })?;
             self.is_synced();
         }
         (self.covered, self.failed) = (None, Vec::new());
@@ -358,7 +377,7 @@ impl Backend for Embedded {
                 return self.write_ahead(mark, &payload, changes);
             }
         }
-        let db = self.take_whole().map_err(WriteError)?;
+        let mut db = self.take_whole().map_err(WriteError)?;
         let later = match self.sync {
             SyncPolicy::Interval(interval)
                 if self.unsynced.len() + changes.len() <= UNSYNCED_MAX =>
@@ -371,27 +390,26 @@ impl Backend for Embedded {
             Some(_) => Durability::None,
             None => Durability::Immediate,
         };
-        match guarded(|| transact(&db, mark, changes, durability)) {
-            Ok(()) => {
-                self.db = Some(db);
-                self.mark = mark;
-                match later {
-                    Some(interval) => {
-                        self.unsynced.extend_from_slice(changes);
-                        self.sync_by.get_or_insert(Instant::now() + interval);
-                    }
-                    None => self.is_synced(),
-                }
-                Ok(())
+        while let Err(failed) = transact(&db, mark, changes, durability, &self.lost) {
+            self.failed = changes.to_vec();
+            self.db = Some(db);
+            self.give_up();
+            if !self.does_without(&failed) {
+                let reason = format!("writing {}: {}", self.path.display(), failed.reason);
+                return Err(WriteError(reason));
             }
-            Err(reason) => {
-                self.failed = changes.to_vec();
-                self.db = Some(db);
-                self.give_up();
-                let reason = format!("writing {}: {reason}", self.path.display());
-                Err(WriteError(reason))
-            }
+            db = self.take_whole().map_err(WriteError)?;
         }
+        self.db = Some(db);
+        self.mark = mark;
+        match later {
+            Some(interval) => {
+                self.unsynced.extend_from_slice(changes);
+                self.sync_by.get_or_insert(Instant::now() + interval);
+            }
+            None => self.is_synced(),
+        }
+        Ok(())
     }
 
     fn sync_by(&self) -> Option<Instant> {
@@ -415,6 +433,14 @@ impl Backend for Embedded {
             found.map_or(0, |found| found.len())
         };
         let mut db = self.take_whole().map_err(FileError::Failed)?;
+        if let Some(bucket) = self.lost.first() {
+            let reason = format!("the history of bucket {bucket} is damaged");
+            self.db = Some(db);
+            return Err(FileError::Failed(format!(
+                "compacting {}: {reason}",
+                self.path.display()
+            )));
+        }
         let before = size(&self.path);
         let mut busy = false;
         let compacted = guarded(|| match db.compact() {
@@ -468,6 +494,6 @@ impl Backend for Embedded {
             false => self.take()?,
         };
         let read = guarded(|| Ok(self.db.insert(db).begin_read()?))?;
-        Ok(Box::new(history::Read(read)))
+        Ok(Box::new(history::Read::new(read, self.lost.clone())))
     }
 }

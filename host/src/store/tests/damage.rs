@@ -106,3 +106,54 @@ fn a_damaged_row_of_the_past_keeps_no_write_out_of_the_file() {
     drop(store);
     check_data_file(&path).unwrap();
 }
+
+#[test]
+fn a_damaged_structure_of_the_past_costs_the_history_of_its_bucket_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let [keeping, other] = ["keeping", "other"].map(|name| BucketConfig {
+        history: 3,
+        ..embedded(name)
+    });
+    let buckets = [keeping, other, embedded("plain")];
+    let store = opened(&buckets, dir.path());
+    let [k, o, p] = ["keeping", "other", "plain"].map(|name| id(&store, name));
+    let by = |bucket, value: &str| WriteBatch {
+        by: Some("somebody-of-the-past".into()),
+        ..put(bucket, "k", value)
+    };
+    wait(store.commit(by(k, "1"))).unwrap();
+    drop(store);
+    let mut bytes = fs::read(&path).unwrap();
+    let name = b"somebody-of-the-past";
+    for at in 0..bytes.len() - name.len() {
+        if bytes[at..].starts_with(name) {
+            // What a page is: the engine panics when it reads it.
+            // How many rows a page says it has: the engine panics when it reads them.
+            let page = at & !4095;
+            bytes[page + 2..page + 4].fill(0xff);
+        }
+    }
+    fs::write(&path, bytes).unwrap();
+    for round in ["2", "3"] {
+        let store = opened(&buckets, dir.path());
+        for bucket in [k, o, p] {
+            wait(store.commit(by(bucket, round))).unwrap();
+        }
+        // Has what waits written to the file.
+        let error = wait(store.history(k, "k")).unwrap_err();
+        let told = "the history of bucket keeping is damaged";
+        assert!(error.to_string().contains(told), "{error}");
+        for bucket in [k, o, p] {
+            wait(store.commit(by(bucket, &format!("{round} again")))).unwrap();
+        }
+        drop(store);
+        assert!(!dir.path().join("store.journal").exists());
+    }
+    let store = opened(&buckets, dir.path());
+    for bucket in [k, o, p] {
+        let snapshot = store.snapshot();
+        let entry = snapshot.bucket(bucket).unwrap().get("k").cloned().unwrap();
+        assert_eq!(entry.value.to_bytes().as_ref(), b"3 again");
+    }
+}

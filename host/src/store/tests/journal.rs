@@ -6,26 +6,26 @@ use crate::store::data_file::check_data_file;
 use std::time::Duration;
 
 /// A disk whose data file gets nothing new: its syncs do not end.
-struct Disk {
-    dir: tempfile::TempDir,
-    faults: Arc<Faults>,
+pub(super) struct Disk {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) faults: Arc<Faults>,
 }
 
 impl Disk {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
             faults: Arc::default(),
         }
     }
 
-    fn open(&mut self, buckets: &[BucketConfig]) -> Running {
+    pub(super) fn open(&mut self, buckets: &[BucketConfig]) -> Running {
         let running = self.open_with(buckets, Arc::default());
         self.faults.stall_data_file(true);
         running
     }
 
-    fn open_with(&mut self, buckets: &[BucketConfig], faults: Arc<Faults>) -> Running {
+    pub(super) fn open_with(&mut self, buckets: &[BucketConfig], faults: Arc<Faults>) -> Running {
         self.faults = faults;
         let disk = faulty(
             self.dir.path(),
@@ -41,22 +41,22 @@ impl Disk {
     }
 
     /// As if the process was killed.
-    fn kill(&self, running: Running) {
+    pub(super) fn kill(&self, running: Running) {
         self.faults.kill();
         running.store.close();
     }
 
-    fn file(&self, name: &str) -> std::path::PathBuf {
+    pub(super) fn file(&self, name: &str) -> std::path::PathBuf {
         self.dir.path().join(name)
     }
 
-    fn journal(&self) -> Vec<u8> {
+    pub(super) fn journal(&self) -> Vec<u8> {
         fs::read(self.file("store.journal")).unwrap()
     }
 }
 
 /// A store that can be closed, also if a test fails.
-struct Running {
+pub(super) struct Running {
     store: Store,
     faults: Arc<Faults>,
 }
@@ -85,14 +85,14 @@ fn records(journal: &[u8]) -> Vec<usize> {
         .collect()
 }
 
-fn keys(dir: &Path) -> Vec<String> {
+pub(super) fn keys(dir: &Path) -> Vec<String> {
     let store = opened(&[embedded("e")], dir);
     let found = contents(&store, id(&store, "e"));
     found.into_iter().map(|(key, ..)| key).collect()
 }
 
 /// Ten writes that are in the journal alone, of a process that was killed.
-fn ten_writes() -> (Disk, Vec<String>) {
+pub(super) fn ten_writes() -> (Disk, Vec<String>) {
     let mut disk = Disk::new();
     let store = disk.open(&[embedded("e")]);
     let e = id(&store, "e");
@@ -325,105 +325,6 @@ fn writers_wait_for_a_checkpoint_only_when_the_journal_is_full() {
 }
 
 #[test]
-fn while_the_data_file_takes_nothing_writes_are_refused_and_what_was_acknowledged_stays() {
-    let mut disk = Disk::new();
-    let store = disk.open(&[embedded("e")]);
-    let e = id(&store, "e");
-    disk.faults.stall_data_file(false);
-    let mut acknowledged = 0;
-    for round in 0..3 {
-        disk.faults.data_file.store(true, Ordering::SeqCst);
-        // It is noticed with the first checkpoint, which comes by itself.
-        let error = loop {
-            let key = format!("{round}-{acknowledged}");
-            match wait(store.commit(put(e, &key, "1"))) {
-                Ok(_) => acknowledged += 1,
-                Err(error) => break error,
-            }
-        };
-        let told = error.to_string();
-        assert!(told.contains("store.redb"), "{told}");
-        assert_eq!(contents(&store, e).len(), acknowledged);
-        wait(store.commit(put(e, "no", "1"))).unwrap_err();
-        disk.faults.data_file.store(false, Ordering::SeqCst);
-        wait(store.commit(put(e, &format!("{round}-after"), "1"))).unwrap();
-        acknowledged += 1;
-    }
-    let before = contents(&store, e);
-    assert!(before.iter().all(|(key, ..)| key != "no"));
-    disk.faults.data_file.store(true, Ordering::SeqCst);
-    wait(store.commit(put(e, "last", "1"))).unwrap();
-    disk.kill(store);
-    assert_eq!(keys(disk.dir.path()).len(), acknowledged + 1);
-}
-
-#[test]
-fn what_was_refused_does_not_come_back_after_a_kill() {
-    let mut disk = Disk::new();
-    let store = disk.open_with(&[embedded("e")], Arc::default());
-    let e = id(&store, "e");
-    wait(store.commit(put(e, "a", "1"))).unwrap();
-    for round in 0..3 {
-        // It is in the journal, whose sync says that it is not.
-        disk.faults.sync.store(true, Ordering::SeqCst);
-        wait(store.commit(put(e, "refused", "1"))).unwrap_err();
-        disk.faults.sync.store(false, Ordering::SeqCst);
-        wait(store.commit(put(e, &format!("b{round}"), "1"))).unwrap();
-        wait(store.commit(put(e, &format!("c{round}"), "1"))).unwrap();
-    }
-    disk.kill(store);
-    assert_eq!(
-        keys(disk.dir.path()),
-        ["a", "b0", "b1", "b2", "c0", "c1", "c2"]
-    );
-}
-
-#[test]
-fn a_checkpoint_that_got_there_and_said_that_it_did_not_is_not_made_twice() {
-    let mut disk = Disk::new();
-    let store = disk.open_with(&[embedded("e")], Arc::default());
-    let e = id(&store, "e");
-    disk.faults.data_file_sync.store(true, Ordering::SeqCst);
-    let mut acknowledged = 0;
-    while wait(store.commit(put(e, &acknowledged.to_string(), "1"))).is_ok() {
-        acknowledged += 1;
-    }
-    assert!(acknowledged > 0);
-    disk.faults.data_file_sync.store(false, Ordering::SeqCst);
-    wait(store.commit(put(e, "after", "1"))).unwrap();
-    let before = contents(&store, e);
-    assert_eq!(before.len(), acknowledged + 1);
-    disk.kill(store);
-    let store = opened(&[embedded("e")], disk.dir.path());
-    assert_eq!(contents(&store, id(&store, "e")), before);
-}
-
-#[test]
-fn on_a_disk_that_is_full_at_the_start_everything_is_there_and_writes_are_refused() {
-    let (mut disk, mut names) = ten_writes();
-    let faults = Arc::new(Faults::default());
-    faults.full.store(true, Ordering::SeqCst);
-    let store = disk.open_with(&[embedded("e")], faults);
-    let e = id(&store, "e");
-    let found: Vec<_> = contents(&store, e)
-        .into_iter()
-        .map(|(key, ..)| key)
-        .collect();
-    assert_eq!(found, names);
-    assert_eq!(store.snapshot().revision(), Revision(10));
-    let error = wait(store.commit(put(e, "more", "1")))
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("store.redb"), "{error}");
-    disk.faults.full.store(false, Ordering::SeqCst);
-    disk.faults.data_file.store(false, Ordering::SeqCst);
-    wait(store.commit(put(e, "more", "1"))).unwrap();
-    names.push("more".into());
-    disk.kill(store);
-    assert_eq!(keys(disk.dir.path()), names);
-}
-
-#[test]
 fn a_store_that_syncs_later_begins_with_what_another_left_in_the_journal() {
     let (disk, names) = ten_writes();
     for _ in 0..2 {
@@ -440,24 +341,6 @@ fn a_store_that_syncs_later_begins_with_what_another_left_in_the_journal() {
     }
 }
 
-#[test]
-fn a_store_that_syncs_later_begins_with_it_on_a_full_disk_too() {
-    let (disk, names) = ten_writes();
-    let faults = Arc::new(Faults::default());
-    faults.full.store(true, Ordering::SeqCst);
-    let never = SyncPolicy::Interval(Duration::from_secs(3600));
-    let backends = Backends::with_embedded(faulty(disk.dir.path(), never, Arc::clone(&faults)));
-    let store = Store::with_backends(&[embedded("e")], backends, Clock::system()).unwrap();
-    let e = id(&store, "e");
-    assert_eq!(contents(&store, e).len(), names.len());
-    wait(store.commit(put(e, "more", "1"))).unwrap_err();
-    faults.full.store(false, Ordering::SeqCst);
-    faults.data_file.store(false, Ordering::SeqCst);
-    wait(store.commit(put(e, "more", "1"))).unwrap();
-    drop(store);
-    assert_eq!(keys(disk.dir.path()).len(), names.len() + 1);
-}
-
 #[cfg(unix)]
 #[test]
 fn the_journal_is_for_its_owner_only() {
@@ -470,4 +353,74 @@ fn the_journal_is_for_its_owner_only() {
         .permissions();
     assert_eq!(permissions.mode() & 0o777, 0o600);
     disk.kill(store);
+}
+
+#[test]
+fn the_past_that_waits_is_bounded_by_the_config_of_its_last_write() {
+    let mut disk = Disk::new();
+    let keeping = |history_bytes_max| BucketConfig {
+        history: 10,
+        history_bytes_max,
+        ..embedded("e")
+    };
+    let store = disk.open(&[keeping(1 << 20)]);
+    let e = id(&store, "e");
+    for number in 0..9 {
+        wait(store.commit(put(e, "k", &format!("{number}{}", "x".repeat(1000))))).unwrap();
+    }
+    wait(store.reconfigure(&[keeping(3000)])).unwrap();
+    wait(store.commit(put(e, "k", "last"))).unwrap();
+    disk.faults.stall_data_file(false);
+    let rows = wait(store.history(e, "k")).unwrap();
+    let sizes: Vec<_> = rows
+        .iter()
+        .map(|row| row.value.as_ref().map(|value| value.len()))
+        .collect();
+    assert_eq!(sizes, [Some(4), Some(1001), Some(1001)]);
+    disk.kill(store);
+}
+
+#[test]
+fn a_data_file_of_before_journals_gets_the_number_that_ties_one_to_it() {
+    const META: redb::TableDefinition<&str, u64> = redb::TableDefinition::new("meta");
+    let mut disk = Disk::new();
+    drop(disk.open_with(&[embedded("e")], Arc::default()));
+    let forget = || {
+        let db = redb::Database::open(disk.dir.path().join("store.redb")).unwrap();
+        let transaction = db.begin_write().unwrap();
+        transaction
+            .open_table(META)
+            .unwrap()
+            .remove("id")
+            .unwrap()
+            .unwrap();
+        transaction.commit().unwrap();
+    };
+    forget();
+    // A disk that takes nothing keeps nobody from reading.
+    let faults = Arc::new(Faults::default());
+    faults.full.store(true, Ordering::SeqCst);
+    let dir = disk.dir.path().to_owned();
+    let store = disk.open_with(&[embedded("e")], faults);
+    assert!(contents(&store, id(&store, "e")).is_empty());
+    disk.kill(store);
+    let store = disk.open(&[embedded("e")]);
+    wait(store.commit(put(id(&store, "e"), "k", "1"))).unwrap();
+    disk.kill(store);
+    // Another file of before has another number.
+    let other = tempfile::tempdir().unwrap();
+    drop(opened(&[embedded("e")], other.path()));
+    fs::copy(
+        dir.join("store.journal"),
+        other.path().join("store.journal"),
+    )
+    .unwrap();
+    let error = Store::open(&[embedded("e")], other.path())
+        .map(drop)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("of another data file"),
+        "{error}"
+    );
+    assert_eq!(keys(&dir), ["k"]);
 }

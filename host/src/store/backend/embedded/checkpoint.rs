@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use redb::{Database, Durability};
 
-use super::file::guarded;
-use super::{Change, Embedded, Mark, transact};
+use super::transact::{Failed, transact};
+use super::{Change, Embedded, Mark};
 use crate::store::backend::WriteError;
 
 /// How long a transaction is in the journal alone.
@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// One that is under way.
 pub(super) struct Checkpoint {
-    thread: JoinHandle<(Database, Result<(), String>)>,
+    thread: JoinHandle<(Database, Result<(), Failed>)>,
     covered: Covered,
     pub(super) look_at: Instant,
 }
@@ -88,8 +88,9 @@ impl Embedded {
             changes: self.unsynced.len(),
         };
         let changes = self.unsynced.clone();
+        let lost = self.lost.clone();
         let write = move || {
-            let written = guarded(|| transact(&db, covered.mark, &changes, Durability::Immediate));
+            let written = transact(&db, covered.mark, &changes, Durability::Immediate, &lost);
             (db, written)
         };
         match thread::Builder::new()
@@ -118,17 +119,21 @@ impl Embedded {
         else {
             return;
         };
-        let (db, written) = match thread.join() {
-            Ok((db, written)) => (Some(db), written.is_ok()),
-            Err(_) => (None, false),
+        let failed = match thread.join() {
+            Ok((db, written)) => {
+                self.db = Some(db);
+                written.err()
+            }
+            Err(_) => None,
         };
-        self.db = db;
-        if written {
+        if self.db.is_some() && failed.is_none() {
             self.is_covered(covered);
         } else {
             // It may have got there all the same.
             self.covered = Some(covered);
             self.give_up();
+            // Whoever tries again is told what fails then.
+            let _ = failed.is_some_and(|failed| self.does_without(&failed));
         }
     }
 
@@ -153,24 +158,41 @@ impl Embedded {
     }
 
     /// Writes what waits to the file.
-    pub(super) fn cover(&mut self, db: Database) -> Result<Database, String> {
-        let covered = Covered {
-            mark: self.mark,
-            changes: self.unsynced.len(),
-        };
-        if covered.changes > 0 {
-            let written =
-                guarded(|| transact(&db, covered.mark, &self.unsynced, Durability::Immediate));
-            if let Err(reason) = written {
-                self.covered = Some(covered);
-                self.db = Some(db);
-                self.give_up();
-                return Err(format!("writing {}: {reason}", self.path.display()));
+    pub(super) fn cover(&mut self, mut db: Database) -> Result<Database, String> {
+        while !self.unsynced.is_empty() {
+            let covered = Covered {
+                mark: self.mark,
+                changes: self.unsynced.len(),
+            };
+            let (durability, changes) = (Durability::Immediate, &self.unsynced);
+            let Err(failed) = transact(&db, covered.mark, changes, durability, &self.lost) else {
+                self.is_covered(covered);
+                break;
+            };
+            self.covered = Some(covered);
+            self.db = Some(db);
+            self.give_up();
+            if !self.does_without(&failed) {
+                let file = self.path.display();
+                return Err(format!("writing {file}: {}", failed.reason));
             }
-            self.is_covered(covered);
+            db = self.take()?;
         }
         self.is_behind = false;
         Ok(db)
+    }
+
+    /// Whether what failed can be tried again, because it needs no more what is damaged.
+    pub(super) fn does_without(&mut self, failed: &Failed) -> bool {
+        let Some(bucket) = &failed.past_of else {
+            return false;
+        };
+        tracing::error!(
+            bucket,
+            reason = failed.reason,
+            "the history of bucket {bucket} is damaged: its entries are written on, without one"
+        );
+        self.lost.insert(bucket.clone())
     }
 
     /// Goes on with checkpoints. One that failed is tried again here, so that it is told.

@@ -1,5 +1,6 @@
 //! The file: made, opened, and what is said of one that cannot be.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek};
@@ -10,7 +11,7 @@ use std::sync::Once;
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase};
 
 use super::journal::is_journal;
-use super::{BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_ID, META_REVISION};
+use super::{BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_ID, META_REVISION, NO_ID};
 use crate::store::OpenError;
 use crate::store::data_file::Use;
 
@@ -43,17 +44,20 @@ pub(super) fn caught<T>(operation: impl FnOnce() -> T) -> std::thread::Result<T>
     result
 }
 
-/// The same, with the panic as an error.
+/// The same, with what went wrong as text.
 pub(super) fn guarded<T>(operation: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
     match caught(operation) {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => {
-            let told = panic.downcast_ref::<String>().map(String::as_str);
-            let told = told.or_else(|| panic.downcast_ref::<&str>().copied());
-            let told = told.unwrap_or("unexpected content");
-            Err(format!("its structure is damaged ({told})"))
-        }
+        Err(panic) => Err(damage_that_panicked(panic.as_ref())),
     }
+}
+
+/// What is said of content that had the engine panic.
+pub(super) fn damage_that_panicked(panic: &(dyn Any + Send)) -> String {
+    let told = panic.downcast_ref::<String>().map(String::as_str);
+    let told = told.or_else(|| panic.downcast_ref::<&str>().copied());
+    let told = told.unwrap_or("unexpected content");
+    format!("its structure is damaged ({told})")
 }
 
 pub(in crate::store::backend) fn io_error(path: &Path, error: impl std::fmt::Display) -> OpenError {
@@ -105,11 +109,24 @@ fn initialise(db: &Database) -> Result<(), redb::Error> {
         let mut meta = transaction.open_table(META)?;
         meta.insert(META_FORMAT, FORMAT)?;
         meta.insert(META_REVISION, 0)?;
-        // Without chance it has none.
-        meta.insert(META_ID, getrandom::u64().unwrap_or(0))?;
+        meta.insert(META_ID, new_id())?;
     }
     transaction.commit()?;
     Ok(())
+}
+
+/// By chance; without any it is none.
+fn new_id() -> u64 {
+    getrandom::u64().unwrap_or(NO_ID)
+}
+
+/// Gives a file its number.
+pub(super) fn give_id(db: &Database) -> Result<u64, redb::Error> {
+    let id = new_id();
+    let transaction = db.begin_write()?;
+    transaction.open_table(META)?.insert(META_ID, id)?;
+    transaction.commit()?;
+    Ok(id)
 }
 
 pub(super) fn open_database(path: &Path) -> Result<Database, OpenError> {
@@ -136,7 +153,7 @@ pub(super) fn open_read_only(path: &Path) -> Result<ReadOnlyDatabase, OpenError>
             path: path.to_owned(),
         }),
         Ok(Err(error)) => Err(open_error(error, path)),
-        Err(_) => Err(corrupt(path, "its structure is damaged".into())),
+        Err(panic) => Err(corrupt(path, damage_that_panicked(panic.as_ref()))),
     }
 }
 
@@ -175,7 +192,7 @@ pub(super) fn database(file: File, path: &Path) -> Result<Database, OpenError> {
     match opened {
         Ok(Ok(db)) => Ok(db),
         Ok(Err(error)) => Err(open_error(error, path)),
-        Err(_) => Err(corrupt(path, "its structure is damaged".into())),
+        Err(panic) => Err(corrupt(path, damage_that_panicked(panic.as_ref()))),
     }
 }
 
@@ -189,14 +206,17 @@ pub(in crate::store::backend) fn open_error(error: DatabaseError, path: &Path) -
             corrupt(path, format!("its file format is version {version}"))
         }
         DatabaseError::Storage(Corrupted(reason)) => corrupt(path, reason),
-        DatabaseError::Storage(Io(error))
-            if matches!(
-                error.kind(),
-                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-            ) =>
-        {
+        DatabaseError::Storage(Io(error)) if has_unexpected_content(&error) => {
             corrupt(path, error.to_string())
         }
         error => io_error(path, error),
     }
+}
+
+/// Whether an I/O error is of what the file has, and not of the disk.
+pub(super) fn has_unexpected_content(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+    )
 }

@@ -5,12 +5,13 @@
 //! oldest of a bucket are found, and all of one revision, and a damaged one is noticed; `history_sizes` maps a bucket to the sum
 //! of the sizes.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use redb::{AccessGuard, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::Change;
-use super::file::caught;
+use super::file::{caught, damage_that_panicked, has_unexpected_content};
 use super::read::end_of;
 use super::sum::fnv;
 use crate::store::history::{Event, Last, Row};
@@ -95,41 +96,80 @@ const EVENTS: [Event; 5] = [
 const UNDO: u8 = 1 << 7;
 const GONE: u8 = 1 << 6;
 
+/// Buckets whose past nothing is added to, because it is damaged.
+pub(super) type Lost = BTreeSet<Box<str>>;
+
+/// That a bucket's past is damaged.
+#[derive(Debug)]
+pub(super) struct Damaged {
+    pub(super) bucket: Box<str>,
+    pub(super) reason: String,
+}
+
 /// Keeps changes, which come in the order in which they were made to each key. One that has lost its origin undoes another,
 /// which had reached the disk though its write failed: what that has kept is taken back, but not what it let go of.
+///
+/// Damage is told apart from what fails for another reason: without the past of its bucket the transaction can be made.
 pub(super) fn write(
     transaction: &WriteTransaction,
     changes: &[&Change],
-) -> Result<(), redb::Error> {
-    let is_kept = |change: &&&Change| change.bucket.history > 0 && !change.is_touch();
-    let kept: Vec<&Change> = changes.iter().filter(is_kept).copied().collect();
-    // Most groups have none, and need not look at the tables.
-    if kept.is_empty() {
-        return Ok(());
-    }
-    let mut sizes = transaction.open_table(SIZES)?;
-    let mut tables = Tables {
-        rows: transaction.open_table(ROWS)?,
-        order: transaction.open_table(ORDER)?,
-        size: 0,
+    lost: &Lost,
+) -> Result<Result<(), Damaged>, redb::Error> {
+    let is_kept = |change: &&&Change| {
+        let bucket = &change.bucket;
+        bucket.history > 0 && !change.is_touch() && !lost.contains(&bucket.name[..])
     };
+    let kept: Vec<&Change> = changes.iter().filter(is_kept).copied().collect();
     // They are in the order of buckets.
     for changes in kept.chunk_by(|one, next| one.bucket.name == next.bucket.name) {
         // The config may be another since the first of them.
         let last = changes.iter().max_by_key(|change| change.bucket_after);
         let Some(last) = last else { continue };
-        let bucket = last.bucket.name.as_bytes();
-        tables.size = sizes.get(bucket)?.map_or(0, |size| size.value());
-        for change in changes {
-            match change.origin {
-                Some(_) => tables.add(change)?,
-                None => tables.remove(bucket, change.key(), change.bucket_before.0)?,
-            }
-        }
-        tables.shrink(&last.bucket)?;
-        sizes.insert(bucket, tables.size)?;
+        // A panic has to end here: the engine takes a transaction back unless it is dropped by one.
+        let reason = match caught(|| keep(transaction, &last.bucket, changes)) {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) if !is_damage(&error) => return Err(error),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => damage_that_panicked(panic.as_ref()),
+        };
+        let bucket = last.bucket.name.as_str().into();
+        return Ok(Err(Damaged { bucket, reason }));
     }
+    Ok(Ok(()))
+}
+
+/// Keeps the changes of a bucket.
+fn keep(
+    transaction: &WriteTransaction,
+    config: &BucketConfig,
+    changes: &[&Change],
+) -> Result<(), redb::Error> {
+    let bucket = config.name.as_bytes();
+    let mut sizes = transaction.open_table(SIZES)?;
+    let size = sizes.get(bucket)?.map_or(0, |size| size.value());
+    let mut tables = Tables {
+        rows: transaction.open_table(ROWS)?,
+        order: transaction.open_table(ORDER)?,
+        size,
+    };
+    for change in changes {
+        match change.origin {
+            Some(_) => tables.add(change)?,
+            None => tables.remove(bucket, change.key(), change.bucket_before.0)?,
+        }
+    }
+    tables.shrink(config)?;
+    sizes.insert(bucket, tables.size)?;
     Ok(())
+}
+
+/// Whether an error is of what the file has, and not of the disk.
+fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Corrupted(_) => true,
+        redb::Error::Io(error) => has_unexpected_content(error),
+        _ => false,
+    }
 }
 
 struct Tables<'t> {

@@ -3,6 +3,7 @@
 //! A transaction is one record, synced before it is acknowledged: bytes in a row, where the data file takes ten pages
 //! anywhere in it. A checkpoint writes what has gathered to the data file, in one transaction and on a thread of its own. The
 //! journal has two halves that take turns: while a checkpoint is under way, records go to the half that it needs no more.
+//! Ahead of the records a half is filled with zeros, a piece at a time, so that a sync has no new length to write.
 //!
 //! Nothing is erased but what was refused. Records have the numbers of their transactions, and those that the data file has
 //! are of no interest; the others have to follow it without a gap. One that a crash tore was not acknowledged, and is the

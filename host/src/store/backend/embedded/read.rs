@@ -6,7 +6,7 @@ use redb::{Database, ReadableDatabase};
 
 use super::sum::Sum;
 use super::{
-    BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_ID, META_REVISION, META_WRITES, Mark,
+    BUCKETS, ENTRIES, FORMAT, META, META_FORMAT, META_ID, META_REVISION, META_WRITES, Mark, NO_ID,
     deadlines,
 };
 use crate::store::backend::{Change, Loaded};
@@ -34,11 +34,11 @@ pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Mark, redb::Error>
     }
 }
 
-/// The file's own number; 0 if it has none.
+/// The file's own number, if it has one.
 pub(super) fn read_id(db: &impl ReadableDatabase) -> Result<u64, redb::Error> {
     let meta = db.begin_read()?.open_table(META)?;
     let id = meta.get(META_ID)?;
-    Ok(id.map_or(0, |id| id.value()))
+    Ok(id.map_or(NO_ID, |id| id.value()))
 }
 
 /// A key and why its value is not one of the bucket's kind.

@@ -5,6 +5,8 @@ use std::collections::hash_map::Entry;
 
 use redb::{Database, Durability, ReadableTable};
 
+use super::file::guarded;
+use super::history::Lost;
 use super::sum::Sum;
 use super::{BUCKETS, Change, ENTRIES, META, META_REVISION, META_WRITES, Mark, deadlines, history};
 
@@ -20,12 +22,34 @@ pub(super) fn reversed(change: &Change) -> Change {
     }
 }
 
-/// Makes changes, in their order; the file is at `mark` then.
+/// Why a transaction was not made.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) reason: String,
+    /// The bucket whose past is damaged, if it is only for that.
+    pub(super) past_of: Option<Box<str>>,
+}
+
+/// Makes changes, in their order; the file is at `mark` then. Of buckets whose past is `lost`, none is kept.
 pub(super) fn transact(
     db: &Database,
     mark: Mark,
     changes: &[Change],
     durability: Durability,
+    lost: &Lost,
+) -> Result<(), Failed> {
+    let mut past_of = None;
+    guarded(|| try_transact(db, mark, changes, durability, lost, &mut past_of))
+        .map_err(|reason| Failed { reason, past_of })
+}
+
+fn try_transact(
+    db: &Database,
+    mark: Mark,
+    changes: &[Change],
+    durability: Durability,
+    lost: &Lost,
+    past_of: &mut Option<Box<str>>,
 ) -> Result<(), redb::Error> {
     // In order of place in the file; the changes of one key keep their order.
     let mut ordered: Vec<&Change> = changes.iter().collect();
@@ -33,7 +57,10 @@ pub(super) fn transact(
     let mut transaction = db.begin_write()?;
     transaction.set_durability(durability)?;
     deadlines::write(&transaction, &ordered)?;
-    history::write(&transaction, &ordered)?;
+    if let Err(damaged) = history::write(&transaction, &ordered, lost)? {
+        *past_of = Some(damaged.bucket);
+        return Err(redb::Error::Corrupted(damaged.reason));
+    }
     {
         let mut entries = transaction.open_table(ENTRIES)?;
         for change in ordered.into_iter().filter(|change| !change.is_touch()) {

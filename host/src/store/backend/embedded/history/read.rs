@@ -4,13 +4,34 @@ use std::collections::HashMap;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, TableError};
 
-use super::{EVENTS, GONE, Key, ORDER, OrderKey, Parts, ROWS, SIZES, Sealed, UNDO, Value, all_of};
+use super::{
+    EVENTS, GONE, Key, Lost, ORDER, OrderKey, Parts, ROWS, SIZES, Sealed, UNDO, Value, all_of,
+};
 use crate::store::backend::embedded::file::guarded;
 use crate::store::history::{Event, Histories, Past, Step};
 use crate::store::{Deadline, Revision};
 
 /// The tables as of one transaction.
-pub(in super::super) struct Read(pub(in super::super) ReadTransaction);
+pub(in super::super) struct Read {
+    transaction: ReadTransaction,
+    lost: Lost,
+}
+
+impl Read {
+    pub(in super::super) fn new(transaction: ReadTransaction, lost: Lost) -> Self {
+        Self { transaction, lost }
+    }
+
+    /// What is kept, if anything ever was. What was added to no more would not be the past.
+    fn of(&self, bucket: &str) -> Result<Option<Kept>, redb::Error> {
+        match self.lost.contains(bucket) {
+            false => Kept::open(&self.transaction),
+            true => Err(redb::Error::Corrupted(format!(
+                "the history of bucket {bucket} is damaged: its later writes are not in it"
+            ))),
+        }
+    }
+}
 
 /// What is kept, if anything ever was.
 struct Kept {
@@ -92,7 +113,7 @@ pub(in super::super) fn check(transaction: &ReadTransaction) -> Result<(), redb:
 impl Histories for Read {
     fn of_key(&self, bucket: &str, key: &str) -> Result<Vec<Past>, String> {
         guarded(|| {
-            let Some(kept) = Kept::open(&self.0)? else {
+            let Some(kept) = self.of(bucket)? else {
                 return Ok(Vec::new());
             };
             let all = kept.rows.range(all_of(bucket.as_bytes(), key.as_bytes()))?;
@@ -106,7 +127,7 @@ impl Histories for Read {
 
     fn of_revision(&self, bucket: &str, revision: Revision) -> Result<Vec<Step>, String> {
         guarded(|| {
-            let Some(kept) = Kept::open(&self.0)? else {
+            let Some(kept) = self.of(bucket)? else {
                 return Ok(Vec::new());
             };
             let bucket = bucket.as_bytes();
