@@ -14,11 +14,16 @@ use super::Backend;
 use super::embedded::{Disk, Embedded, FILE, io_error, open_error};
 use crate::store::SyncPolicy;
 
+/// Of a journal.
+const HEAD_BYTES: usize = 4096;
+
 /// What the disk under [`faulty`] fails at, from now on.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Faults {
     pub(in crate::store) write: AtomicBool,
     pub(in crate::store) sync: AtomicBool,
+    /// The journal takes nothing longer than its head: the disk is almost full.
+    pub(in crate::store) long_writes: AtomicBool,
     /// The data file alone takes no write.
     pub(in crate::store) data_file: AtomicBool,
     /// Its syncs alone say that they failed.
@@ -173,7 +178,11 @@ impl StorageBackend for FaultyDisk {
     }
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
         let fails = |fault: &AtomicBool| fault.load(Ordering::SeqCst);
-        if fails(&self.faults.write) || self.is_data_file && fails(&self.faults.data_file) {
+        let fails_here = match self.is_data_file {
+            true => fails(&self.faults.data_file),
+            false => data.len() > HEAD_BYTES && fails(&self.faults.long_writes),
+        };
+        if fails(&self.faults.write) || fails_here {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.file.write(offset, data)

@@ -170,14 +170,15 @@ fn a_write_of_which_the_disk_took_nothing_keeps_no_later_one_out() {
     let mut disk = Disk::new();
     let store = disk.open_with(&[embedded("e")], Arc::default());
     let e = id(&store, "e");
-    let large = "x".repeat(200_000);
-    for round in ["0", "1"] {
-        disk.faults.write.store(true, Ordering::SeqCst);
-        // Beyond what the file has.
-        wait(store.commit(put(e, "refused", &large))).unwrap_err();
-        disk.faults.write.store(false, Ordering::SeqCst);
+    // Nothing is filled with zeros ahead: the next record goes where the file ends.
+    disk.faults.long_writes.store(true, Ordering::SeqCst);
+    for round in ["0", "1", "2"] {
         wait(store.commit(put(e, round, "1"))).unwrap();
+        disk.faults.write.store(true, Ordering::SeqCst);
+        wait(store.commit(put(e, "refused", "1"))).unwrap_err();
+        disk.faults.write.store(false, Ordering::SeqCst);
     }
+    wait(store.commit(put(e, "last", "1"))).unwrap();
     disk.kill(store);
-    assert_eq!(keys(disk.dir.path()), ["0", "1"]);
+    assert_eq!(keys(disk.dir.path()), ["0", "1", "2", "last"]);
 }

@@ -385,8 +385,8 @@ fn a_data_file_of_before_journals_gets_the_number_that_ties_one_to_it() {
     const META: redb::TableDefinition<&str, u64> = redb::TableDefinition::new("meta");
     let mut disk = Disk::new();
     drop(disk.open_with(&[embedded("e")], Arc::default()));
-    let forget = || {
-        let db = redb::Database::open(disk.dir.path().join("store.redb")).unwrap();
+    let forget = |dir: &Path| {
+        let db = redb::Database::open(dir.join("store.redb")).unwrap();
         let transaction = db.begin_write().unwrap();
         transaction
             .open_table(META)
@@ -396,7 +396,7 @@ fn a_data_file_of_before_journals_gets_the_number_that_ties_one_to_it() {
             .unwrap();
         transaction.commit().unwrap();
     };
-    forget();
+    forget(disk.dir.path());
     // A disk that takes nothing keeps nobody from reading.
     let faults = Arc::new(Faults::default());
     faults.full.store(true, Ordering::SeqCst);
@@ -410,6 +410,7 @@ fn a_data_file_of_before_journals_gets_the_number_that_ties_one_to_it() {
     // Another file of before has another number.
     let other = tempfile::tempdir().unwrap();
     drop(opened(&[embedded("e")], other.path()));
+    forget(other.path());
     fs::copy(
         dir.join("store.journal"),
         other.path().join("store.journal"),
