@@ -199,8 +199,8 @@ pub(super) fn histories_are_linearizable<S: Server>(kills: usize) {
     is_explained(&mut fleet, kills);
 }
 
-/// Thousands of entries, each written by itself, that end at about the same time are absent within a second of it, and none before: servers may need
-/// longer to remove them.
+/// Thousands of entries, each written by itself, that end at about the same time are absent within a second of it, and none
+/// before: servers may need longer to remove them.
 pub(super) fn thousands_are_absent_soon_after_their_end<S: Server>() {
     let runtime = runtime();
     let Some(server) = runtime.block_on(S::start()) else {
