@@ -159,16 +159,16 @@ impl Embedded {
         if let Ok(keys @ TOLD_FROM..) = guarded(|| keys_of(&db)) {
             tracing::info!(keys, "reading {}: {keys} keys", path.display());
         }
-        let mut id = guarded(|| read_id(&db)).map_err(|reason| corrupt(&path, reason))?;
+        let id_of =
+            |db: &Database| guarded(|| read_id(db)).map_err(|reason| corrupt(&path, reason));
+        let mut id = id_of(&db)?;
         if id == NO_ID && !path_beside(&path).exists() {
-            match guarded(|| give_id(&db)) {
-                Ok(given) => id = given,
-                // A disk that takes nothing now: the file can be read again when it is opened again.
-                Err(_) => {
-                    drop(db);
-                    db = opener()?;
-                }
+            // A disk that takes nothing now can be read when the file is opened again, which may have its number all the same.
+            if guarded(|| give_id(&db)).is_err() {
+                drop(db);
+                db = opener()?;
             }
+            id = id_of(&db)?;
         }
         let mut journal = Journal::beside(&path, id, through);
         let (mark, unsynced) = journal.read(synced)?;
@@ -234,7 +234,7 @@ impl Embedded {
             let undo: Vec<Change> = self.failed.iter().rev().map(reversed).collect();
             let undone = transact(&db, self.mark, &undo, Durability::Immediate, &self.lost);
             undone.map_err(|failed| {
-                self.does_without(&failed);
+                self.give_up_history(&failed);
                 failed.reason
             })?;
             self.is_synced();
@@ -394,7 +394,7 @@ impl Backend for Embedded {
             self.failed = changes.to_vec();
             self.db = Some(db);
             self.give_up();
-            if !self.does_without(&failed) {
+            if !self.give_up_history(&failed) {
                 let reason = format!("writing {}: {}", self.path.display(), failed.reason);
                 return Err(WriteError(reason));
             }

@@ -30,6 +30,9 @@ pub(in crate::store) struct Faults {
     pub(in crate::store) data_file_sync: AtomicBool,
     /// It takes none from when it has been opened.
     pub(in crate::store) full: AtomicBool,
+    /// Its first sync after it has been opened says that it failed.
+    pub(in crate::store) first_sync: AtomicBool,
+    next_sync: AtomicBool,
     syncs: Gate,
     data_file_syncs: Gate,
 }
@@ -124,6 +127,8 @@ pub(in crate::store) fn faulty(
             if faults.full.load(Ordering::SeqCst) {
                 faults.data_file.store(true, Ordering::SeqCst);
             }
+            let first_sync = faults.first_sync.swap(false, Ordering::SeqCst);
+            faults.next_sync.store(first_sync, Ordering::SeqCst);
             Ok(opened)
         }
     };
@@ -171,7 +176,11 @@ impl StorageBackend for FaultyDisk {
         }
         self.file.sync_data()?;
         let fails = |fault: &AtomicBool| fault.load(Ordering::SeqCst);
-        if fails(&self.faults.sync) || self.is_data_file && fails(&self.faults.data_file_sync) {
+        let data_file_fails = || {
+            fails(&self.faults.data_file_sync)
+                || self.faults.next_sync.swap(false, Ordering::SeqCst)
+        };
+        if fails(&self.faults.sync) || self.is_data_file && data_file_fails() {
             return Err(io::Error::other("sync fails"));
         }
         Ok(())

@@ -380,25 +380,27 @@ fn the_past_that_waits_is_bounded_by_the_config_of_its_last_write() {
     disk.kill(store);
 }
 
+/// Makes a data file one of before journals.
+fn forget_number(dir: &Path) {
+    const META: redb::TableDefinition<&str, u64> = redb::TableDefinition::new("meta");
+    let db = redb::Database::open(dir.join("store.redb")).unwrap();
+    let transaction = db.begin_write().unwrap();
+    transaction
+        .open_table(META)
+        .unwrap()
+        .remove("id")
+        .unwrap()
+        .unwrap();
+    transaction.commit().unwrap();
+}
+
 #[test]
 fn a_data_file_of_before_journals_gets_the_number_that_ties_one_to_it() {
-    const META: redb::TableDefinition<&str, u64> = redb::TableDefinition::new("meta");
     let mut disk = Disk::new();
     let store = disk.open_with(&[embedded("e")], Arc::default());
     wait(store.commit(put(id(&store, "e"), "k", "1"))).unwrap();
     drop(store);
-    let forget = |dir: &Path| {
-        let db = redb::Database::open(dir.join("store.redb")).unwrap();
-        let transaction = db.begin_write().unwrap();
-        transaction
-            .open_table(META)
-            .unwrap()
-            .remove("id")
-            .unwrap()
-            .unwrap();
-        transaction.commit().unwrap();
-    };
-    forget(disk.dir.path());
+    forget_number(disk.dir.path());
     // A disk that takes nothing keeps nobody from reading.
     let faults = Arc::new(Faults::default());
     faults.full.store(true, Ordering::SeqCst);
@@ -412,7 +414,7 @@ fn a_data_file_of_before_journals_gets_the_number_that_ties_one_to_it() {
     // Another file of before has another number.
     let other = tempfile::tempdir().unwrap();
     drop(opened(&[embedded("e")], other.path()));
-    forget(other.path());
+    forget_number(other.path());
     fs::copy(
         dir.join("store.journal"),
         other.path().join("store.journal"),
@@ -426,4 +428,18 @@ fn a_data_file_of_before_journals_gets_the_number_that_ties_one_to_it() {
         "{error}"
     );
     assert_eq!(keys(&dir), ["k"]);
+}
+
+#[test]
+fn the_number_is_that_of_the_file_also_if_giving_it_was_said_to_fail() {
+    let mut disk = Disk::new();
+    drop(opened(&[embedded("e")], disk.dir.path()));
+    forget_number(disk.dir.path());
+    let faults = Arc::new(Faults::default());
+    faults.first_sync.store(true, Ordering::SeqCst);
+    let store = disk.open_with(&[embedded("e")], faults);
+    disk.faults.stall_data_file(true);
+    wait(store.commit(put(id(&store, "e"), "k", "1"))).unwrap();
+    disk.kill(store);
+    assert_eq!(keys(disk.dir.path()), ["k"]);
 }

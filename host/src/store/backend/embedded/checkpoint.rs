@@ -133,7 +133,9 @@ impl Embedded {
             self.covered = Some(covered);
             self.give_up();
             // Whoever tries again is told what fails then.
-            let _ = failed.is_some_and(|failed| self.does_without(&failed));
+            if let Some(failed) = failed {
+                self.give_up_history(&failed);
+            }
         }
     }
 
@@ -172,7 +174,7 @@ impl Embedded {
             self.covered = Some(covered);
             self.db = Some(db);
             self.give_up();
-            if !self.does_without(&failed) {
+            if !self.give_up_history(&failed) {
                 let file = self.path.display();
                 return Err(format!("writing {file}: {}", failed.reason));
             }
@@ -182,8 +184,8 @@ impl Embedded {
         Ok(db)
     }
 
-    /// Whether what failed can be tried again, because it needs no more what is damaged.
-    pub(super) fn does_without(&mut self, failed: &Failed) -> bool {
+    /// Leaves out the history that is damaged, if that is what failed. Whether it is worth another try.
+    pub(super) fn give_up_history(&mut self, failed: &Failed) -> bool {
         let Some(bucket) = &failed.past_of else {
             return false;
         };

@@ -121,12 +121,10 @@ fn new_id() -> u64 {
 }
 
 /// Gives a file its number.
-pub(super) fn give_id(db: &Database) -> Result<u64, redb::Error> {
-    let id = new_id();
+pub(super) fn give_id(db: &Database) -> Result<(), redb::Error> {
     let transaction = db.begin_write()?;
-    transaction.open_table(META)?.insert(META_ID, id)?;
-    transaction.commit()?;
-    Ok(id)
+    transaction.open_table(META)?.insert(META_ID, new_id())?;
+    Ok(transaction.commit()?)
 }
 
 pub(super) fn open_database(path: &Path) -> Result<Database, OpenError> {
