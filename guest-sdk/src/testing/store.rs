@@ -233,9 +233,9 @@ impl Draft {
                 .ok_or_else(|| Error::InvalidValue("expected a decimal number".into()))?,
             None => 0,
         };
-        let sum = number
-            .checked_add(by)
-            .ok_or_else(|| Error::InvalidValue(format!("{number} and {by} is beyond 64 bits")))?;
+        let sum = number.checked_add(by).ok_or_else(|| {
+            Error::InvalidValue(format!("the sum of {number} and {by} is beyond 64 bits"))
+        })?;
         let ends = held.map_or(ends, |held| held.ends);
         let value = sum.to_string().into_bytes();
         let entry = Entry { value, revision: 0 };

@@ -99,7 +99,7 @@ impl Value {
         })?;
         let sum = number.checked_add(by).ok_or_else(|| {
             ValueError(format!(
-                "{number} and {by} is beyond 64 bits, expected a sum from {} to {}",
+                "the sum of {number} and {by} is beyond 64 bits, expected one from {} to {}",
                 i64::MIN,
                 i64::MAX
             ))

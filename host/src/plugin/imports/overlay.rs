@@ -89,7 +89,8 @@ impl Overlay {
             (Action::Increment { by, ttl }, None) => Some((*by, *ttl)),
             (Action::Increment { by, .. }, Some((before, ttl))) => {
                 let sum = before.checked_add(*by).ok_or_else(|| {
-                    Unfit::Value(ValueError(format!("{before} and {by} is beyond 64 bits")))
+                    let reason = format!("the sum of {before} and {by} is beyond 64 bits");
+                    Unfit::Value(ValueError(reason))
                 })?;
                 Some((sum, ttl))
             }

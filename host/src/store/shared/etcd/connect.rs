@@ -199,9 +199,15 @@ pub(super) async fn answered<T>(
         Err(_) => Err(Failure {
             kind: Kind::Silent,
             is_unclear: false,
-            reason: format!("etcd {endpoint}: no answer within {timeout:?}"),
+            reason: format!("etcd {endpoint}: no answer within {:?}", rounded(timeout)),
         }),
     }
+}
+
+/// To milliseconds: what is left of a limit is a number of many digits.
+fn rounded(timeout: Duration) -> Duration {
+    let half = Duration::from_micros(500);
+    Duration::from_millis(timeout.saturating_add(half).as_millis() as u64)
 }
 
 /// A revision of etcd's, which are never negative.
