@@ -43,7 +43,7 @@ Examples:
   throwbar fleet status --json
   throwbar fleet status --wait 30s")]
     Status {
-        /// Wait so long for every node to have what was agreed on
+        /// Wait so long for every node to have what was agreed on until now, by whichever node
         #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = units::duration)]
         wait: Option<Duration>,
         /// Print JSON
@@ -74,6 +74,8 @@ Examples:
 #[derive(Debug, Default, Deserialize)]
 struct Fleet {
     node: String,
+    /// In seconds; none if it knows nothing yet.
+    staleness_s: Option<f64>,
     not_told: Option<String>,
     nodes: Vec<Node>,
     plugins: BTreeMap<String, Agreed>,
@@ -175,10 +177,12 @@ async fn forget(client: &Client, name: &str, dry_run: bool, json: bool) -> anyho
 }
 
 async fn status(client: &Client, wait: Option<Duration>, json: bool) -> anyhow::Result<()> {
-    let deadline = Instant::now() + wait.unwrap_or_default();
+    let began = Instant::now();
+    let deadline = began + wait.unwrap_or_default();
     let (answer, fleet, wrong) = loop {
         let (answer, fleet) = read(client).await?;
-        let wrong = wrong(&fleet);
+        let behind = wait.and_then(|_| behind(&fleet, began.elapsed()));
+        let wrong = wrong(&fleet).or(behind);
         if wrong.is_none() || Instant::now() >= deadline {
             break (answer, fleet, wrong);
         }
@@ -202,6 +206,18 @@ async fn read(client: &Client) -> anyhow::Result<(Value, Fleet)> {
     let fleet = Fleet::deserialize(&answer);
     let fleet = fleet.context("the admin API's answer is not what was expected")?;
     Ok((answer, fleet))
+}
+
+/// Why a node may not know yet what was agreed on so long ago.
+fn behind(fleet: &Fleet, ago: Duration) -> Option<String> {
+    let node = &fleet.node;
+    match fleet.staleness_s {
+        Some(age) if age <= ago.as_secs_f64() => None,
+        Some(age) => Some(format!(
+            "node {node:?} tells what it knew {age:.1} s ago: something may have been agreed on since"
+        )),
+        None => Some(format!("node {node:?} does not know what was agreed on")),
+    }
 }
 
 /// What is not as it should be, in one line.

@@ -3,6 +3,7 @@
 use super::entry::{ArtifactEntry, CanaryEntry, NODE, NodeEntry, PLUGIN, PluginEntry, State};
 use super::{Fleet, locked};
 use crate::metrics::{FleetPluginRow, FleetRow};
+use crate::store::Health;
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
@@ -42,6 +43,8 @@ impl Fleet {
 
     /// The whole fleet, as this node knows it.
     pub fn document(&self) -> Value {
+        // As of before the read, so that it is not too low.
+        let staleness = self.health().and_then(|health| health.staleness());
         let snapshot = self.store.snapshot();
         let lost = self.lost();
         let ages = self.ages(&snapshot, Instant::now());
@@ -87,6 +90,7 @@ impl Fleet {
         json!({
             "node": self.node,
             "backend": self.config.backend,
+            "staleness_s": staleness.map(|age| age.as_secs_f64()),
             "not_told": lost,
             "nodes": nodes,
             "plugins": plugins,
@@ -96,10 +100,15 @@ impl Fleet {
 
     /// Why nothing is heard of the others, or they hear nothing of this node.
     fn lost(&self) -> Option<String> {
-        let health = self.store.health().into_iter();
-        let own = health.filter(|(backend, _)| *backend == self.config.backend);
-        let lost = own.filter_map(|(_, health)| health.lost).next();
+        let lost = self.health().and_then(|health| health.lost);
         lost.or_else(|| locked(&self.heartbeats).error.clone())
+    }
+
+    /// Of the backend.
+    fn health(&self) -> Option<Health> {
+        let mut all = self.store.health().into_iter();
+        let own = all.find(|(backend, _)| *backend == self.config.backend);
+        own.map(|(_, health)| health)
     }
 
     /// What this node counts.

@@ -1,7 +1,7 @@
 //! Writes and a version, agreed on in one step: both or neither, and on no node one without the other.
 
 use super::together::with_notes;
-use super::{Backend, PLUGIN, first_version, has, node, on, tables, told};
+use super::{Backend, PLUGIN, first_version, fleet_status, has, node, on, tables, told};
 use crate::harness::client::KeptAlive;
 use crate::harness::proxy::PATIENT;
 use crate::harness::servers::Engine;
@@ -216,6 +216,33 @@ async fn a_node_that_waits_for_a_version_tells_of_itself_and_what_came_of_other_
     .await;
 }
 
+async fn who_waits_at_any_node_waits_for_what_was_agreed_on_at_another(backend: Backend) {
+    let proxies = [node(&backend, "one").await, node(&backend, "two").await];
+    let [one, two] = &proxies;
+    let _upstream = first_version(&proxies).await;
+    let before = sha256(&fixture("version-a"));
+    for version in ["version-b", "version-a"] {
+        let body = json!({
+            "writes": { "upstreams": { "set": { "id2": format!("{version}.internal") } } },
+            "activate": { "plugin": "router", "component": component(version) },
+        });
+        let done = one.admin().post("/v1/batch", body.to_string()).await;
+        assert_eq!(done.status, 200, "{}", done.text());
+        // Until it has loaded it, it shows nothing of it.
+        let shown = fleet_status(two, &["--wait", "30s"]).await;
+        assert_eq!(shown.code, 0, "{}{}", shown.stdout, shown.stderr);
+        let version = sha256(&fixture(version));
+        assert!(shown.stdout.contains(&version[..12]), "{}", shown.stdout);
+        assert_eq!(two.admin().plugin("router").await["active"], version);
+    }
+    // A node that hears nothing is not believed.
+    let mut server = backend.server;
+    server.kill().await;
+    let shown = fleet_status(two, &["--wait", "1s"]).await;
+    assert_eq!(shown.code, 1, "{}{}", shown.stdout, shown.stderr);
+    assert!(shown.stdout.contains(&before[..12]), "{}", shown.stdout);
+}
+
 async fn what_others_write_meanwhile_fails_both_or_neither(backend: Backend) {
     let (one, two) = (node(&backend, "one").await, node(&backend, "two").await);
     let proxies = [one, two];
@@ -261,5 +288,6 @@ on_both! {
     writes_elsewhere_are_refused_and_nothing_is_done,
     a_node_that_cannot_load_the_version_says_so_and_has_the_writes,
     a_node_that_waits_for_a_version_tells_of_itself_and_what_came_of_other_changes,
+    who_waits_at_any_node_waits_for_what_was_agreed_on_at_another,
     what_others_write_meanwhile_fails_both_or_neither,
 }
