@@ -180,8 +180,9 @@ async fn status(client: &Client, wait: Option<Duration>, json: bool) -> anyhow::
     let began = Instant::now();
     let deadline = began + wait.unwrap_or_default();
     let (answer, fleet, wrong) = loop {
+        let asked = began.elapsed();
         let (answer, fleet) = read(client).await?;
-        let behind = wait.and_then(|_| behind(&fleet, began.elapsed()));
+        let behind = wait.and_then(|_| behind(&fleet, asked));
         let wrong = wrong(&fleet).or(behind);
         if wrong.is_none() || Instant::now() >= deadline {
             break (answer, fleet, wrong);
